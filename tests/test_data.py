@@ -1,0 +1,211 @@
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from viral_core.data import (
+    IGNORE,
+    MEAN_COLOR,
+    Collator,
+    ConversationDataset,
+    GroupedSampler,
+    Sample,
+    encode,
+    expand_image_tokens,
+    image_token_count,
+    load_conversations,
+    pad_to_square,
+)
+from viral_core.model import assemble
+from viral_core.templates import TEMPLATES, prompt
+
+MODEL_OF = {"vicuna_v1": "llama", "qwen": "qwen", "plain": "llama"}
+
+
+@pytest.fixture(scope="module")
+def processors(tiny):
+    return {name: assemble(tiny / "clip", tiny / name)[1] for name in ("llama", "qwen")}
+
+
+@pytest.fixture(scope="module")
+def processor(processors):
+    return processors["llama"]
+
+
+def test_pad_to_square_centres_on_mean_colour():
+    padded = np.array(pad_to_square(Image.new("RGB", (10, 4), (255, 0, 0))))
+    assert padded.shape == (10, 10, 3)
+    assert (padded[3:7] == (255, 0, 0)).all()
+    assert (padded[[0, 1, 2, 7, 8, 9]] == MEAN_COLOR).all()
+    square = Image.new("RGB", (3, 3))
+    assert pad_to_square(square) is square
+
+
+def test_load_conversations(conversations):
+    samples = load_conversations(*conversations)
+    assert [sample.id for sample in samples] == [f"s{i}" for i in range(12)]
+    assert samples[4].images == ("4.png", "5.png")
+    assert samples[7].images == ()
+    assert [image.size for image in samples[0].open_images()] == [(30, 30)]
+
+
+def test_all_faults_are_listed_together(tmp_path, conversations):
+    human, gpt = {"from": "human", "value": "<image>\nHi"}, {"from": "gpt", "value": "A."}
+    entries = [
+        {"id": "good", "image": "0.png", "conversations": [human, gpt]},
+        {"id": "missing", "image": "none.png", "conversations": [human, gpt]},
+        {"id": "first", "conversations": [gpt, {"from": "human", "value": "Hi"}]},
+        {"id": "markers", "image": ["0.png", "1.png"], "conversations": [human, gpt]},
+        {"id": "blank", "image": "0.png", "conversations": [human, {"from": "gpt", "value": " "}]},
+        {"id": "odd", "image": "0.png", "conversations": [human, gpt, {"from": "human", "value": "Hi"}]},
+        {"id": "inside", "conversations": [{"from": "human", "value": "Hi"}, human | {"from": "gpt"}]},
+        {"id": "nothing"},
+    ]
+    path = tmp_path / "faulty.json"
+    path.write_text(json.dumps(entries))
+    with pytest.raises(ValueError, match=r"7 faults in .*faulty.json") as error:
+        load_conversations(path, conversations[1])
+    for entry in entries:
+        assert (f"sample {entry['id']}:" in str(error.value)) == (entry["id"] != "good")
+
+
+def test_load_errors_name_the_file(tmp_path, conversations):
+    with pytest.raises(FileNotFoundError, match="absent.json"):
+        load_conversations(tmp_path / "absent.json", tmp_path)
+    with pytest.raises(FileNotFoundError, match="no image folder"):
+        load_conversations(conversations[0], tmp_path / "absent")
+    (tmp_path / "broken.json").write_text("[{")
+    with pytest.raises(ValueError, match="broken.json is not valid json"):
+        load_conversations(tmp_path / "broken.json", tmp_path)
+    (tmp_path / "image.png").write_text("no image")
+    with pytest.raises(ValueError, match=r"sample x: cannot read image .*image.png"):
+        Sample("x", (), ("image.png",), tmp_path).open_images()
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_labels_supervise_exactly_answers_and_stop(name, processors, conversations):
+    processor, template = processors[MODEL_OF[name]], TEMPLATES[name]
+    tokenizer = processor.tokenizer
+    for sample in load_conversations(*conversations):
+        encoded = encode(sample, processor, template, 512)
+        ids, labels = encoded["input_ids"], encoded["labels"]
+        supervised = labels != IGNORE
+        assert torch.equal(labels[supervised], ids[supervised])
+        answers = [turn["value"].strip() for turn in sample.turns if turn["from"] == "gpt"]
+        space = "" if name == "plain" else " "
+        expected = "".join(f"{space}{answer}{template.stop}" for answer in answers)
+        assert tokenizer.decode(labels[supervised]) == expected
+        assert supervised[-1]  # the last stop
+        assert (ids == processor.image_token_id).sum() == 4 * len(sample.images)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_prompt_tokens_are_the_trained_ones(name, processors, conversations):
+    processor, template = processors[MODEL_OF[name]], TEMPLATES[name]
+    sample = load_conversations(*conversations)[0]
+    encoded = encode(sample, processor, template, 512)
+    text = expand_image_tokens(prompt(template, sample.turns[0]["value"]), image_token_count(processor))
+    first = int((encoded["labels"] != IGNORE).nonzero()[0])
+    assert processor.tokenizer(text)["input_ids"] == encoded["input_ids"][:first].tolist()
+
+
+def test_truncation(processor, conversations):
+    sample = load_conversations(*conversations)[0]
+    full = encode(sample, processor, TEMPLATES["vicuna_v1"], 512)
+    first = int((full["labels"] != IGNORE).nonzero()[0])
+    cut = encode(sample, processor, TEMPLATES["vicuna_v1"], first + 1)
+    assert torch.equal(cut["labels"], full["labels"][: first + 1])
+    with pytest.raises(ValueError, match="sample s0: no supervised token"):
+        encode(sample, processor, TEMPLATES["vicuna_v1"], first)
+    with pytest.raises(ValueError, match="sample s0: .*loses visual tokens"):
+        encode(sample, processor, TEMPLATES["vicuna_v1"], 20)
+
+
+def test_unknown_stop_token_raises(processor, conversations):
+    sample = load_conversations(*conversations)[0]
+    processor = replace_tokenizer(processor, WordTokenizer())
+    with pytest.raises(ValueError, match="sample s0: the tokenizer drops the end"):
+        encode(sample, processor, TEMPLATES["plain"], 512)
+
+
+class WordTokenizer:
+    """Splits at white space and drops it, as a word-level tokenizer without a newline token does."""
+
+    def __call__(self, text, **_):
+        import re
+
+        spans = [match.span() for match in re.finditer(r"<image>|[^\s<]+", text)]
+        return {"input_ids": [7] * len(spans), "offset_mapping": spans}
+
+
+def replace_tokenizer(processor, tokenizer):
+    class Other:
+        image_processor, patch_size = processor.image_processor, processor.patch_size
+        num_additional_image_tokens, vision_feature_select_strategy = 1, "default"
+        image_token_id = 7
+
+    Other.tokenizer = tokenizer
+    return Other
+
+
+@pytest.mark.parametrize("vision", ["clip", "siglip"])
+def test_image_token_count_is_the_processors(vision, tiny):
+    llava, processor = assemble(tiny / vision, tiny / "llama")
+    ids = processor(text="<image>", images=Image.new("RGB", (28, 28)), return_tensors="pt")["input_ids"]
+    assert (ids == processor.image_token_id).sum() == image_token_count(processor) == llava.config.image_seq_length == 4
+
+
+def test_collator_keeps_reading_order(processor, conversations):
+    samples = load_conversations(*conversations)
+    data = ConversationDataset(samples, processor, TEMPLATES["vicuna_v1"], 512)
+    features = {f"{i}.png": torch.full((4, 2), i) for i in range(12)}
+    collate = Collator(processor, lambda keys: torch.stack([features[key] for key in keys]), keep_images=True)
+    batch = collate([data[i] for i in (7, 4, 0)])
+    assert batch["image_tokens"] == [4, 4, 4]
+    assert batch["teacher_features"][:, 0, 0].tolist() == [4, 5, 0]
+    assert len(batch["images"]) == 3
+    single = processor.image_processor(batch["images"][1], return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(batch["pixel_values"][1:2], single)
+    lengths = [len(data[i]["input_ids"]) for i in (7, 4, 0)]
+    assert batch["attention_mask"].sum(1).tolist() == lengths
+    assert (batch["labels"][0, lengths[0] :] == IGNORE).all()
+
+    text = collate([data[7], data[9]])
+    assert text["image_tokens"] == []
+    assert not {"pixel_values", "teacher_features", "images"} & text.keys()
+
+
+def _samples(images, texts):
+    turns = ({"from": "human", "value": "a"}, {"from": "gpt", "value": "b"})
+    make = [Sample(f"i{n}", turns, ("x",), None) for n in range(images)]
+    for n in range(texts):
+        make.append(Sample(f"t{n}", (turns[0], {"from": "gpt", "value": "b " * (n + 1)}), (), None))
+    return make
+
+
+def test_sampler_groups_modalities_and_sees_everybody():
+    samples = _samples(21, 14)
+    sampler = GroupedSampler(samples, 4, 4, steps=9, seed=3)
+    order = list(sampler)
+    assert len(order) == len(sampler) == 36  # ceil(35 / 4) batches
+    batches = [order[i : i + 4] for i in range(0, 36, 4)]
+    assert set(order) == set(range(35))
+    assert Counter(Counter(order).values()) == {1: 34, 2: 1}
+    mixed = [batch for batch in batches if len({bool(samples[i].images) for i in batch}) == 2]
+    assert len(mixed) <= 2
+    lengths = [[sampler.lengths[i] for i in batch] for batch in batches]
+    assert all(row == sorted(row, reverse=True) for row in lengths)
+    assert lengths[0][0] == max(sampler.lengths)
+
+
+def test_sampler_order_depends_on_seed_and_goes_on_over_epochs():
+    samples = _samples(16, 0)
+    one, two = (list(GroupedSampler(samples, 4, 4, steps=n, seed=0)) for n in (4, 10))
+    assert two[:16] == one
+    assert len(two) == 40
+    assert sorted(two[16:32]) == list(range(16))
+    assert two[:16] != two[16:32]
+    assert list(GroupedSampler(samples, 4, 4, steps=4, seed=1)) != one

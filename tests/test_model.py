@@ -1,0 +1,267 @@
+import json
+import shutil
+from dataclasses import asdict
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, CLIPVisionModel, SiglipVisionModel
+
+from viral_core.data import Collator, ConversationDataset, load_conversations
+from viral_core.model import (
+    Align,
+    AlignedModel,
+    Residual,
+    add_lora,
+    assemble,
+    base_llava,
+    fingerprint,
+    load_projector,
+    load_run,
+    save_projector,
+    save_run,
+)
+from viral_core.templates import TEMPLATES
+
+TEMPLATE = TEMPLATES["vicuna_v1"]
+MIXED = (4, 7, 0, 1)  # two, no, one and one image
+
+
+@pytest.fixture(scope="module")
+def batches(tiny, conversations):
+    processor = assemble(tiny / "clip", tiny / "llama")[1]
+    data = ConversationDataset(load_conversations(*conversations), processor, TEMPLATE, 512)
+    return lambda indices: Collator(processor)([data[i] for i in indices])
+
+
+def build(tiny, align=None, residuals=(), vision="clip", language="llama"):
+    torch.manual_seed(1)
+    model = AlignedModel(add_lora(assemble(tiny / vision, tiny / language)[0], r=4, alpha=8), align, residuals)
+    for p in model.parameters():
+        if p.requires_grad:  # LoRA's B starts at 0
+            torch.nn.init.normal_(p, std=0.1)
+    return model
+
+
+def inputs(batch):
+    return {key: batch[key] for key in ("input_ids", "attention_mask", "pixel_values")}
+
+
+@pytest.mark.parametrize(("vision", "tower_class"), [("clip", CLIPVisionModel), ("siglip", SiglipVisionModel)])
+@pytest.mark.parametrize("language", ["llama", "qwen"])
+def test_assembled_parts_are_the_checkpoints(tiny, vision, tower_class, language):
+    llava, processor = assemble(tiny / vision, tiny / language)
+    tower = tower_class.from_pretrained(tiny / vision)
+    lm = AutoModelForCausalLM.from_pretrained(tiny / language)
+    for part, loaded in ((llava.model.vision_tower, tower), (llava.model.language_model, lm.model)):
+        saved = loaded.state_dict()
+        assert part.state_dict().keys() == saved.keys()
+        for name, value in part.state_dict().items():
+            assert torch.equal(value[: len(saved[name])] if value.dim() else value, saved[name]), name
+    assert {name for name, p in llava.named_parameters() if p.requires_grad} == {
+        f"model.multi_modal_projector.linear_{i}.{kind}" for i in (1, 2) for kind in ("weight", "bias")
+    }
+    ids = torch.tensor([processor.tokenizer("Two dogs")["input_ids"]])
+    size = lm.config.vocab_size
+    torch.testing.assert_close(llava(input_ids=ids).logits[..., :size], lm(input_ids=ids).logits)
+    assert llava.config.image_token_id == size  # the tokenizer lacked it: one more row, the mean one
+    rows = llava.get_input_embeddings().weight
+    torch.testing.assert_close(rows[size], rows[:size].mean(0))
+
+
+def test_other_vision_models_are_refused(tiny):
+    with pytest.raises(ValueError, match="'llama' model; LLaVA takes a fixed-size vision tower"):
+        assemble(tiny / "llama", tiny / "llama")
+
+
+def test_projector_round_trip(tiny, tmp_path):
+    one, two = (assemble(tiny / "clip", tiny / "llama")[0] for _ in range(2))
+    save_projector(one, tmp_path / "projector.safetensors")
+    load_projector(two, tmp_path / "projector.safetensors")
+    for name, p in one.named_parameters():
+        assert torch.equal(p, two.get_parameter(name))
+    with pytest.raises(FileNotFoundError, match="none.safetensors"):
+        load_projector(two, tmp_path / "none.safetensors")
+    two.model.multi_modal_projector.linear_1 = torch.nn.Linear(3, 32)
+    with pytest.raises(ValueError, match="does not fit"):
+        load_projector(two, tmp_path / "projector.safetensors")
+
+
+def test_lora_is_on_the_language_model_only(tiny):
+    model = build(tiny)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    lora = {name for name in trained if "lora" in name}
+    assert all(".language_model.layers." in name for name in lora)
+    assert len(lora) == 4 * 7 * 2  # blocks, matrices, A and B
+    assert all("multi_modal_projector" in name for name in trained - lora)
+
+
+def cosine_loop(pred, target, per_image=4):
+    """Mean over images of the mean over tokens of -cos, in float64 and one token at a time."""
+    values = []
+    for p, t in zip(pred.double(), target.double(), strict=True):
+        values.append(-float(sum(a * b for a, b in zip(p, t, strict=True)) / (p.norm() * t.norm())))
+    images = [values[i : i + per_image] for i in range(0, len(values), per_image)]
+    return sum(sum(image) / per_image for image in images) / len(images)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("target", ["teacher", "encoder", "projector"])
+def test_alignment_loss_against_a_plain_loop(tiny, batches, target, shared):
+    dim = 6 if target == "teacher" else None
+    model = build(tiny, Align((1, 3), target, weight=0.25, shared_head=shared, hidden=16, dim=dim)).eval()
+    batch = batches(MIXED)
+    teacher = torch.randn(4, 4, 6)
+    with torch.no_grad():
+        out = model(**batch, teacher_features=teacher if target == "teacher" else None)
+        reference = model.llava(**inputs(batch), labels=batch["labels"], output_hidden_states=True)
+        mask = (batch["input_ids"] == model.config.image_token_id).flatten()
+        hidden = [state.flatten(0, 1)[mask] for state in reference.hidden_states]
+        core = base_llava(model.llava).model
+        z = core.vision_tower(batch["pixel_values"], output_hidden_states=True).hidden_states[-2][:, 1:].flatten(0, 1)
+        wanted = {"teacher": teacher.flatten(0, 1), "encoder": z, "projector": core.multi_modal_projector(z)}[target]
+        heads = [model.heads["shared" if shared else str(layer)] for layer in (1, 3)]
+        expected = sum(cosine_loop(head(hidden[layer]), wanted) for head, layer in zip(heads, (1, 3), strict=True)) / 2
+    assert len(model.heads) == (1 if shared else 2)
+    assert float(out["vra_loss"]) == pytest.approx(expected, abs=1e-6)
+    torch.testing.assert_close(out["lm_loss"], reference.loss)
+    torch.testing.assert_close(out["loss"], out["lm_loss"] + 0.25 * out["vra_loss"])
+
+
+def test_a_projector_target_is_detached(tiny, batches):
+    model = build(tiny, Align((1,), "projector", hidden=16))
+    loss = model(**batches(MIXED))["vra_loss"]
+    pred = model.heads["1"](model.tap.states[1])
+    detached = -torch.nn.functional.cosine_similarity(pred, model.tap.states[0].detach(), dim=-1).mean()
+    projector = list(base_llava(model.llava).model.multi_modal_projector.parameters())
+    expected = torch.autograd.grad(detached, projector, retain_graph=True)
+    for grad, wanted in zip(torch.autograd.grad(loss, projector), expected, strict=True):
+        torch.testing.assert_close(grad, wanted)
+
+
+@pytest.mark.parametrize("objective", ["cosine", "relation"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_batch_without_images_is_zero_and_in_the_graph(tiny, batches, objective, checkpointing):
+    align = Align((2, 4), objective=objective, hidden=16, dim=6)
+    model = build(tiny, align, (Residual(1), Residual(3, "encoder"))).train()
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    out = model(**batches((7, 9)))
+    assert out["vra_loss"].item() == 0
+    assert out["loss"].item() == out["lm_loss"].item()
+    out["loss"].backward()
+    for name, p in model.named_parameters():
+        assert (p.grad is not None) == p.requires_grad, name
+        if p.requires_grad and "lora" not in name:
+            assert not p.grad.any(), name
+    assert any(p.grad.any() for name, p in model.named_parameters() if "lora" in name)
+
+
+def test_parts_of_a_global_batch_add_up(tiny, batches):
+    model = build(tiny, Align((2,), "encoder", hidden=16)).eval()
+    whole = model(**batches((4, 7, 0, 1, 2)))
+    parts = [batches(indices) for indices in ((4, 7), (0,), (1, 2))]
+    totals = torch.tensor([sum((part["labels"][:, 1:] != -100).sum() for part in parts), 5])
+    assert totals[1] == sum(len(part["image_tokens"]) for part in parts)
+    summed = [model(**part, totals=totals) for part in parts]
+    for key in ("loss", "lm_loss", "vra_loss"):
+        torch.testing.assert_close(sum(out[key] for out in summed), whole[key])
+
+
+def test_alignment_errors(tiny, batches):
+    model = build(tiny, Align((2,), hidden=16, dim=6))
+    with pytest.raises(ValueError, match="needs teacher features"):
+        model(**batches(MIXED))
+    with pytest.raises(ValueError, match="does not match"):
+        model(**batches(MIXED), teacher_features=torch.randn(4, 9, 6))
+    for bad in ({"objective": "l2"}, {"target": "pixels"}, {"dim": None}, {"layers": ()}):
+        with pytest.raises(ValueError, match="alignment|teacher"):
+            Align(**{"layers": (2,), "dim": 6, **bad})
+    with pytest.raises(ValueError, match="layers .9. do not exist"):
+        build(tiny, Align((9,), hidden=16, dim=6))
+    with pytest.raises(ValueError, match="residual source"):
+        Residual(2, "pixels")
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(tiny, batches):
+    def gradients(checkpointing):
+        model = build(tiny, Align((1, 4), "encoder", hidden=16), (Residual(2), Residual(3, "encoder"))).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        model(**batches(MIXED))["loss"].backward()
+        return {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+
+    plain, again = gradients(False), gradients(True)
+    for name in plain:
+        torch.testing.assert_close(plain[name], again[name])
+
+
+def test_vision_tower_never_trains(tiny):
+    model = build(tiny).train()
+    assert not any(module.training for module in base_llava(model.llava).model.vision_tower.modules())
+    assert base_llava(model.llava).model.language_model.training
+
+
+def test_state_dict_holds_what_trains(tiny):
+    model = build(tiny, Align((2,), hidden=16, dim=6))
+    state = model.state_dict()
+    assert set(state) == {name for name, p in model.named_parameters() if p.requires_grad}
+    other = build(tiny, Align((2,), hidden=16, dim=6))
+    other.load_state_dict({name: value + 1 for name, value in state.items()})
+    for name, value in state.items():
+        assert torch.equal(other.get_parameter(name), value + 1)
+    with pytest.raises(RuntimeError, match="Missing"):
+        other.load_state_dict({name: value for name, value in state.items() if "heads" not in name})
+
+
+@pytest.mark.parametrize(("vision", "language"), [("clip", "llama"), ("siglip", "qwen")])
+@pytest.mark.parametrize("residuals", [(), (Residual(2),), (Residual(2, "encoder"),)])
+def test_a_loaded_run_is_identical(tiny, batches, tmp_path, residuals, vision, language):
+    align = Align((1, 3), hidden=16, dim=6, objective="relation")
+    model = build(tiny, align, residuals, vision, language).eval()
+    save_run(tmp_path / "run", model, TEMPLATE, seed=7, training={"step": 3})
+    torch.manual_seed(99)
+    run = load_run(tmp_path / "run")
+    batch = inputs(batches(MIXED))
+    with torch.no_grad():
+        assert torch.equal(run.model(**batch).logits, model.llava(**batch).logits)
+    one = {"input_ids": batch["input_ids"][:1], "pixel_values": batch["pixel_values"][:2], "max_new_tokens": 4}
+    assert torch.equal(run.model.generate(**one), model.llava.generate(**one))
+    assert (run.template, run.seed, run.training) == (TEMPLATE, 7, {"step": 3})
+    assert (run.aligned.align, run.aligned.residuals) == (align, residuals)
+    assert not run.aligned.training
+    saved, loaded = model.state_dict(), run.aligned.state_dict()
+    assert saved.keys() == loaded.keys()
+    assert all(torch.equal(saved[name], loaded[name]) for name in saved)
+    if residuals:
+        model.remove()
+        with torch.no_grad():
+            assert not torch.allclose(run.model(**batch).logits, model.llava(**batch).logits)
+
+
+def test_a_run_without_lora_or_alignment(tiny, batches, tmp_path):
+    model = AlignedModel(assemble(tiny / "clip", tiny / "llama")[0]).eval()
+    save_run(tmp_path, model, TEMPLATE, seed=0)
+    assert {path.name for path in tmp_path.iterdir()} == {"projector.safetensors", "run.json"}
+    batch = inputs(batches(MIXED))
+    assert torch.equal(load_run(tmp_path).model(**batch).logits, model.llava(**batch).logits)
+
+
+def test_a_run_knows_its_base(tiny, tmp_path):
+    for name in ("clip", "llama"):
+        shutil.copytree(tiny / name, tmp_path / name)
+    model = build(tmp_path)
+    save_run(tmp_path / "run", model, TEMPLATE, seed=0)
+    base = json.loads((tmp_path / "run" / "run.json").read_text())["base"]
+    assert base == asdict(base_llava(model.llava).base)
+    (tmp_path / "clip").rename(tmp_path / "moved")
+    load_run(tmp_path / "run", vision=tmp_path / "moved")
+
+    (tmp_path / "moved").rename(tmp_path / "clip")
+    other = AutoModelForCausalLM.from_pretrained(tmp_path / "llama")
+    other.model.norm.weight.data += 1
+    other.save_pretrained(tmp_path / "llama")
+    assert fingerprint(tmp_path / "llama") != base["language_sha256"]
+    with pytest.raises(ValueError, match="train it again"):
+        load_run(tmp_path / "run")
+    with pytest.raises(FileNotFoundError, match=r"no run\.json"):
+        load_run(tmp_path / "clip")

@@ -1,0 +1,268 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from viral_core.data import Collator, ConversationDataset, GroupedSampler, load_conversations
+from viral_core.model import Align, AlignedModel, Residual, add_lora, assemble, base_llava, load_run
+from viral_core.templates import TEMPLATES
+from viral_core.trainer import Recipe, train_stage1, train_stage2
+
+TEMPLATE = TEMPLATES["vicuna_v1"]
+RECIPE = Recipe(batch_size=4, lr=1e-2, steps=4, max_length=512, log_every=1)
+ALIGN = Align((2,), hidden=16, init_std=0.2, dim=6)
+
+
+@pytest.fixture(scope="module")
+def samples(conversations):
+    return load_conversations(*conversations)
+
+
+def features(keys):
+    """Cached teacher features of images, by name."""
+    return torch.stack([torch.randn(4, 6, generator=torch.Generator().manual_seed(int(key[:-4]))) for key in keys])
+
+
+def build(tiny, align=ALIGN, residuals=(), dropout=0.1, **options):
+    torch.manual_seed(1)
+    llava, processor = assemble(tiny / "clip", tiny / "llama", **options)
+    return AlignedModel(add_lora(llava, r=4, alpha=8, dropout=dropout), align, residuals), processor
+
+
+def everything(model):
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def log(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_stage_2_changes_what_trains_and_nothing_else(tiny, samples, tmp_path):
+    model, processor = build(tiny, residuals=(Residual(1, "encoder"),))
+    before = everything(model)
+    train_stage2(model, processor, samples, RECIPE, tmp_path / "run", template=TEMPLATE, features=features)
+    changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert changed == {
+        name
+        for name in before
+        if "lora" in name or "multi_modal_projector" in name or name.startswith(("heads", "adapters"))
+    }
+
+
+def test_stage_1_changes_the_projector_and_nothing_else(tiny, samples, tmp_path):
+    llava, processor = assemble(tiny / "clip", tiny / "llama")
+    before = everything(llava)
+    captions = [sample for sample in samples if len(sample.turns) == 2 and sample.images]
+    train_stage1(llava, processor, captions, RECIPE, tmp_path / "stage1")
+    changed = {name for name, p in llava.named_parameters() if not torch.equal(p, before[name])}
+    assert changed == {name for name in before if "multi_modal_projector" in name}
+    assert {path.name for path in (tmp_path / "stage1").iterdir()} == {"projector.safetensors", "log.jsonl"}
+    again, _ = assemble(tiny / "clip", tiny / "llama", projector=tmp_path / "stage1" / "projector.safetensors")
+    for name, p in llava.named_parameters():
+        assert torch.equal(p, again.get_parameter(name))
+    assert not llava.model.language_model._forward_pre_hooks  # nothing stays attached
+
+
+def test_log_has_both_losses_of_the_first_global_batch(tiny, samples, tmp_path):
+    model, processor = build(tiny, dropout=0.0)
+    recipe = replace(RECIPE, micro_batch=2, steps=3, log_every=2)
+    order = list(GroupedSampler(samples, 4, 4, 3, recipe.seed))[:4]
+    data = ConversationDataset(samples, processor, TEMPLATE, 512)
+    with torch.no_grad():
+        first = model(**Collator(processor, features)([data[i] for i in order]))
+    train_stage2(model, processor, samples, recipe, tmp_path / "run", template=TEMPLATE, features=features)
+    entries = log(tmp_path / "run")
+    assert [entry["step"] for entry in entries] == [1, 2]
+    keys = {"step", "loss", "lm_loss", "vra_loss", "learning_rate", "grad_norm", "seconds"}
+    assert all(entry.keys() == keys for entry in entries)
+    for key in ("loss", "lm_loss", "vra_loss"):
+        assert entries[0][key] == pytest.approx(float(first[key]), abs=1e-5)
+
+
+def test_baseline_logs_no_alignment_loss(tiny, samples, tmp_path):
+    model, processor = build(tiny, align=None)
+    train_stage2(model, processor, samples, RECIPE, tmp_path / "run", template=TEMPLATE)
+    assert all(entry["vra_loss"] is None and entry["loss"] == entry["lm_loss"] for entry in log(tmp_path / "run"))
+
+
+def test_text_only_steps_do_not_dilute_the_alignment_loss(tiny, samples, tmp_path):
+    texts = [sample for sample in samples if not sample.images] * 4
+    model, processor = build(tiny, dropout=0.0)
+    train_stage2(model, processor, texts, RECIPE, tmp_path / "text", template=TEMPLATE, features=features)
+    assert all(entry["vra_loss"] is None for entry in log(tmp_path / "text"))
+    model, processor = build(tiny, dropout=0.0)
+    mixed = texts + [samples[i] for i in (0, 1, 2, 3)]  # two text batches, one with images
+    recipe = replace(RECIPE, steps=3, log_every=3, lr=0.0)
+    train_stage2(model, processor, mixed, recipe, tmp_path / "mixed", template=TEMPLATE, features=features)
+    data = ConversationDataset(samples, processor, TEMPLATE, 512)
+    with torch.no_grad():
+        value = model(**Collator(processor, features)([data[i] for i in (0, 1, 2, 3)]))["vra_loss"]
+    entries = log(tmp_path / "mixed")
+    assert [entry["step"] for entry in entries] == [1, 3]
+    shown = [entry["vra_loss"] for entry in entries if entry["vra_loss"] is not None]
+    assert shown == [pytest.approx(float(value), abs=1e-5)]
+
+
+def test_the_global_batch_counts_not_the_micro_batch(tiny, samples, tmp_path):
+    results = []
+    for micro in (1, 2, 4):
+        model, processor = build(tiny, dropout=0.0)
+        recipe = replace(RECIPE, micro_batch=micro, lr=1e-3)
+        train_stage2(model, processor, samples, recipe, tmp_path / str(micro), template=TEMPLATE, features=features)
+        results.append((model.state_dict(), log(tmp_path / str(micro))))
+    for state, entries in results[1:]:
+        for name, value in results[0][0].items():
+            torch.testing.assert_close(state[name], value, atol=1e-4, rtol=0)
+        for one, other in zip(results[0][1], entries, strict=True):
+            assert one["loss"] == pytest.approx(other["loss"], abs=1e-4)
+
+
+def test_online_teacher_equals_cached_features(tiny, samples, tmp_path):
+    def teacher(images):
+        rows = [list(image.resize((2, 2)).tobytes()) * 2 for image in images]
+        return torch.tensor(rows, dtype=torch.float32).view(-1, 4, 6) / 255
+
+    by_name = {
+        name: image for sample in samples for name, image in zip(sample.images, sample.open_images(), strict=True)
+    }
+    states = []
+    for options in ({"teacher": teacher}, {"features": lambda keys: teacher([by_name[key] for key in keys])}):
+        model, processor = build(tiny)
+        train_stage2(model, processor, samples, RECIPE, tmp_path / "run", template=TEMPLATE, **options)
+        states.append(model.state_dict())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+def killing(after):
+    calls = []
+
+    def interrupted(keys):
+        calls.append(keys)
+        if len(calls) > after:
+            raise Killed
+        return features(keys)
+
+    return interrupted
+
+
+def test_a_killed_run_resumes_exactly(tiny, samples, tmp_path):
+    images = [sample for sample in samples if sample.images]
+    recipe = replace(RECIPE, steps=9, micro_batch=2, save_every=2, checkpoints=(0.2, 0.7), gradient_checkpointing=True)
+
+    def train(folder, features):
+        model, processor = build(tiny)
+        torch.manual_seed(len(folder.name))  # the state of the process must not matter
+        train_stage2(model, processor, images, recipe, folder, template=TEMPLATE, features=features)
+        return model.state_dict()
+
+    whole = train(tmp_path / "whole", features)
+    with pytest.raises(Killed):
+        train(tmp_path / "killed", killing(after=11))
+    assert not (tmp_path / "killed").exists()
+    resumed = train(tmp_path / "killed", killing(after=18 - 8 + 1))  # would raise if it began again
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert not (tmp_path / "killed.work").exists()
+    files = [
+        {str(p.relative_to(folder)) for p in folder.rglob("*")} for folder in (tmp_path / "whole", tmp_path / "killed")
+    ]
+    assert files[0] == files[1]
+    assert {"checkpoint-2", "checkpoint-6", "run.json", "log.jsonl"} <= files[0]
+    for one, other in zip(log(tmp_path / "whole"), log(tmp_path / "killed"), strict=True):
+        assert {**one, "seconds": 0} == {**other, "seconds": 0}
+    seconds = [entry["seconds"] for entry in log(tmp_path / "killed")]
+    assert seconds == sorted(seconds)
+
+
+def test_a_state_of_other_settings_is_not_resumed(tiny, samples, tmp_path):
+    recipe = replace(RECIPE, save_every=1)
+    model, processor = build(tiny)
+    with pytest.raises(Killed):
+        train_stage2(model, processor, samples, recipe, tmp_path / "run", template=TEMPLATE, features=killing(3))
+    model, processor = build(tiny, replace(ALIGN, weight=0.1))
+    with pytest.warns(UserWarning, match="other settings"):
+        train_stage2(model, processor, samples, recipe, tmp_path / "run", template=TEMPLATE, features=features)
+    fresh, processor = build(tiny, replace(ALIGN, weight=0.1))
+    train_stage2(fresh, processor, samples, recipe, tmp_path / "fresh", template=TEMPLATE, features=features)
+    assert all(torch.equal(fresh.state_dict()[name], value) for name, value in model.state_dict().items())
+
+
+def test_checkpoints_are_runs_of_the_learning_curve(tiny, samples, tmp_path):
+    model, processor = build(tiny)
+    recipe = replace(RECIPE, checkpoints=(0.5, 1.0))
+    train_stage2(
+        model,
+        processor,
+        samples,
+        recipe,
+        tmp_path / "run",
+        template=TEMPLATE,
+        features=features,
+        training={"note": "x"},
+    )
+    half, end = load_run(tmp_path / "run" / "checkpoint-2"), load_run(tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoint-4").exists()
+    assert (half.training["step"], end.training["step"], end.training["note"]) == (2, 4, "x")
+    state = model.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in end.aligned.state_dict().items())
+    assert not any(torch.equal(state[name], value) for name, value in half.aligned.state_dict().items())
+
+
+def test_projector_has_its_own_learning_rate(tiny, samples, tmp_path):
+    model, processor = build(tiny)
+    before = everything(model)
+    recipe = replace(RECIPE, projector_lr=0.0)
+    train_stage2(model, processor, samples, recipe, tmp_path / "run", template=TEMPLATE, features=features)
+    changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert changed == {name for name, p in model.named_parameters() if p.requires_grad and "projector" not in name}
+
+
+def test_loss_that_is_not_finite_stops_the_run(tiny, samples, tmp_path):
+    model, processor = build(tiny)
+    with pytest.raises(FloatingPointError, match="step 1: the loss is not finite"):
+        train_stage2(
+            model,
+            processor,
+            samples,
+            RECIPE,
+            tmp_path / "run",
+            template=TEMPLATE,
+            features=lambda keys: features(keys) * torch.nan,
+        )
+    assert not (tmp_path / "run").exists()
+
+
+def test_bfloat16_keeps_float32_weights_for_what_trains(tiny, samples, tmp_path):
+    model, processor = build(tiny, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="half precision"):
+        train_stage2(model, processor, samples, RECIPE, tmp_path / "run", template=TEMPLATE, features=features)
+    recipe = replace(RECIPE, bf16=True, gradient_checkpointing=True)
+    train_stage2(model, processor, samples, recipe, tmp_path / "run", template=TEMPLATE, features=features)
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    assert base_llava(model.llava).lm_head.weight.dtype == torch.bfloat16
+    run = load_run(tmp_path / "run", dtype=torch.bfloat16)
+    data = ConversationDataset(samples, processor, TEMPLATE, 512)
+    batch = Collator(processor)([data[0]])
+    out = run.model.generate(input_ids=batch["input_ids"], pixel_values=batch["pixel_values"], max_new_tokens=2)
+    assert out.shape[1] == batch["input_ids"].shape[1] + 2
+
+
+def test_bad_recipes(tiny, samples, tmp_path):
+    model, processor = build(tiny)
+    with pytest.raises(ValueError, match="not a multiple of micro_batch 3"):
+        train_stage2(
+            model, processor, samples, replace(RECIPE, micro_batch=3), tmp_path, template=TEMPLATE, features=features
+        )
+    for options in ({}, {"features": features, "teacher": features}):
+        with pytest.raises(ValueError, match="either cached features or the teacher"):
+            train_stage2(model, processor, samples, RECIPE, tmp_path, template=TEMPLATE, **options)
+
+
+def test_steps_come_from_epochs():
+    assert Recipe(batch_size=128, lr=1.0).total_steps(665_298) == 5198
+    assert Recipe(batch_size=4, lr=1.0, epochs=0.5).total_steps(17) == 3
+    assert Recipe(batch_size=4, lr=1.0, steps=7).total_steps(17) == 7

@@ -1,0 +1,290 @@
+"""Conversations to batches: LLaVA's json formats, supervision masks, square padding, grouped batches.
+
+Design choices:
+- The whole text is tokenised once; offsets decide which tokens are supervised, so that training sees exactly the
+  tokens that the prompt of an evaluation produces. Nothing is re-tokenised piece by piece.
+- Any number of images per sample, none included. Images are opened when a sample is drawn, not before.
+- Faults are found up front and listed together (`load_conversations`) or raise with the sample's name (`encode`).
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset, Sampler
+
+from viral_core.templates import IMAGE_MARKER, Template, segments
+
+IGNORE = -100  # label of a token that is not supervised, as in transformers
+MEAN_COLOR = (122, 116, 104)  # 255 times CLIP's mean pixel, which LLaVA pads with
+_LISTED = 20  # faults shown in full by one error message
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One conversation. `images` are the names written in the json file: the keys of cached teacher features."""
+
+    id: str
+    turns: tuple[dict, ...]
+    images: tuple[str, ...]
+    folder: Path
+
+    def open_images(self) -> list[Image.Image]:
+        """Open the images as RGB, padded to squares with the mean colour.
+
+        Raises:
+            ValueError: a file that is no readable image; names the sample and the file.
+        """
+        return [pad_to_square(self._open(name)) for name in self.images]
+
+    def _open(self, name: str) -> Image.Image:
+        try:
+            return Image.open(self.folder / name).convert("RGB")
+        except OSError as error:
+            raise ValueError(
+                f"sample {self.id}: cannot read image {self.folder / name} ({error}): restore it"
+            ) from error
+
+
+def pad_to_square(image: Image.Image, color: tuple[int, int, int] = MEAN_COLOR) -> Image.Image:
+    """Centre an RGB image (W, H) on a square canvas of side max(W, H), as LLaVA does."""
+    width, height = image.size
+    if width == height:
+        return image
+    side = max(width, height)
+    canvas = Image.new("RGB", (side, side), color)
+    canvas.paste(image, ((side - width) // 2, (side - height) // 2))
+    return canvas
+
+
+def load_conversations(path: str | Path, image_folder: str | Path) -> list[Sample]:
+    """Read LLaVA json (LCS-558K or 665K format) and check every sample.
+
+    A sample is `{"id", "image" (a name, a list of names, or absent), "conversations": [{"from", "value"}, ...]}`.
+
+    Raises:
+        FileNotFoundError: no such json file or image folder.
+        ValueError: the file is not such a list, or samples are faulty (missing image, turns that do not alternate from
+            a human one, image markers that do not match the images, empty answers); faults are listed together.
+    """
+    path, folder = Path(path), Path(image_folder)
+    if not path.is_file():
+        raise FileNotFoundError(f"no conversations at {path}: create or download that file first")
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no image folder at {folder}, needed by {path}")
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid json ({error}): create or download it again") from error
+    if not isinstance(entries, list) or not entries:
+        raise ValueError(f"{path} must hold a non-empty json list of conversations")
+
+    samples, faults = [], []
+    for position, entry in enumerate(entries):
+        name = str(entry.get("id", f"at position {position}")) if isinstance(entry, dict) else f"at position {position}"
+        found = _faults(entry, folder)
+        faults += [f"sample {name}: {fault}" for fault in found]
+        if not found:
+            samples.append(Sample(name, tuple(entry["conversations"]), _image_names(entry), folder))
+    if faults:
+        more = f"\n  ... and {len(faults) - _LISTED} more" if len(faults) > _LISTED else ""
+        listed = "\n  ".join(faults[:_LISTED])
+        raise ValueError(f"{len(faults)} faults in {path}; correct or remove these entries:\n  {listed}{more}")
+    return samples
+
+
+def _image_names(entry: dict) -> tuple[str, ...]:
+    image = entry.get("image") or ()
+    return (image,) if isinstance(image, str) else tuple(image)
+
+
+def _faults(entry: object, folder: Path) -> list[str]:
+    if not isinstance(entry, dict) or not isinstance(entry.get("conversations"), list) or not entry["conversations"]:
+        return ["no list of conversations"]
+    turns, images = entry["conversations"], _image_names(entry)
+    if not all(isinstance(turn, dict) and isinstance(turn.get("value"), str) for turn in turns):
+        return ["a turn without a text value"]
+    faults = [f"image {name} not found in {folder}" for name in images if not (folder / name).is_file()]
+    roles = [turn.get("from") for turn in turns]
+    if roles[0] != "human":
+        faults.append(f"the first turn is from {roles[0]!r}, not 'human'")
+    elif roles != ["human", "gpt"] * (len(roles) // 2):
+        faults.append(f"turns do not alternate human, gpt: {roles}")
+    markers = sum(turn["value"].count(IMAGE_MARKER) for turn in turns if turn.get("from") == "human")
+    if markers != len(images):
+        faults.append(f"{markers} {IMAGE_MARKER} markers in human turns for {len(images)} images")
+    for turn in turns:
+        if turn.get("from") == "gpt" and IMAGE_MARKER in turn["value"]:
+            faults.append(f"an answer contains {IMAGE_MARKER}")
+        if turn.get("from") == "gpt" and not turn["value"].strip():
+            faults.append("an empty answer")
+    return faults
+
+
+def image_token_count(processor) -> int:
+    """Visual tokens N of one image: the patches of the processor's fixed input size, as LlavaProcessor counts them."""
+    images = processor.image_processor
+    size = images.crop_size if getattr(images, "do_center_crop", False) else images.size
+    patches = (size["height"] // processor.patch_size) * (size["width"] // processor.patch_size)
+    return patches + processor.num_additional_image_tokens - (processor.vision_feature_select_strategy == "default")
+
+
+def expand_image_tokens(text: str, n: int) -> str:
+    """Replace every `<image>` marker by `n` image tokens."""
+    return text.replace(IMAGE_MARKER, IMAGE_MARKER * n)
+
+
+def encode(sample: Sample, processor, template: Template, max_length: int) -> dict[str, torch.Tensor]:
+    """Tokenise a conversation and mark what is supervised: the answers and the stop strings only.
+
+    Returns:
+        `input_ids` and `labels`, both (S,) int64 with S <= max_length; unsupervised labels are `IGNORE`.
+
+    Raises:
+        ValueError: naming the sample, when a token straddles an answer's border, the stop string yields no token, no
+            supervised token is left, or truncation would cut visual tokens.
+    """
+    n = image_token_count(processor)
+    pieces = [(expand_image_tokens(text, n), supervised) for text, supervised in segments(template, sample.turns)]
+    encoded = processor.tokenizer("".join(text for text, _ in pieces), return_offsets_mapping=True, verbose=False)
+    ids = torch.tensor(encoded["input_ids"])
+    start, end = np.array(encoded["offset_mapping"]).T
+    answer = torch.zeros(len(ids), dtype=torch.bool)
+    low = 0
+    for text, supervised in pieces:
+        high = low + len(text)
+        inside = (start >= low) & (end <= high) & (start < end)
+        if ((start < high) & (end > high)).any():
+            raise ValueError(
+                f"sample {sample.id}: a token crosses the border of an answer near {text[-20:]!r}; "
+                f"template {template.name!r} does not fit this tokenizer"
+            )
+        if supervised and (not inside.any() or end[inside].max() != high):
+            raise ValueError(
+                f"sample {sample.id}: the tokenizer drops the end of {text[-20:]!r}; template {template.name!r} needs "
+                f"a tokenizer that encodes its stop string {template.stop!r}"
+            )
+        answer |= torch.from_numpy(inside & supervised)
+        low = high
+    labels = ids.masked_fill(~answer, IGNORE)
+
+    expected = n * len(sample.images)
+    visual = ids == processor.image_token_id
+    if visual.sum() != expected:
+        raise ValueError(f"sample {sample.id}: {int(visual.sum())} image tokens for {len(sample.images)} images of {n}")
+    if visual[:max_length].sum() != expected:
+        raise ValueError(f"sample {sample.id}: cutting {len(ids)} tokens to {max_length} loses visual tokens: raise it")
+    if (labels[:max_length] == IGNORE).all():
+        raise ValueError(
+            f"sample {sample.id}: no supervised token in the first {max_length} of {len(ids)}: raise max_length"
+        )
+    return {"input_ids": ids[:max_length], "labels": labels[:max_length]}
+
+
+class ConversationDataset(Dataset):
+    """Samples as `{"id", "input_ids" (S,), "labels" (S,), "keys": names, "images": squared PIL images}`."""
+
+    def __init__(self, samples: Sequence[Sample], processor, template: Template, max_length: int):
+        self.samples, self.processor, self.template, self.max_length = samples, processor, template, max_length
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> dict:
+        sample = self.samples[index]
+        encoded = encode(sample, self.processor, self.template, self.max_length)
+        return {"id": sample.id, "keys": sample.images, "images": sample.open_images(), **encoded}
+
+
+@dataclass
+class Collator:
+    """Batch samples of B conversations with n images in total (n may be 0), padded on the right.
+
+    `features` maps image names to cached teacher features (n, N, d); `keep_images` passes the squared PIL images on,
+    for a teacher that runs online.
+    """
+
+    processor: object
+    features: Callable[[list[str]], torch.Tensor] | None = None
+    keep_images: bool = False
+
+    def __call__(self, items: list[dict]) -> dict:
+        """Returns `input_ids`, `attention_mask`, `labels` (B, S) and `image_tokens`, the visual tokens of each image.
+
+        With n > 0 also `pixel_values` (n, 3, H, W), images in reading order, and `teacher_features` (n, N, d) or
+        `images` where asked for.
+        """
+        ids = [item["input_ids"] for item in items]
+        images = [image for item in items for image in item["images"]]
+        keys = [key for item in items for key in item["keys"]]
+        pad = self.processor.tokenizer.pad_token_id
+        batch = {
+            "input_ids": _pad(ids, pad),
+            "labels": _pad([item["labels"] for item in items], IGNORE),
+            "attention_mask": _pad([torch.ones_like(x) for x in ids], 0),
+            "image_tokens": [image_token_count(self.processor)] * len(images),
+        }
+        if images:
+            batch["pixel_values"] = self.processor.image_processor(images, return_tensors="pt")["pixel_values"]
+            if self.features is not None:
+                batch["teacher_features"] = self.features(keys)
+            if self.keep_images:
+                batch["images"] = images
+        return batch
+
+
+def _pad(rows: list[torch.Tensor], value: int) -> torch.Tensor:
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)
+
+
+class GroupedSampler(Sampler[int]):
+    """Indices for a whole training run of `steps` global batches, each of one modality and sorted by length.
+
+    Every epoch is a new permutation drawn from (seed, epoch). What is left of the two modalities after whole batches
+    makes mixed batches, the last of them filled up with other samples, so that an epoch has ceil(n / batch_size)
+    batches and leaves nobody out. The batch with the longest sample comes first of all: if memory does not suffice,
+    the run ends at once. The order depends on the arguments alone, hence a resumed run only has to skip batches.
+    """
+
+    def __init__(self, samples: Sequence[Sample], image_tokens: int, batch_size: int, steps: int, seed: int):
+        self.lengths = [approximate_length(sample, image_tokens) for sample in samples]
+        self.groups = [
+            [i for i, sample in enumerate(samples) if bool(sample.images) is modality] for modality in (True, False)
+        ]
+        self.batch_size, self.steps, self.seed = batch_size, steps, seed
+
+    def __len__(self) -> int:
+        return self.steps * self.batch_size
+
+    def __iter__(self) -> Iterator[int]:
+        left, epoch = self.steps, 0
+        while left > 0:
+            batches = self._epoch(epoch)[:left]
+            left, epoch = left - len(batches), epoch + 1
+            for batch in batches:
+                yield from batch
+
+    def _epoch(self, epoch: int) -> list[list[int]]:
+        rng = np.random.default_rng((self.seed, epoch))
+        size, batches, rest = self.batch_size, [], []
+        for group in self.groups:
+            order = rng.permutation(group).tolist()
+            whole = len(order) - len(order) % size
+            batches += [order[i : i + size] for i in range(0, whole, size)]
+            rest += order[whole:]
+        rest += rng.integers(len(self.lengths), size=-len(rest) % size).tolist()
+        batches += [rest[i : i + size] for i in range(0, len(rest), size)]
+        batches = [sorted(batches[i], key=lambda j: -self.lengths[j]) for i in rng.permutation(len(batches))]
+        if epoch == 0:
+            longest = max(range(len(batches)), key=lambda i: self.lengths[batches[i][0]])
+            batches.insert(0, batches.pop(longest))
+        return batches
+
+
+def approximate_length(sample: Sample, image_tokens: int) -> int:
+    """Words of the conversation plus visual tokens: cheap, and close enough to group by."""
+    return sum(len(turn["value"].split()) for turn in sample.turns) + image_tokens * len(sample.images)

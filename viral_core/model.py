@@ -1,0 +1,517 @@
+"""Assemble, adapt, save and load: a vision tower and a language model as one LLaVA with alignment.
+
+Design choices:
+- The parts are loaded by `from_pretrained` and put into transformers' own LLaVA class; nothing of a loaded part is ever
+  initialised again (one of the released code's defects, method facts section 1).
+- What trains is the projector, LoRA, alignment heads and residual adapters. A run folder holds just these, in
+  safetensors, with the identity of the base they belong to; `load_run` puts everything back together.
+- A residual (Eq. 3 and 7) is part of the model: its hook is active in training and in generation.
+"""
+
+import hashlib
+import json
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import (
+    AddedToken,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    CLIPVisionModel,
+    GenerationConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedModel,
+    SiglipVisionModel,
+)
+from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
+from transformers.utils import cached_file
+
+from viral_core.data import image_token_count
+from viral_core.head import AlignmentHead
+from viral_core.losses import OBJECTIVES
+from viral_core.tap import VisualTap, base_llava
+from viral_core.templates import IMAGE_MARKER, TEMPLATES, Template
+
+# Vision classes by model type. LLaVA drops CLIP's class token; SigLIP (and fixed-resolution SigLIP2) has none.
+VISION = {
+    "clip": (CLIPVisionModel, "default"),
+    "clip_vision_model": (CLIPVisionModel, "default"),
+    "siglip": (SiglipVisionModel, "full"),
+    "siglip_vision_model": (SiglipVisionModel, "full"),
+}
+LORA_TARGETS = r".*language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)|mlp\.(gate|up|down))_proj"
+PROJECTOR, ADAPTER, HEADS, RUN = "projector.safetensors", "adapter", "heads.safetensors", "run.json"
+
+
+@dataclass(frozen=True)
+class Base:
+    """The frozen parts of a model: folders or hub ids, revisions, fingerprints, and the encoder layer read."""
+
+    vision: str
+    language: str
+    vision_revision: str | None = None
+    language_revision: str | None = None
+    vision_sha256: str | None = None
+    language_sha256: str | None = None
+    vision_feature_layer: int = -2
+
+
+@dataclass(frozen=True)
+class Align:
+    """What is aligned with what.
+
+    `target`: "teacher" (Eq. 6; `dim` is the teacher's d), "encoder" (Eq. 4, features z) or "projector" (Eq. 8, detached
+    post-projection features). `weight` is lambda of Eq. 5. Several layers: one loss each, averaged. `hidden` and
+    `init_std` are the head's.
+    """
+
+    layers: tuple[int, ...]
+    target: str = "teacher"
+    objective: str = "cosine"
+    weight: float = 0.5
+    shared_head: bool = False
+    hidden: int = 2048
+    init_std: float = 0.02
+    dim: int | None = None
+
+    def __post_init__(self):
+        object.__setattr__(self, "layers", tuple(self.layers))
+        if not self.layers:
+            raise ValueError("alignment needs at least one layer")
+        if self.objective not in OBJECTIVES:
+            raise ValueError(f"unknown alignment objective {self.objective!r}: choose from {', '.join(OBJECTIVES)}")
+        if self.target not in ("teacher", "encoder", "projector"):
+            raise ValueError(f"unknown alignment target {self.target!r}: choose teacher, encoder or projector")
+        if (self.target == "teacher") != (self.dim is not None):
+            raise ValueError("`dim` is the teacher's feature size: give it for target 'teacher', and for no other")
+
+
+@dataclass(frozen=True)
+class Residual:
+    """Re-injection after block `layer`: of post-projection features ("projector", Eq. 3) or, through a new linear
+    adapter, of encoder features ("encoder", Eq. 7)."""
+
+    layer: int
+    source: str = "projector"
+
+    def __post_init__(self):
+        if self.source not in ("projector", "encoder"):
+            raise ValueError(f"unknown residual source {self.source!r}: choose projector or encoder")
+
+
+def assemble(
+    vision: str | Path,
+    language: str | Path,
+    *,
+    vision_revision: str | None = None,
+    language_revision: str | None = None,
+    projector: str | Path | None = None,
+    dtype: torch.dtype = torch.float32,
+    attn_implementation: str = "sdpa",
+    vision_feature_layer: int = -2,
+) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """Build LLaVA-1.5 from a CLIP or SigLIP vision tower and a causal language model (folders or hub ids).
+
+    Everything is frozen but the projector, a new two-layer GELU MLP unless `projector` names saved weights. The
+    tokenizer gets an `<image>` token and, if it has none, a padding token; embedding rows that the language model lacks
+    start at the mean row, so that assembling again gives the same model. The parts' identity is kept as `llava.base`.
+    For ZeRO-3 assemble as usual, without a live `HfDeepSpeedConfig`: the trainer's DeepSpeed partitions the model.
+
+    Raises:
+        ValueError: a vision tower of another kind, or a projector that does not fit.
+    """
+    kind = AutoConfig.from_pretrained(vision, revision=vision_revision).model_type
+    if kind not in VISION:
+        raise ValueError(f"{vision} is a {kind!r} model; LLaVA takes a fixed-size vision tower: {', '.join(VISION)}")
+    vision_class, strategy = VISION[kind]
+    options = {"dtype": dtype, "attn_implementation": attn_implementation}
+    tower = vision_class.from_pretrained(vision, revision=vision_revision, **options)
+    lm = AutoModelForCausalLM.from_pretrained(language, revision=language_revision, **options)
+    tokenizer = AutoTokenizer.from_pretrained(language, revision=language_revision)
+    _prepare_tokens(tokenizer, lm)
+
+    processor = LlavaProcessor(
+        AutoImageProcessor.from_pretrained(vision, revision=vision_revision),
+        tokenizer,
+        patch_size=tower.config.patch_size,
+        vision_feature_select_strategy=strategy,
+        num_additional_image_tokens=int(strategy == "default"),
+    )
+    config = LlavaConfig(
+        vision_config=tower.config,
+        text_config=lm.config,
+        image_token_index=processor.image_token_id,
+        image_seq_length=image_token_count(processor),
+        vision_feature_select_strategy=strategy,
+        vision_feature_layer=vision_feature_layer,
+        tie_word_embeddings=lm.config.tie_word_embeddings,
+        dtype=dtype,
+    )
+    with torch.device("meta"):
+        llava = LlavaForConditionalGeneration(config)
+    llava.model.vision_tower, llava.model.language_model, llava.lm_head = tower, lm.model, lm.lm_head
+    llava.model.multi_modal_projector = LlavaMultiModalProjector(config).to(dtype)
+    llava.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
+    llava.requires_grad_(False)
+    llava.model.multi_modal_projector.requires_grad_(True)
+    if projector is not None:
+        load_projector(llava, projector)
+    llava.base = Base(
+        str(vision),
+        str(language),
+        vision_revision,
+        language_revision,
+        fingerprint(vision, vision_revision),
+        fingerprint(language, language_revision),
+        vision_feature_layer,
+    )
+    return llava.eval(), processor
+
+
+def _prepare_tokens(tokenizer, lm: PreTrainedModel) -> None:
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    if IMAGE_MARKER not in tokenizer.get_vocab():
+        tokenizer.add_tokens([AddedToken(IMAGE_MARKER, special=True, normalized=False)], special_tokens=True)
+    rows = lm.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        lm.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        for weight in {lm.get_input_embeddings().weight, lm.get_output_embeddings().weight}:
+            weight.data[rows:] = weight.data[:rows].mean(0)
+
+
+def fingerprint(name: str | Path, revision: str | None = None) -> str:
+    """Sha256 of a model's config.json and of size, first and last MiB of each weight file: cheap at any size."""
+    folder = Path(name)
+    if not folder.is_dir():
+        folder = Path(cached_file(str(name), "config.json", revision=revision)).parent
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(2**20))
+            file.seek(max(0, size - 2**20))
+            digest.update(file.read())
+    return digest.hexdigest()
+
+
+def add_lora(llava: LlavaForConditionalGeneration, r: int, alpha: int, dropout: float = 0.0) -> PeftModel:
+    """LoRA, without bias, on q, k, v, o, gate, up and down of the language model only.
+
+    The projector goes on training; everything else is frozen. LoRA starts at random: set the seed before.
+    """
+    model = get_peft_model(
+        llava, LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, bias="none", target_modules=LORA_TARGETS)
+    )
+    base_llava(model).model.multi_modal_projector.requires_grad_(True)
+    return model
+
+
+class AlignedModel(nn.Module):
+    """A LLaVA with visual representation alignment (Eq. 5): L = L_LM + weight * L_VRA.
+
+    Without `align` it is the baseline, and the same code runs. `state_dict` holds only what trains, and
+    `load_state_dict` takes such a state: training checkpoints stay small under any wrapper. The vision tower is always
+    in eval mode. Heads and adapters start at random: set the seed before.
+    """
+
+    accepts_loss_kwargs = True  # transformers' Trainer counts tokens over the global batch
+
+    def __init__(self, llava: nn.Module, align: Align | None = None, residuals: tuple[Residual, ...] = ()):
+        """`llava` is what `assemble` or `add_lora` returns.
+
+        Raises:
+            ValueError: a layer that the language model does not have.
+        """
+        super().__init__()
+        self.llava, self.align, self.residuals = llava, align, tuple(residuals)
+        core = base_llava(llava).model
+        width, encoder_width = self.config.text_config.hidden_size, self.config.vision_config.hidden_size
+        self.heads, self.adapters = nn.ModuleDict(), nn.ModuleDict()
+        if align is not None:
+            dim = {"teacher": align.dim, "encoder": encoder_width, "projector": width}[align.target]
+            for key in ["shared"] if align.shared_head else map(str, align.layers):
+                self.heads[key] = AlignmentHead(width, dim, align.hidden, align.init_std)
+        # Before the tap, whose hook on the language model reads what this one writes.
+        self._guard = core.language_model.register_forward_pre_hook(self._keep_in_graph, with_kwargs=True)
+        self.tap = VisualTap(llava, align.layers if align else ())
+        for residual in self.residuals:
+            self._attach(residual, encoder_width, width)
+        self.register_state_dict_post_hook(_drop_frozen)
+        self.register_load_state_dict_post_hook(_expect_no_frozen)
+
+    @property
+    def config(self) -> LlavaConfig:
+        return base_llava(self.llava).config
+
+    def _attach(self, residual: Residual, encoder_width: int, width: int) -> None:
+        if residual.source == "projector":
+            self.tap.edit(residual.layer, lambda tap: tap.states[0])
+            return
+        adapter = nn.Linear(encoder_width, width)
+        nn.init.normal_(adapter.weight, std=0.02)
+        nn.init.zeros_(adapter.bias)
+        self.adapters[str(residual.layer)] = adapter
+        self.tap.edit(residual.layer, lambda tap: adapter(tap.features.flatten(0, 1).to(adapter.weight.dtype)))
+
+    def _keep_in_graph(self, _module, args, kwargs):
+        """In a training batch without images, run the vision path on a blank one and add zero times its output.
+
+        Every rank then runs the same modules and every trained parameter has a gradient (zero, not None): without it,
+        DDP and ZeRO wait for each other forever.
+        """
+        if not self.training or self.tap.features is not None:
+            return None
+        core, side = base_llava(self.llava).model, self.config.vision_config.image_size
+        embeddings = kwargs["inputs_embeds"]
+        blank = embeddings.new_zeros(1, self.config.vision_config.num_channels, side, side)
+        projected = torch.cat(core.get_image_features(pixel_values=blank, return_dict=True).pooler_output)
+        self.tap.features = self.tap.features[:0]
+        return args, {**kwargs, "inputs_embeds": embeddings + 0 * projected.sum().to(embeddings.dtype)}
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        labels: Tensor,
+        pixel_values: Tensor | None = None,
+        image_tokens: list[int] = (),
+        teacher_features: Tensor | None = None,
+        totals: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Losses of a batch of B conversations with n images (n may be 0).
+
+        Args:
+            input_ids, attention_mask, labels: (B, S), padded on the right.
+            pixel_values: (n, 3, H, W) in reading order.
+            image_tokens: the visual tokens of each of the n images; they sum to T.
+            teacher_features: (n, N, d), or (T, d) where images differ in their number of tokens.
+            totals: (2,) supervised tokens and images of the global batch of which this one is a part. Losses are then
+                parts of its mean over tokens and images: summed over micro-batches and ranks they give it exactly.
+                Without totals the means are over this batch.
+
+        Returns:
+            Scalars `loss`, `lm_loss` (Eq. 2) and, with alignment, `vra_loss` (Eq. 4 / 6, unweighted).
+
+        Raises:
+            ValueError: teacher features are missing or do not match the visual tokens.
+        """
+        lm_loss = self.llava(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            pixel_values=pixel_values,
+            labels=labels,
+            num_items_in_batch=None if totals is None else totals[0],
+            use_cache=False,
+        ).loss
+        if self.align is None:
+            return {"loss": lm_loss, "lm_loss": lm_loss}
+        vra_loss = self._alignment(image_tokens, teacher_features)
+        if totals is not None:
+            vra_loss = vra_loss * len(image_tokens) / totals[1].clamp(min=1)
+        return {"loss": lm_loss + self.align.weight * vra_loss, "lm_loss": lm_loss, "vra_loss": vra_loss}
+
+    def _alignment(self, image_tokens: list[int], teacher_features: Tensor | None) -> Tensor:
+        tokens = self.tap.token_index.numel()
+        image_ids = torch.arange(len(image_tokens)).repeat_interleave(torch.tensor(image_tokens, dtype=torch.long))
+        target = {
+            "teacher": teacher_features,
+            "encoder": self.tap.features,
+            "projector": self.tap.states[0],
+        }[self.align.target]
+        if target is None and tokens:
+            raise ValueError("the alignment loss needs teacher features for a batch with images: give cache or teacher")
+        losses = []
+        for layer in self.align.layers:
+            pred = self.heads["shared" if self.align.shared_head else str(layer)](self.tap.states[layer])
+            wanted = pred.new_zeros(pred.shape) if target is None else target.reshape(-1, target.shape[-1])
+            if wanted.shape != pred.shape or len(image_ids) != len(pred):
+                raise ValueError(
+                    f"alignment target {tuple(wanted.shape)} does not match the {tuple(pred.shape)} projected visual "
+                    f"tokens of {len(image_tokens)} images: resample the teacher to the student's grid"
+                )
+            losses.append(OBJECTIVES[self.align.objective](pred, wanted, image_ids))
+        return torch.stack(losses).mean()
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """What trains: "projector", and "rest" (LoRA, heads and adapters, which share LoRA's learning rate)."""
+        projector = [p for p in base_llava(self.llava).model.multi_modal_projector.parameters() if p.requires_grad]
+        own = {id(p) for p in projector}
+        return {"rest": [p for p in self.parameters() if p.requires_grad and id(p) not in own], "projector": projector}
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None) -> None:
+        """Recompute the language model's blocks in the backward pass (never reentrant: hooks and LoRA rely on it)."""
+        options = {**(gradient_checkpointing_kwargs or {}), "use_reentrant": False}
+        base_llava(self.llava).model.language_model.gradient_checkpointing_enable(options)
+
+    def train(self, mode: bool = True) -> "AlignedModel":
+        super().train(mode)
+        base_llava(self.llava).model.vision_tower.eval()
+        return self
+
+    def remove(self) -> None:
+        """Detach from the LLaVA: no taps, no residuals."""
+        self.tap.remove()
+        self._guard.remove()
+
+
+def _drop_frozen(module: nn.Module, state: dict, prefix: str, _metadata) -> None:
+    for name in [name for name in state if name.startswith(prefix)]:
+        del state[name]
+    state.update({prefix + name: p.detach() for name, p in module.named_parameters() if p.requires_grad})
+
+
+def _expect_no_frozen(module: nn.Module, keys) -> None:
+    trained = {name for name, p in module.named_parameters() if p.requires_grad}
+    keys.missing_keys[:] = [key for key in keys.missing_keys if key in trained]
+
+
+def gathered(parameters):
+    """Context in which ZeRO-3's partitioned parameters are whole; nothing to do without ZeRO-3."""
+    partitioned = [p for p in parameters if hasattr(p, "ds_id")]
+    if not partitioned:
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(partitioned)
+
+
+def save_projector(llava: nn.Module, path: str | Path) -> None:
+    """Write the projector's weights as float32 safetensors."""
+    save_file(_cpu_state(base_llava(llava).model.multi_modal_projector), path)
+
+
+def load_projector(llava: nn.Module, path: str | Path) -> None:
+    """Read a projector written by `save_projector`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: its weights do not fit this model.
+    """
+    _load(base_llava(llava).model.multi_modal_projector, path)
+
+
+def _cpu_state(module: nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach().float().cpu().contiguous() for name, p in module.state_dict().items()}
+
+
+def _load(module: nn.Module, path: str | Path) -> None:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no weights at {path}: run the stage that writes them first")
+    try:
+        module.load_state_dict(load_file(path))
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit this model: {error}") from error
+
+
+def save_run(
+    folder: str | Path, aligned: AlignedModel, template: Template, seed: int, training: dict | None = None
+) -> None:
+    """Write everything that trains, and what it belongs to, into `folder` (about the size of the LoRA adapter).
+
+    Files: `projector.safetensors`, `heads.safetensors` (heads and residual adapters, if any), `adapter/` (peft, if LoRA
+    is on), and `run.json`: base and fingerprints, template, alignment, residuals, seed and `training` (any json).
+    Under DeepSpeed every rank must call it; rank 0 writes.
+    """
+    folder = Path(folder)
+    trained = [p for p in aligned.parameters() if p.requires_grad]
+    with gathered(trained):
+        if torch.distributed.is_initialized() and torch.distributed.get_rank() != 0:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        save_projector(aligned.llava, folder / PROJECTOR)
+        heads = _cpu_state(nn.ModuleDict({"heads": aligned.heads, "adapters": aligned.adapters}))
+        if heads:
+            save_file(heads, folder / HEADS)
+        if isinstance(aligned.llava, PeftModel):
+            state = get_peft_model_state_dict(aligned.llava, save_embedding_layers=False)
+            (folder / ADAPTER).mkdir(exist_ok=True)
+            save_file(
+                {name: p.detach().float().cpu().contiguous() for name, p in state.items()},
+                folder / ADAPTER / "adapter_model.safetensors",
+            )
+            aligned.llava.peft_config["default"].save_pretrained(folder / ADAPTER)
+    description = {
+        "base": asdict(base_llava(aligned.llava).base),
+        "template": template.name,
+        "align": None if aligned.align is None else asdict(aligned.align),
+        "residuals": [asdict(residual) for residual in aligned.residuals],
+        "seed": seed,
+        "training": training or {},
+    }
+    (folder / RUN).write_text(json.dumps(description, indent=2) + "\n")
+
+
+@dataclass
+class Run:
+    """A trained model, ready: `model` generates with LoRA and residuals active, `aligned` can go on training."""
+
+    aligned: AlignedModel
+    processor: LlavaProcessor
+    template: Template
+    base: Base
+    seed: int
+    training: dict
+
+    @property
+    def model(self) -> nn.Module:
+        return self.aligned.llava
+
+
+def load_run(
+    folder: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    attn_implementation: str = "sdpa",
+    vision: str | Path | None = None,
+    language: str | Path | None = None,
+) -> Run:
+    """Load what `save_run` wrote; in eval mode. `vision` and `language` say where the base is, if it has moved.
+
+    Raises:
+        FileNotFoundError: `folder` holds no run.
+        ValueError: the base is not the one the run was trained on, or weights do not fit.
+    """
+    folder = Path(folder)
+    if not (folder / RUN).is_file():
+        raise FileNotFoundError(f"no {RUN} in {folder}: train that run first")
+    saved = json.loads((folder / RUN).read_text())
+    base = Base(**saved["base"])
+    llava, processor = assemble(
+        vision or base.vision,
+        language or base.language,
+        vision_revision=base.vision_revision,
+        language_revision=base.language_revision,
+        projector=folder / PROJECTOR,
+        dtype=dtype,
+        attn_implementation=attn_implementation,
+        vision_feature_layer=base.vision_feature_layer,
+    )
+    expected = replace(base, vision=llava.base.vision, language=llava.base.language)
+    if llava.base != expected:
+        raise ValueError(f"{folder} was trained on {base}, but the models there are now {llava.base}: train it again")
+    if (folder / ADAPTER).is_dir():
+        llava = PeftModel.from_pretrained(llava, folder / ADAPTER, is_trainable=True)
+        base_llava(llava).model.multi_modal_projector.requires_grad_(True)
+    aligned = AlignedModel(
+        llava,
+        None if saved["align"] is None else Align(**saved["align"]),
+        tuple(Residual(**residual) for residual in saved["residuals"]),
+    )
+    if (folder / HEADS).is_file():
+        _load(nn.ModuleDict({"heads": aligned.heads, "adapters": aligned.adapters}), folder / HEADS)
+    template = TEMPLATES[saved["template"]]
+    return Run(aligned.to(device).eval(), processor, template, base, saved["seed"], saved["training"])

@@ -1,0 +1,364 @@
+"""Stage 1 (projector) and stage 2 (LoRA, projector, alignment) of LLaVA-1.5's recipe, on transformers' Trainer.
+
+Design choices:
+- Both losses are means over the tokens and images of the *global* batch, whatever the micro-batch and the number of
+  ranks; they are summed on the device and read only at logging steps, for every arm.
+- The order of samples depends on the seed alone and a run is one "epoch" for the Trainer, so that a killed run resumes
+  exactly: weights, optimiser, schedule, random states, position in the data.
+- Everything is written to a work folder and moved to its destination when the run is complete: a destination that a
+  pipeline deletes before it runs a stage loses nothing.
+"""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import transformers.trainer
+from PIL import Image
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import ProgressCallback
+
+from viral_core.data import IGNORE, Collator, ConversationDataset, GroupedSampler, Sample, image_token_count
+from viral_core.model import PROJECTOR, AlignedModel, base_llava, gathered, save_projector, save_run
+from viral_core.templates import TEMPLATES, Template
+
+LOG = "log.jsonl"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Hyperparameters of one stage; the defaults are LLaVA-1.5's where it has one (method facts, section 7)."""
+
+    batch_size: int  # global: micro_batch x accumulation x ranks
+    lr: float  # LoRA, heads and adapters; the projector too unless projector_lr is given
+    projector_lr: float | None = None
+    steps: int | None = None  # optimiser steps; None: from epochs
+    epochs: float = 1.0
+    micro_batch: int | None = None  # per rank and forward pass; None: no accumulation
+    warmup_ratio: float = 0.03  # of the steps; then cosine to 0
+    weight_decay: float = 0.0  # on everything that trains
+    max_grad_norm: float = 1.0
+    max_length: int = 2048
+    bf16: bool = False
+    gradient_checkpointing: bool = False
+    deepspeed: dict | None = None
+    seed: int = 0
+    log_every: int = 10
+    checkpoints: tuple[float, ...] = ()  # fractions of the training after which a run folder is kept
+    save_every: int | None = None  # steps between resume states
+    workers: int = 0  # data loading processes
+
+    def total_steps(self, samples: int) -> int:
+        return self.steps or math.ceil(self.epochs * math.ceil(samples / self.batch_size))
+
+
+def train_stage1(
+    llava: nn.Module,
+    processor,
+    samples: Sequence[Sample],
+    recipe: Recipe,
+    folder: str | Path,
+    *,
+    template: Template = TEMPLATES["plain"],
+    work: str | Path | None = None,
+) -> None:
+    """Train the projector alone on captions; `folder` gets `projector.safetensors` and `log.jsonl`.
+
+    `llava` is what `assemble` returns. Interrupted and called again with the same arguments, it resumes from `work`
+    (default: `<folder>.work` beside `folder`; removed at the end).
+    """
+    aligned = AlignedModel(llava)
+    trained = list(base_llava(llava).model.multi_modal_projector.parameters())
+
+    def save(target: Path, _step: int) -> None:
+        with gathered(trained):
+            if _is_main():
+                target.mkdir(parents=True, exist_ok=True)
+                save_projector(llava, target / PROJECTOR)
+
+    _train(aligned, processor, samples, recipe, Path(folder), template, save, work)
+    aligned.remove()
+
+
+def train_stage2(
+    aligned: AlignedModel,
+    processor,
+    samples: Sequence[Sample],
+    recipe: Recipe,
+    folder: str | Path,
+    *,
+    template: Template,
+    features: Callable[[list[str]], Tensor] | None = None,
+    teacher: Callable[[list[Image.Image]], Tensor] | None = None,
+    work: str | Path | None = None,
+    training: dict | None = None,
+) -> None:
+    """Train what `aligned` trains on the instruction mix; `folder` gets a run (`load_run`) and `log.jsonl`.
+
+    Args:
+        features: cached teacher features (n, N, d) of image names; or
+        teacher: the teacher itself, called on the squared images of each batch.
+        work: as in `train_stage1`.
+        training: further facts for `run.json`.
+
+    `folder/checkpoint-<step>` are runs too, for `recipe.checkpoints`.
+    """
+    needed = int(aligned.align is not None and aligned.align.target == "teacher")
+    if (features is not None) + (teacher is not None) != needed:
+        raise ValueError("alignment to a teacher takes either cached features or the teacher, other runs take neither")
+
+    def save(target: Path, step: int) -> None:
+        facts = {**(training or {}), "recipe": asdict(recipe), "step": step}
+        save_run(target, aligned, template, recipe.seed, facts)
+
+    _train(aligned, processor, samples, recipe, Path(folder), template, save, work, features, teacher)
+
+
+def _train(aligned, processor, samples, recipe, folder, template, save, work, features=None, teacher=None) -> None:
+    work = Path(work) if work else folder.with_name(folder.name + ".work")
+    steps = recipe.total_steps(len(samples))
+    sampler = GroupedSampler(samples, image_token_count(processor), recipe.batch_size, steps, recipe.seed)
+    args = _arguments(recipe, steps, work / "state")
+    if args.n_gpu > 1:
+        raise ValueError("several GPUs are visible to one process: launch with torchrun, or set CUDA_VISIBLE_DEVICES=0")
+    trained = [p for p in aligned.parameters() if p.requires_grad]
+    if not (recipe.bf16 or recipe.deepspeed) and any(p.dtype != torch.float32 for p in aligned.parameters()):
+        raise ValueError("the model is in half precision: set bf16 in the recipe, or assemble it in float32")
+    for p in trained:
+        p.data = p.data.float()
+    if recipe.gradient_checkpointing:
+        aligned.gradient_checkpointing_enable()
+
+    source = teacher.identity() if hasattr(teacher, "identity") else getattr(features, "teacher", None)
+    state = _resume_point(work, _settings(aligned, samples, recipe, template, source), _is_main())
+    start = int(state.name.split("-")[1]) if state else 0
+    trainer = AlignmentTrainer(
+        aligned,
+        args,
+        recipe,
+        sampler,
+        teacher,
+        work / "run" / LOG,
+        start,
+        train_dataset=ConversationDataset(samples, processor, template, recipe.max_length),
+        data_collator=Collator(processor, features, keep_images=teacher is not None),
+        callbacks=[_KeepRuns({max(1, round(f * steps)) for f in recipe.checkpoints} - {steps}, save, work / "run")],
+    )
+    trainer.train(resume_from_checkpoint=None if state is None else str(state))
+    save(work / "run", steps)
+    trainer.accelerator.wait_for_everyone()
+    if _is_main():
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in (work / "run").iterdir():
+            if (folder / path.name).is_dir():
+                shutil.rmtree(folder / path.name)
+            shutil.move(path, folder / path.name)
+        shutil.rmtree(work)
+    trainer.accelerator.wait_for_everyone()
+
+
+def _arguments(recipe: Recipe, steps: int, output: Path) -> TrainingArguments:
+    ranks = int(os.environ.get("WORLD_SIZE", 1))
+    micro = recipe.micro_batch or recipe.batch_size // ranks
+    if not micro or recipe.batch_size % (micro * ranks):
+        raise ValueError(
+            f"batch_size {recipe.batch_size} is not a multiple of micro_batch {micro} times {ranks} processes"
+        )
+    cuda = torch.cuda.is_available()
+    return TrainingArguments(
+        output_dir=str(output),
+        max_steps=steps,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=recipe.batch_size // (micro * ranks),
+        learning_rate=recipe.lr,
+        lr_scheduler_type="cosine",
+        warmup_steps=math.ceil(recipe.warmup_ratio * steps),
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.max_grad_norm,
+        bf16=recipe.bf16,
+        deepspeed=recipe.deepspeed,
+        seed=recipe.seed,
+        logging_steps=recipe.log_every,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        save_strategy="no" if recipe.save_every is None else "steps",
+        save_steps=recipe.save_every or steps,
+        save_total_limit=1,
+        report_to="none",
+        remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
+        dataloader_num_workers=recipe.workers,
+        dataloader_persistent_workers=recipe.workers > 0,
+        dataloader_pin_memory=cuda,
+        use_cpu=not cuda,
+    )
+
+
+def _is_main() -> bool:
+    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+
+
+def _settings(aligned: AlignedModel, samples: Sequence[Sample], recipe: Recipe, template: Template, source) -> str:
+    """Everything a resume state depends on, as json; data and initial projector by their hashes."""
+    data, projector = hashlib.sha256(), hashlib.sha256()
+    for sample in samples:
+        data.update(repr((sample.id, sample.turns, sample.images)).encode())
+    llava = base_llava(aligned.llava)
+    for p in llava.model.multi_modal_projector.parameters():
+        projector.update(p.detach().float().cpu().numpy().tobytes())
+    return json.dumps(
+        {
+            "recipe": asdict(recipe),
+            "template": asdict(template),
+            "base": asdict(llava.base),
+            "align": aligned.align and asdict(aligned.align),
+            "residuals": [asdict(residual) for residual in aligned.residuals],
+            "teacher": source,
+            "data": data.hexdigest(),
+            "projector": projector.hexdigest(),
+        },
+        indent=2,
+    )
+
+
+def _resume_point(work: Path, settings: str, main: bool) -> Path | None:
+    """The newest complete resume state in `work`; what other settings have left there is removed."""
+    known = work / "settings.json"
+    if work.is_dir() and not (known.is_file() and known.read_text() == settings) and main:
+        warnings.warn(f"{work} holds an interrupted run with other settings: starting over", stacklevel=2)
+        shutil.rmtree(work)
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+    if main:
+        work.mkdir(parents=True, exist_ok=True)
+        known.write_text(settings)
+    states = [path for path in (work / "state").glob("checkpoint-*") if _complete(path / "trainer_state.json")]
+    return max(states, key=lambda path: int(path.name.split("-")[1]), default=None)
+
+
+def _complete(state_file: Path) -> bool:
+    try:
+        return bool(json.loads(state_file.read_text()))
+    except (OSError, ValueError):
+        return False
+
+
+class AlignmentTrainer(Trainer):
+    """transformers' Trainer with global loss means, two learning rates, both losses in a log file, and a gate.
+
+    Raises:
+        FloatingPointError: at a logging step (the first step is one), when a loss is not finite.
+    """
+
+    def __init__(self, model, args, recipe: Recipe, sampler, teacher, log_file: Path, start: int, **kwargs):
+        super().__init__(model=model, args=args, **kwargs)
+        self.remove_callback(transformers.trainer.DEFAULT_PROGRESS_CALLBACK)
+        self.add_callback(_Progress)
+        self.recipe, self.sampler, self.teacher = recipe, sampler, teacher
+        self._sums = torch.zeros(3, device=args.device)  # lm_loss, vra_loss, steps with images
+        self._steps = 0  # since the last log
+        self._log_file, self._began = log_file, time.monotonic()
+        if self.is_world_process_zero():
+            kept = self._kept_log(start)
+            self._began -= kept[-1]["seconds"] if kept else 0.0
+            log_file.parent.mkdir(parents=True, exist_ok=True)
+            log_file.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+
+    def _kept_log(self, start: int) -> list[dict]:
+        if not start or not self._log_file.is_file():
+            return []
+        entries = [json.loads(line) for line in self._log_file.read_text().splitlines()]
+        return [entry for entry in entries if entry["step"] <= start]
+
+    def _get_train_sampler(self, train_dataset=None):
+        return self.sampler
+
+    def create_optimizer(self, model=None):
+        if self.optimizer is None:
+            recipe = self.recipe
+            rates = {"rest": recipe.lr, "projector": recipe.lr if recipe.projector_lr is None else recipe.projector_lr}
+            groups = [
+                {"params": params, "lr": rates[name], "weight_decay": recipe.weight_decay}
+                for name, params in self.model.parameter_groups().items()
+                if params
+            ]
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args)
+            self.optimizer = kind(groups, **options)
+        return self.optimizer
+
+    def _get_num_items_in_batch(self, batch_samples, device):
+        """(supervised tokens, images) of the global batch; the first label of a row is never a target."""
+        if not batch_samples:
+            return None
+        tokens = sum((batch["labels"][:, 1:] != IGNORE).sum() for batch in batch_samples).to(device)
+        images = torch.tensor(sum(len(batch["image_tokens"]) for batch in batch_samples), device=device)
+        totals = self.accelerator.gather(torch.stack([tokens, images])).view(-1, 2).sum(0)
+        self._sums[2] += totals[1] > 0
+        self._steps += 1
+        return totals
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        images = inputs.pop("images", None)
+        if images:
+            with torch.no_grad():
+                inputs["teacher_features"] = self.teacher(images).to(self.args.device)
+        losses = model(**inputs, totals=num_items_in_batch)
+        self._sums[0] += losses["lm_loss"].detach()
+        if "vra_loss" in losses:
+            self._sums[1] += losses["vra_loss"].detach()
+        loss = losses["loss"] * self.accelerator.num_processes  # ranks are averaged, these are parts of one mean
+        return (loss, losses) if return_outputs else loss
+
+    def log(self, logs, start_time=None):
+        if "loss" in logs:
+            lm_loss, vra_loss, aligned = self.accelerator.reduce(self._sums, "sum").tolist()
+            logs["lm_loss"] = lm_loss / self._steps
+            aligned /= self.accelerator.num_processes
+            logs["vra_loss"] = vra_loss / aligned if self.model.align is not None and aligned else None
+            self._sums.zero_()
+            self._steps = 0
+            self._write(logs)
+        super().log(logs, start_time)
+
+    def _write(self, logs: dict) -> None:
+        step = self.state.global_step
+        entry = {
+            "step": step,
+            **{key: logs.get(key) for key in ("loss", "lm_loss", "vra_loss", "learning_rate", "grad_norm")},
+            "seconds": round(time.monotonic() - self._began, 3),
+        }
+        if self.is_world_process_zero():
+            with self._log_file.open("a") as file:
+                file.write(json.dumps(entry) + "\n")
+        losses = {key: entry[key] for key in ("loss", "lm_loss", "vra_loss") if entry[key] is not None}
+        if not all(map(math.isfinite, losses.values())):
+            raise FloatingPointError(f"step {step}: the loss is not finite ({losses}): lower the learning rate")
+
+
+class _Progress(ProgressCallback):
+    """The usual bar, with the losses beside it and not above."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.is_world_process_zero and self.training_bar is not None and "lm_loss" in (logs or {}):
+            shown = {key: logs[key] for key in ("lm_loss", "vra_loss") if logs.get(key) is not None}
+            self.training_bar.set_postfix({key: f"{value:.3f}" for key, value in shown.items()})
+
+
+class _KeepRuns(TrainerCallback):
+    """Saves `checkpoint-<step>` after each of `steps`."""
+
+    def __init__(self, steps: set[int], save: Callable[[Path, int], None], folder: Path):
+        self.steps, self.save, self.folder = steps, save, folder
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step in self.steps:
+            self.save(self.folder / f"checkpoint-{state.global_step}", state.global_step)
