@@ -1,0 +1,134 @@
+"""Cached features: equal to online ones, resumable, and errors for what is damaged, missing or unknown."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model
+
+from viral_core import cache as cache_module
+from viral_core.cache import FeatureCache, pack, unpack, write_cache
+from viral_core.teachers import load_teacher, randomise_linears
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dinov2")
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=12, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=7)
+    Dinov2Model(Dinov2Config(**sizes)).save_pretrained(folder)
+    BitImageProcessorPil(image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225]).save_pretrained(folder)
+    return load_teacher("dinov2", folder, grid=4)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for i in range(10):
+        Image.fromarray(rng.integers(0, 255, (28, 20 + i, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    return {f"train/{i}.png": folder / f"{i}.png" for i in range(10)}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_cached_equals_online(dtype, teacher, images, tmp_path):
+    write_cache(teacher, images, tmp_path, dtype, shard_size=4, batch_size=4)
+    cache = FeatureCache(tmp_path)
+    assert len(list(tmp_path.glob("shard-*.safetensors"))) == 3
+    assert (len(cache), cache.tokens, cache.dim, cache.dtype) == (10, 16, 12, dtype)
+    assert cache.teacher == teacher.identity()
+    names = sorted(images)
+    online = teacher([Image.open(images[name]) for name in names[:4]])  # the batch of the first shard
+    assert torch.equal(cache(names[:4]), unpack(pack(online, dtype)))
+    bound = online.abs().amax(-1, keepdim=True) / 254 if dtype == "int8" else online.abs() * 2**-11 + 2**-24
+    assert ((cache(names[:4]) - online).abs() <= bound * 1.001).all()
+    single = teacher([Image.open(images[names[9]])])[0]
+    torch.testing.assert_close(cache[names[9]], single, atol=0.03, rtol=0)
+    cache.verify()
+    assert torch.equal(pickle.loads(pickle.dumps(cache))[names[3]], cache[names[3]])
+
+
+def test_resumes_behind_finished_shards(teacher, images, tmp_path, monkeypatch):
+    write_cache(teacher, images, tmp_path, shard_size=4)
+    first = {file.name: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
+    whole = FeatureCache(tmp_path)(sorted(images))
+    (tmp_path / "index.json").unlink()
+    (tmp_path / "shard-00001.safetensors").write_bytes(b"cut off")
+    with pytest.raises(FileNotFoundError, match="no finished feature cache"):
+        FeatureCache(tmp_path)
+    seen = []
+    monkeypatch.setattr(cache_module, "_Pixels", _counting(cache_module._Pixels, seen))
+    write_cache(teacher, images, tmp_path, shard_size=4)
+    assert seen == [sorted(images)[4:8]]
+    assert (tmp_path / "shard-00000.safetensors").stat().st_mtime_ns == first["shard-00000.safetensors"]
+    assert torch.equal(FeatureCache(tmp_path)(sorted(images)), whole)
+
+
+def _counting(kind, seen):
+    def make(teacher, files):
+        seen.append([f"train/{file.name}" for file in files])
+        return kind(teacher, files)
+
+    return make
+
+
+def test_another_teacher_or_data_replaces_the_shards(teacher, images, tmp_path):
+    write_cache(teacher, images, tmp_path, shard_size=4)
+    before = FeatureCache(tmp_path)["train/0.png"]
+    other = load_teacher("dinov2", teacher.path, grid=4)
+    randomise_linears(other, seed=0)
+    fewer = dict(list(images.items())[:3])
+    write_cache(other, fewer, tmp_path, shard_size=4)
+    cache = FeatureCache(tmp_path)
+    assert len(cache) == 3
+    assert not torch.equal(cache["train/0.png"], before)
+    assert cache.teacher["randomised"] == 0
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["index.json", "shard-00000.safetensors"]
+
+
+def test_damage_is_one_clear_error(teacher, images, tmp_path):
+    write_cache(teacher, images, tmp_path, shard_size=4)
+    file = tmp_path / "shard-00001.safetensors"
+    intact = file.read_bytes()
+    file.write_bytes(intact[:-1] + bytes([intact[-1] ^ 1]))
+    cache = FeatureCache(tmp_path)
+    assert cache["train/4.png"].shape == (16, 12)
+    with pytest.raises(ValueError, match=r"shard-00001.safetensors is missing or was changed .*write the cache again"):
+        cache["train/7.png"]
+    with pytest.raises(ValueError, match="shard-00001"):
+        cache.verify()
+    file.write_bytes(intact[:100])
+    with pytest.raises(ValueError, match="missing or was changed"):
+        FeatureCache(tmp_path)["train/4.png"]
+    file.unlink()
+    with pytest.raises(ValueError, match="missing or was changed"):
+        FeatureCache(tmp_path)["train/4.png"]
+    with pytest.raises(KeyError, match="'val/0.png' is not in the feature cache"):
+        cache["val/0.png"]
+
+
+def test_bad_input_before_work(teacher, images, tmp_path):
+    with pytest.raises(FileNotFoundError, match="1 of 11 images .*lost.png"):
+        write_cache(teacher, {**images, "lost.png": tmp_path / "lost.png"}, tmp_path / "cache")
+    with pytest.raises(ValueError, match="no cache dtype 'int4'; there are: float16, int8"):
+        write_cache(teacher, images, tmp_path / "cache", "int4")
+    assert not (tmp_path / "cache").exists()
+    (tmp_path / "text.png").write_text("no image")
+    with pytest.raises(ValueError, match="cannot read image .*text.png"):
+        write_cache(teacher, {"text.png": tmp_path / "text.png"}, tmp_path / "cache")
+    with pytest.raises(ValueError, match="not finite in float16"):
+        pack(torch.tensor([[1e6]]), "float16")
+
+
+def test_zero_tokens_stay_zero():
+    assert not unpack(pack(torch.zeros(2, 3), "int8")).any()
+
+
+def test_index_is_plain_json(teacher, images, tmp_path):
+    write_cache(teacher, images, tmp_path)
+    index = json.loads((tmp_path / "index.json").read_text())
+    assert index["teacher"]["kind"] == "dinov2"
+    assert index["images"] == 10
