@@ -1,0 +1,152 @@
+"""The runner of all benchmarks: greedy (or sampled) answers in batches, appended to a file that can be continued.
+
+Design choices:
+- Images are padded to squares and prompts built by the functions that training uses.
+- Batches are padded on the left and sorted by length, the longest first, so that running out of memory shows at once;
+  rows come back in their own order.  Padding does not change an answer (tested).
+- Nothing is asked twice: answers are appended after every batch, and a finished file is only read.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+from viral_core.benchmarks import open_image
+from viral_core.benchmarks.answers import append, continue_file, read_answers, results_table, settings, summarise
+from viral_core.data import expand_image_tokens, image_token_count, pad_to_square
+from viral_core.templates import IMAGE_MARKER, Template, prompt, stop_token_id
+
+__all__ = ["evaluate", "generate", "results_table", "sampled", "summarise"]
+
+
+def sampled(runs: int = 10, temperature: float = 0.1, seed: int = 0) -> dict:
+    """The paper's protocol for MMVP, made reproducible: the mean of `runs` seeded runs (temperature as released)."""
+    return {"runs": runs, "temperature": temperature, "seed": seed}
+
+
+def evaluate(
+    model,
+    processor,
+    template: Template,
+    rows: Sequence[dict],
+    out: str | Path,
+    *,
+    benchmark: str,
+    model_id: str,
+    batch_size: int = 16,
+    max_new_tokens: int = 16,
+    protocol: dict | None = None,
+    limit: int | None = None,
+    variant: str = "",
+    on_batch: Callable[[list[str]], None] | None = None,
+    progress: bool = True,
+) -> list[list[dict]]:
+    """Ask a model every question of a benchmark, or the rest of them where `out` holds answers already.
+
+    Args:
+        model: what generates: a LLaVA of transformers, with LoRA (peft) or without, with any hooks attached.
+        rows: from `benchmarks.load_rows`, which has checked them.
+        out: the answer file (`benchmarks.answers`).
+        model_id: names the weights in the file and in tables.
+        protocol: None for greedy decoding, or `sampled(...)`.
+        limit: for trials: about this many rows, whole pairs, spread over the benchmark; marks the result as partial.
+        variant: names what else was done to the model, such as a permutation of its visual features.
+        on_batch: called with the ids of the rows before each batch is generated.
+
+    Returns:
+        The answered rows of each run, in the order of `rows`.
+
+    Raises:
+        ValueError: no rows, repeated ids, or `out` was made under other settings.
+    """
+    out = Path(out)
+    rows = list(rows) if limit is None else _spread(rows, limit)
+    ids = [row["id"] for row in rows]
+    if not rows or len(set(ids)) != len(ids):
+        raise ValueError(f"{benchmark}: rows to evaluate must be some, each id once: load them with load_rows")
+    prompts = [prompt(template, f"{IMAGE_MARKER}\n{row['prompt'].replace(IMAGE_MARKER, '')}") for row in rows]
+    if protocol:  # what is drawn depends on the batch, so a batch is part of the settings
+        protocol = protocol | {"batch_size": batch_size}
+    wanted = settings(
+        benchmark, rows, model=model_id, template=template.name, prompts=prompts, max_new_tokens=max_new_tokens,
+        protocol=protocol, limit=limit, variant=variant,
+    )  # fmt: skip
+    done = continue_file(out, wanted)
+    if len(done) < len(rows) * wanted["runs"]:
+        lengths = [len(tokens) for tokens in processor.tokenizer(prompts)["input_ids"]]
+        order = sorted(range(len(rows)), key=lambda i: -lengths[i])
+        batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+        bar = tqdm(total=len(rows) * wanted["runs"], initial=len(done), desc=benchmark, unit="q", disable=not progress)
+        with bar:
+            for run in range(wanted["runs"]):
+                for number, batch in enumerate(batches):
+                    missing = [i for i in batch if (run, ids[i]) not in done]
+                    if not missing:
+                        continue
+                    asked = batch if protocol else missing
+                    if protocol:
+                        torch.manual_seed(protocol["seed"] + run * len(batches) + number)
+                    if on_batch is not None:
+                        on_batch([ids[i] for i in asked])
+                    images = [open_image(rows[i]["image"]) for i in asked]
+                    said = generate(
+                        model, processor, template, images, [prompts[i] for i in asked], max_new_tokens=max_new_tokens,
+                        temperature=protocol["temperature"] if protocol else None,
+                    )  # fmt: skip
+                    answers = dict(zip(asked, said, strict=True))
+                    append(out, [rows[i] | {"run": run, "response": answers[i]} for i in missing])
+                    bar.update(len(missing))
+    _, runs = read_answers(out)
+    place = {name: i for i, name in enumerate(ids)}
+    return [sorted(run, key=lambda row: place[row["id"]]) for run in runs]
+
+
+@torch.inference_mode()
+def generate(
+    model,
+    processor,
+    template: Template,
+    images: Sequence,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    temperature: float | None = None,
+) -> list[str]:
+    """Answers of one batch: one image (PIL, RGB) and one prompt with its marker for each; greedy without temperature.
+
+    The model answers in its own device and dtype; its training mode is left as it was found.
+    """
+    weights, tokenizer = next(model.parameters()), processor.tokenizer
+    texts = [expand_image_tokens(text, image_token_count(processor)) for text in prompts]
+    tokens = tokenizer(texts, padding=True, padding_side="left", return_tensors="pt").to(weights.device)
+    squares = [pad_to_square(image) for image in images]
+    pixels = processor.image_processor(squares, return_tensors="pt")["pixel_values"]
+    stop = stop_token_id(tokenizer, template)
+    draw = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
+    training = model.training
+    model.eval()
+    produced = model.generate(
+        input_ids=tokens["input_ids"],
+        attention_mask=tokens["attention_mask"],
+        pixel_values=pixels.to(weights.device, weights.dtype),
+        max_new_tokens=max_new_tokens,
+        eos_token_id=tokenizer.eos_token_id if stop is None else stop,
+        pad_token_id=tokenizer.pad_token_id,
+        **({"do_sample": False} | draw),
+    )
+    model.train(training)
+    new = produced[:, tokens["input_ids"].shape[1] :]
+    return [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
+
+
+def _spread(rows: Sequence[dict], limit: int) -> list[dict]:
+    """About `limit` rows (at least one group) spread evenly over the benchmark, with all rows of their groups."""
+    if limit < 1:
+        raise ValueError(f"limit must be at least 1, not {limit}")
+    keys = [(row["category"], row["group"]) for row in rows]
+    groups = list(dict.fromkeys(keys))
+    n = max(1, min(len(groups), round(limit * len(groups) / len(rows))))
+    chosen = {groups[i * len(groups) // n] for i in range(n)}
+    return [row for row, key in zip(rows, keys, strict=True) if key in chosen]
