@@ -1,0 +1,161 @@
+"""The embedded world: disjoint scenes, one right answer to everything asked, LLaVA's formats, the text lessons."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from viral_core.data import IGNORE, Sample, encode, load_conversations
+from viral_core.templates import IMAGE_MARKER, TEMPLATES
+from viral_core.world import questions, scenes
+from viral_core.world import write as world
+
+ASKERS = list(questions.ASKERS.values())
+
+
+def drawn(n: int, seed: int = 0, test: bool = False) -> list[scenes.Scene]:
+    return list(world.scenes(n, seed, test))
+
+
+def test_training_and_test_scenes_share_no_content():
+    train = {scene.key() for scene in drawn(2000, 1)}
+    test = {scene.key() for scene in drawn(500, 2, test=True)}
+    assert not train & test
+    assert len(test) > 400
+
+
+def test_scenes_stay_within_their_limits_and_use_every_category():
+    seen = drawn(800)
+    assert {name for scene in seen for name in scene.counts()} == set(scenes.BY_NAME)
+    assert {len(scene.objects) for scene in seen} == set(range(1, scenes.MAX_OBJECTS + 1))
+    for scene in seen:
+        cells = [o.cell for o in scene.objects]
+        assert cells == sorted(set(cells))
+        assert max(scene.counts().values()) <= scenes.MAX_COUNT
+        assert all((o.facing is None) == (scenes.BY_NAME[o.category].native is None) for o in scene.objects)
+
+
+def test_at_least_24_categories():
+    assert len(scenes.CATEGORIES) >= 24
+
+
+@pytest.mark.parametrize("name", questions.ASKERS)
+def test_answers_are_balanced(name):
+    rng, given = np.random.default_rng(0), []
+    for scene in drawn(1500):
+        if qa := questions.ASKERS[name](scene, rng):
+            given.append(qa.answer)
+    shares = np.unique(given, return_counts=True)[1] / len(given)
+    assert len(given) > 150
+    assert shares.max() < 1.45 / len(shares)
+
+
+def test_counts_and_relations_are_those_of_the_scene():
+    """Read the questions back and answer them from the objects' coordinates alone."""
+    rng = np.random.default_rng(0)
+    checked = {"count": 0, "relation": 0}
+    for scene in drawn(300):
+        qa = questions.cv_bench_count(scene, rng)
+        plural = re.match(r"How many (.+) are in the image\?", qa.stem)[1]
+        name = next(c.name for c in scenes.CATEGORIES if c.plural == plural)
+        assert int(qa.options["ABCDEF".index(qa.answer)]) == sum(o.category == name for o in scene.objects)
+        checked["count"] += 1
+        if qa := questions.cv_bench_relation(scene, rng):
+            a, b = re.search(r"positions of the (.+) and the (.+) in the image", qa.stem).groups()
+            (a,), (b,) = ([o for o in scene.objects if o.category == n] for n in (a, b))
+            right = {"left": a.col < b.col, "right": a.col > b.col, "above": a.row < b.row, "below": a.row > b.row}
+            assert right[qa.options["AB".index(qa.answer)]]
+            assert not right[qa.options["BA".index(qa.answer)]]
+            checked["relation"] += 1
+    assert min(checked.values()) > 80
+
+
+def test_written_data_load_through_the_real_loaders(tmp_path):
+    world.write_captions(tmp_path / "pretrain", 4, seed=0)
+    world.write_conversations(tmp_path / "instruct", 5, text_only=2, most=3, seed=0)
+    captions = load_conversations(tmp_path / "pretrain/blip_laion_cc_sbu_558k.json", tmp_path / "pretrain/images")
+    mixed = load_conversations(tmp_path / "instruct/llava_v1_5_mix665k.json", tmp_path / "instruct/images")
+    assert len(captions) == 4
+    assert [bool(sample.images) for sample in mixed] == [True] * 5 + [False] * 2
+    assert captions[0].open_images()[0].size == (96, 96)
+    again = tmp_path / "again"
+    world.write_conversations(again, 5, text_only=2, most=3, seed=0)
+    name = "llava_v1_5_mix665k.json"
+    assert json.loads((again / name).read_text()) == json.loads((tmp_path / "instruct" / name).read_text())
+
+
+@pytest.fixture(scope="module")
+def language():
+    from viral_core.world import language
+
+    return language
+
+
+@pytest.mark.parametrize("template", ["vicuna_v1", "qwen"])
+def test_text_lessons_are_tokenised_as_training_and_evaluation_do(language, template, tiny):
+    """The language model must have seen the very tokens that stage 1 and 2 and the benchmarks will show it."""
+    from transformers import AutoImageProcessor, LlavaProcessor
+
+    tokenizer = language.build_tokenizer(bos=template == "vicuna_v1")
+    images = AutoImageProcessor.from_pretrained(tiny / "clip")
+    images.size, images.crop_size = {"shortest_edge": 96}, {"height": 96, "width": 96}
+    processor = LlavaProcessor(images, tokenizer, patch_size=24, num_additional_image_tokens=1,
+                               vision_feature_select_strategy="default")  # fmt: skip
+    rng = np.random.default_rng(0)
+    for scene in drawn(20):
+        items = questions.conversation(scene, rng, 4, ASKERS)
+        for said, shown in ((world.turns(items, image=True), ("a.jpg",)), (world.in_words(scene, items), ()),
+                            (world.captioning(scene), ("a.jpg",))):  # fmt: skip
+            expected = encode(Sample("s", tuple(said), shown, None), processor, TEMPLATES[template], 512)
+            ids, labels = language.tokenise(tokenizer, language.converse(TEMPLATES[template], said))
+            assert torch.equal(ids, expected["input_ids"])
+            assert torch.equal(labels, expected["labels"])
+
+
+def test_every_word_of_the_world_is_one_token(language):
+    tokenizer = language.build_tokenizer(bos=True)
+    for scene in drawn(50):
+        for words in questions.spelled_out(scene):
+            assert all(len(tokenizer(f" {w}", add_special_tokens=False).input_ids) == 1 for w in words)
+    assert tokenizer.decode(tokenizer("Grüße, 漢字!", add_special_tokens=False).input_ids) == "Grüße, 漢字!"
+
+
+def test_lessons_tell_the_truth(language):
+    """Facts read back from the text agree with the scene, whether told or chosen from options."""
+    rng, checked = np.random.default_rng(0), 0
+    for scene in drawn(60):
+        pieces = language.lesson(scene, rng, 12, choice=0.5)
+        for (ask, _), (told, _) in zip(pieces[::2], pieces[1::2], strict=True):
+            words, told = ask.split(), told.strip()
+            if words[0] != "count":
+                continue
+            if words[-1] == "=":
+                told = words[[w.strip("():") for w in words].index(told.strip("()")) + 1]
+            name = next(c.name for c in scenes.CATEGORIES if words[1] in (c.name, c.plural))
+            assert int(told) == sum(o.category == name for o in scene.objects)
+            checked += 1
+    assert checked > 100
+
+
+def test_cells_stand_at_the_image_tokens(language):
+    """The spelled-out scene replaces the embeddings of image tokens and no others."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = language.build_tokenizer(bos=True)
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16,
+                                         num_hidden_layers=1, num_attention_heads=2))  # fmt: skip
+    scene = drawn(1)[0]
+    image = tokenizer.convert_tokens_to_ids(IMAGE_MARKER)
+    pieces = language.converse(TEMPLATES["vicuna_v1"], world.captioning(scene))
+    ids, labels = language.tokenise(tokenizer, pieces)
+    assert (labels != IGNORE).any()
+    cells = language.spell_out(tokenizer, scene)
+    got = language.embed(model, image, ids[None], cells[None])[0]
+    table = model.get_input_embeddings().weight
+    weights = torch.tensor([1.0] + [language.DETAIL] * 3)
+    for cell, position in enumerate((ids == image).nonzero().flatten()):
+        words = [i for i in cells[cell] if i >= 0]
+        torch.testing.assert_close(got[position], sum(w * table[i] for w, i in zip(weights, words, strict=False)))
+    torch.testing.assert_close(got[ids != image], table[ids[ids != image]])
