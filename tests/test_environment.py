@@ -1,0 +1,54 @@
+"""The environment is described once: pyproject, constraints and environment.yml agree; imports stay light."""
+
+import re
+import subprocess
+import sys
+import tomllib
+
+import yaml
+
+from viral_core.paths import ROOT
+
+
+def _pins() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return dict(line.split("==") for line in lines if line and not line.startswith("#"))
+
+
+def _requirements() -> set[str]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    names = {re.match(r"[A-Za-z0-9_.-]+", item)[0].lower() for group in groups for item in group}
+    return names - {"viral-workbook"}
+
+
+def test_every_requirement_is_pinned():
+    assert _requirements() <= set(_pins())
+
+
+def test_conda_installs_what_make_installs():
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text())
+    pip = next(item["pip"] for item in conda["dependencies"] if isinstance(item, dict))
+    assert pip == ["-c constraints.txt", "-e .[all]"]
+    required = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+    python = next(item for item in conda["dependencies"] if str(item).startswith("python="))
+    assert f">={python.removeprefix('python=')}" == required
+
+
+def _imports(statement: str, absent: list[str]) -> None:
+    check = f"{statement}\nimport sys\nprint(sorted(set({absent!r}) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_core_needs_neither_dvc_nor_papermill_nor_deepspeed():
+    modules = [p.stem for p in (ROOT / "viral_core").glob("*.py") if not p.stem.startswith("_")]
+    _imports("import " + ", ".join(f"viral_core.{m}" for m in modules), ["dvc", "papermill", "deepspeed", "jupytext"])
+
+
+def test_the_package_itself_loads_no_torch():
+    _imports("import viral_core, viral_core.profile", ["torch", "transformers"])
+
+
+def test_torchvision_can_be_imported_after_the_package():
+    _imports("import viral_core\nimport torchvision.ops", ["deepspeed"])

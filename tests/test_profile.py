@@ -1,0 +1,108 @@
+"""Profiles are data: checked keys, known names, one pipeline entry per thing to make."""
+
+import subprocess
+
+import pytest
+import yaml
+
+from viral_core import profile as profiles
+from viral_core.paths import ROOT
+
+
+@pytest.mark.parametrize("name", profiles.names())
+def test_every_profile_loads_and_its_stages_are_keyed_by_its_name(name):
+    profile = profiles.load(name)
+    stages = profiles.stages(profile)
+    assert set(stages) == set(profiles.KINDS)
+    assert all(key.startswith(f"{name}-") for entries in stages.values() for key in entries)
+    assert {entry["run"] for entry in stages["stage2"].values()} == set(profile.runs)
+
+
+def test_the_four_profiles_exist():
+    assert profiles.names() == ["gpu", "laptop", "paper", "smoke"]
+
+
+def test_committed_params_are_the_laptop_profile():
+    shown = subprocess.run(["git", "show", "HEAD:params.yaml"], cwd=ROOT, capture_output=True, text=True, check=True)
+    params = yaml.safe_load(shown.stdout)
+    assert params == {"profile": "laptop", **profiles.stages(profiles.load("laptop"))}
+
+
+def test_profiles_share_no_output():
+    outs = {}
+    for name in profiles.names():
+        for entries in profiles.stages(profiles.load(name)).values():
+            for key, entry in entries.items():
+                assert outs.setdefault(entry["out"], key) == key
+                if entry["out"].startswith("runs/"):
+                    assert entry["out"].startswith(f"runs/{name}/")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder of profiles with a copy of the real ones."""
+    for file in profiles.PROFILES.glob("*.yaml"):
+        (tmp_path / file.name).write_text(file.read_text())
+    monkeypatch.setattr(profiles, "PROFILES", tmp_path)
+    return tmp_path
+
+
+def test_an_unknown_profile_lists_the_others():
+    with pytest.raises(profiles.ProfileError, match="no profile 'huge'; there are: gpu, laptop, paper, smoke"):
+        profiles.load("huge")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stag2": {}}, r"unknown key stag2; valid keys: .*stage2"),
+        ({"world": {"polo": 3}}, r"world: unknown key polo; valid keys: pool, captions"),
+        ({"runs": {"virall": [0]}}, r"no run 'virall'; there are: baseline, viral"),
+        ({"world": {"pool": "many"}}, r"world.pool: expected int, found 'many'"),
+        ({"world": {"pool": None}}, r"world: missing key pool"),
+    ],
+)
+def test_what_is_wrong_in_a_profile_is_named(folder, change, message):
+    (folder / "mine.yaml").write_text(yaml.safe_dump({"extends": "laptop", **change}))
+    with pytest.raises(profiles.ProfileError, match=message):
+        profiles.load("mine")
+
+
+def test_a_run_with_an_unknown_teacher_lists_the_teachers(folder):
+    runs = yaml.safe_load((folder / "runs.yaml").read_text())
+    runs["mine"] = {"align": {"teacher": "dino"}}
+    (folder / "runs.yaml").write_text(yaml.safe_dump(runs))
+    (folder / "mine.yaml").write_text(yaml.safe_dump({"extends": "laptop", "runs": {"mine": [0]}}))
+    with pytest.raises(profiles.ProfileError, match="no teacher 'dino'; there are: .*dinov2"):
+        profiles.load("mine")
+
+
+def test_a_profile_states_only_what_differs(folder):
+    (folder / "mine.yaml").write_text(yaml.safe_dump({"extends": "laptop", "seed": 7}))
+    mine, laptop = profiles.load("mine"), profiles.load("laptop")
+    assert mine.seed == 7
+    assert mine.world == laptop.world
+    assert mine.data.benchmarks == laptop.data.benchmarks.replace("laptop", "mine")
+
+
+@pytest.mark.parametrize(("blocks", "layer"), [(32, 16), (40, 20), (28, 14), (8, 4), (10, 5), (7, 4), (30, 15)])
+def test_the_middle_layer_of_every_language_model(blocks, layer):
+    assert profiles.Align(depth=0.5).layers(blocks) == [layer]
+
+
+def test_changing_one_run_changes_its_entries_only(folder):
+    before = profiles.stages(profiles.load("laptop"))
+    runs = yaml.safe_load((folder / "runs.yaml").read_text())
+    runs["viral"]["align"]["weight"] = 0.25
+    (folder / "runs.yaml").write_text(yaml.safe_dump(runs))
+    after = profiles.stages(profiles.load("laptop"))
+    changed = {key for kind in before for key in before[kind] if before[kind][key] != after[kind][key]}
+    assert changed
+    assert all(key.startswith("laptop-viral-s") for key in changed)
+
+
+def test_an_unknown_stage_key_lists_the_known_ones(tmp_path):
+    params = tmp_path / "params.yaml"
+    params.write_text(yaml.safe_dump({"stage2": {"laptop-baseline-s0": {}}}))
+    with pytest.raises(profiles.ProfileError, match="no stage2 stage 'x'; there are: laptop-baseline-s0"):
+        profiles.entry("stage2", "x", params)

@@ -1,0 +1,31 @@
+"""Command line: `python -m viral_core profile NAME` selects a profile, `python -m viral_core STAGE KEY` runs a stage."""
+
+import argparse
+import os
+import shutil
+import sys
+
+from viral_core import profile
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m viral_core", description=__doc__)
+    parser.add_argument("stage", choices=("profile", *profile.KINDS))
+    parser.add_argument("key", help="a profile's name, or a stage's key in params.yaml")
+    args = parser.parse_args()
+    if shutil.which("nvidia-smi") is None:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # spares DeepSpeed a search and a warning in every stage
+    try:
+        if args.stage == "profile":
+            changed = profile.activate(args.key)
+            print(f"params.yaml: profile {args.key}{'' if changed else ' (unchanged)'}")
+        else:
+            from viral_core import stages
+
+            getattr(stages, args.stage)(profile.entry(args.stage, args.key))
+    except profile.ProfileError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

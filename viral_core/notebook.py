@@ -1,0 +1,35 @@
+"""Execute a notebook kept as a jupytext script, with papermill, after checking its parameters."""
+
+import tempfile
+from pathlib import Path
+
+
+def execute(source: str | Path, out: str | Path, parameters: dict) -> None:
+    """Run `source` (py:percent) with `parameters` and write the executed notebook to `out`.
+
+    A failing cell leaves the notebook with its error in `out` and raises.
+
+    Raises:
+        FileNotFoundError: no such notebook.
+        ValueError: a parameter that the notebook's cell tagged "parameters" does not set, or sets to another type.
+    """
+    import jupytext
+    import papermill
+
+    source, out = Path(source), Path(out)
+    if not source.is_file():
+        raise FileNotFoundError(f"no notebook {source}")
+    with tempfile.TemporaryDirectory() as folder:
+        unexecuted = Path(folder) / f"{source.stem}.ipynb"
+        jupytext.write(jupytext.read(source), unexecuted)
+        known = {name: facts["default"] for name, facts in papermill.inspect_notebook(str(unexecuted)).items()}
+        if unknown := sorted(set(parameters) - set(known)):
+            raise ValueError(f"{source}: unknown parameter {', '.join(unknown)}; it has: {', '.join(known)}")
+        for name, value in parameters.items():
+            default = type(eval(known[name], {"__builtins__": {}}))  # noqa: S307  the notebook's own literal
+            if not isinstance(value, default):
+                raise ValueError(f"{source}: parameter {name} is a {default.__name__}, not {value!r}")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        papermill.execute_notebook(
+            str(unexecuted), str(out), parameters=parameters, kernel_name="python3", cwd=str(source.parent)
+        )

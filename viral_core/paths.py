@@ -1,0 +1,51 @@
+"""Where things are: the one place that knows the folders of the repository."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PROFILES = ROOT / "profiles"
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """Folders of one profile's results, relative to the repository's root."""
+
+    profile: str
+
+    @property
+    def root(self) -> Path:
+        return Path("runs") / self.profile
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    def cache(self, teacher: str, vision: str) -> Path:
+        return self.root / "cache" / f"{teacher}-{vision}"
+
+    def stage1(self, language: str, vision: str) -> Path:
+        return self.root / "stage1" / f"{language}-{vision}"
+
+    def run(self, name: str) -> Path:
+        return self.root / "stage2" / name
+
+    @property
+    def evaluations(self) -> Path:
+        return self.root / "evaluation"
+
+    def evaluation(self, name: str) -> Path:
+        return self.evaluations / name
+
+    @property
+    def similarities(self) -> Path:
+        return self.root / "cknna"
+
+    def cknna(self, name: str) -> Path:
+        return self.similarities / f"{name}.csv"
+
+    def notebook(self, name: str) -> Path:
+        return self.root / "notebooks" / f"{name}.ipynb"
+
+    def results(self, name: str) -> Path:
+        return self.root / "results" / name
