@@ -206,7 +206,9 @@ class FeatureCache:
 
     def _damaged(self, number: int, name: str) -> ValueError:
         file = self.folder / self._shards[number]
-        return ValueError(f"{file} is missing or was changed (image {name!r}): write the cache again, intact shards stay")
+        return ValueError(
+            f"{file} is missing or was changed (image {name!r}): write the cache again, intact shards stay"
+        )
 
     @cached_property
     def _parts(self) -> dict[int, dict]:

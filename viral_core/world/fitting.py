@@ -17,20 +17,21 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from viral_core.teachers import load_teacher
+from viral_core.teachers import Teacher, load_teacher
 
 from .pool import Pool, load_pool
 from .probe import probe
 from .scenes import GRID
 
-PROBED = 1600  # scenes at the end of the pool that no training sees: the probes' (at most a fifth of the pool)
+HELD_OUT = 500  # scenes at the end of the pool that no training sees, for the probes (at most a fifth of the pool)
+PROBED = 2000  # scenes at its start that the probes are fitted to
 SIZES = dict(width=96, layers=4, heads=4, mlp=192)  # of every vision transformer here
 
 
 def split_pool(folder: str | Path) -> tuple[Pool, Pool]:
     """The scenes to train on, and those kept for the probes."""
     pool = load_pool(folder)
-    kept = min(PROBED, len(pool) // 5)
+    kept = min(HELD_OUT, len(pool) // 5)
     return pool[: len(pool) - kept], pool[len(pool) - kept :]
 
 
@@ -95,25 +96,28 @@ def fit(
     return {"steps": steps, "batch": batch, "seconds": round(time.perf_counter() - start, 1), "loss": tenths}
 
 
-def write(out: str | Path, kind: str, held_out: Pool, record: dict, *parts) -> dict:
+def features_of(teacher: Teacher, pool: Pool, batch: int = 200) -> Tensor:
+    """Features (n, 16, d) of all scenes of a pool."""
+    starts = range(0, len(pool), batch)
+    return torch.cat([teacher([Image.fromarray(image) for image in pool.images[i : i + batch]]) for i in starts])
+
+
+def write(out: str | Path, kind: str, pools: tuple[Pool, Pool], record: dict, *parts) -> dict:
     """Save model and processors (`parts`), load them again as the teacher that everybody else will load, and probe it.
 
-    Writes metrics.json beside the weights: the record of the training and the probes' accuracies on `held_out`.
+    Writes metrics.json beside the weights: the record of the training and the probes' accuracies on held-out scenes.
     """
     out = Path(out)
     for part in parts:
         part.save_pretrained(out)
-    teacher = load_teacher(kind, out, GRID, size=held_out.images.shape[1])
-    features = torch.cat([
-        teacher([Image.fromarray(image) for image in held_out.images[i : i + 200]])
-        for i in range(0, len(held_out), 200)
-    ])  # fmt: skip
+    teacher = load_teacher(kind, out, GRID, size=pools[0].images.shape[1])
+    pools = (pools[0][:PROBED], pools[1])
     metrics = {
         "kind": kind,
         "note": "stand-in: a tiny model trained from scratch on the embedded world",
         "parameters": sum(p.numel() for p in teacher.model.parameters()),
         **record,
-        "probe": probe(features, held_out),
+        "probe": probe(*((features_of(teacher, pool), pool) for pool in pools)),
     }
     (out / "metrics.json").write_text(json.dumps(metrics, indent=1))
     return metrics

@@ -32,6 +32,7 @@ from viral_core.world.write import captioning, in_words, scenes, turns
 
 CELLS = GRID * GRID
 WORDS = 4  # per cell: what, row, column, facing
+FIRST = 0.2  # part of the training that lessons dominate; after it they are a quarter as many
 DETAIL = 0.6  # weight of the words after the first: a cell is first of all what it shows
 FAMILIES = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen2": (Qwen2Config, Qwen2ForCausalLM)}
 
@@ -41,6 +42,7 @@ FIXED = (
     f"\n{questions.LETTER}", " Select from the following choices.", " Answer with left, right, top or bottom.",
     " Answer with left, right, above or below.", "Considering the relative positions of the",
     " in the image provided, where is the", " located with respect to the",
+    questions.THE_ANSWER,
 )  # fmt: skip
 
 
@@ -49,7 +51,7 @@ def build_tokenizer(bos: bool) -> PreTrainedTokenizerFast:
     rng, words = np.random.default_rng(0), []
     for scene in scenes(1500, 0, test=False):
         items = questions.conversation(scene, rng, len(questions.ASKERS), list(questions.ASKERS.values()))
-        words += [f" {qa.text} {qa.answer}" for qa in items] + [f" {questions.caption(scene)}"]
+        words += [f" {qa.text} {qa.told}" for qa in items] + [f" {questions.caption(scene)} {questions.described(scene)}"]
         words += ["".join(f" {word}" for cell in questions.spelled_out(scene) for word in cell)]
         words += ["".join(text for text, _ in lesson(scene, rng, 8, choice=0.5))]
     tokenizer = Tokenizer(models.BPE())
@@ -103,7 +105,7 @@ def lesson(scene: Scene, rng: np.random.Generator, items: int, choice: float) ->
             form, letters = questions.pick(rng, ((" ({})", "ABCDEF"), (" ({})", "abcdef"), (" {}:", "ABCDEF")))
             ask += "".join(f"{form.format(x)} {o}" for x, o in zip(letters, options, strict=False))
             letter = letters[options.index(told)]
-            ask, told = f"{ask} =", f"({letter})" if letter.islower() else letter
+            ask, told = f"{ask} =", letter if ":" in form else questions.reasoned(told, letter)
         pieces += [(ask, False), (f" {told}", True)]
     return pieces
 
@@ -111,7 +113,7 @@ def lesson(scene: Scene, rng: np.random.Generator, items: int, choice: float) ->
 class Lessons(IterableDataset):
     """Endless samples `(input_ids, labels, cells)`: lessons, captions, conversations about a spelled-out scene.
 
-    The share of lessons falls from `lessons` to a tenth of it over `steps` batches; `cells` (16, 4) are the tokens
+    Lessons are a share of `lessons` in the first part of the `steps` batches (`FIRST`), and a quarter of that later; `cells` (16, 4) are the tokens
     of each cell's words.
     """
 
@@ -127,11 +129,12 @@ class Lessons(IterableDataset):
             yield self.sample(scene, rng, i / (self.steps * self.batch_size))
 
     def sample(self, scene: Scene, rng: np.random.Generator, progress: float) -> tuple:
-        share = self.lessons * max(0.1, 1 - progress)
+        first = progress < FIRST
+        share = self.lessons if first else self.lessons / 4
         cells = spell_out(self.tokenizer, scene)
         drawn, items = rng.random(), questions.conversation(scene, rng, self.turns, self.askers)
         if drawn < share:
-            pieces = [(opening(self.template), False), *lesson(scene, rng, self.items, choice=max(0.0, min(0.6, 2 * progress - 0.5)))]
+            pieces = [(opening(self.template), False), *lesson(scene, rng, self.items, choice=0.0 if first else 0.5)]
         elif drawn < share + self.captions:
             pieces = converse(self.template, captioning(scene))
         else:

@@ -7,51 +7,56 @@ from torch import Tensor, nn
 from .pool import Pool
 
 
-def linear_probe(x: Tensor, y: Tensor, n_train: int, weight_decay: float = 1e-5) -> Tensor:
-    """Multinomial logistic regression on the first `n_train` rows of x (n, d), labels y (n,); predictions for the rest."""
-    mean, std = x[:n_train].mean(0), x[:n_train].std(0) + 1e-6
+def linear_probe(x: Tensor, y: Tensor, test: Tensor, weight_decay: float = 1e-5) -> Tensor:
+    """Multinomial logistic regression on features x (n, d) with labels y (n,); the labels that it gives `test` (m, d)."""
+    mean, std = x.mean(0), x.std(0) + 1e-6
     x = (x - mean) / std
     model = nn.Linear(x.shape[1], int(y.max()) + 1)
     nn.init.zeros_(model.weight)
     nn.init.zeros_(model.bias)
-    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=100, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=50, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(model(x[:n_train]), y[:n_train]) + weight_decay * model.weight.square().sum()
+        loss = nn.functional.cross_entropy(model(x), y) + weight_decay * model.weight.square().sum()
         loss.backward()
         return loss
 
     optimizer.step(closure)
     with torch.no_grad():
-        return model(x[n_train:]).argmax(1)
+        return model((test - mean) / std).argmax(1)
 
 
-def probe(features: Tensor, pool: Pool, train: float = 0.75) -> dict[str, float]:
-    """Accuracies of linear probes of patch features (n, 16, d) on scenes that the probes have not seen.
+def probe(seen: tuple[Tensor, Pool], held_out: tuple[Tensor, Pool]) -> dict[str, float]:
+    """Accuracies on `held_out` scenes of linear probes fitted to `seen` ones; features (n, 16, d), one pool for each.
 
     `category`: of 25 classes (24 and empty), over the patches that show an object.  `occupied`: object or not.
-    `facing`: left or right (chance 0.5), over the patches whose object has a front; one map for all categories.
-    `position`: which of the 16 cells.
+    `facing`: left or right (chance 0.5), over the patches whose object has a front, one map for all categories.
+    `position`: which of the 16 cells.  Fitted to the patches with objects and as many empty ones.
     """
-    n, cells, d = features.shape
-    split = int(n * train)
-    x = features.detach().float()
-    category = torch.from_numpy(np.asarray(pool.categories, np.int64))
-    facing = torch.from_numpy(np.asarray(pool.facings, np.int64))
-    shown = category[split:].flatten() > 0
-    named = linear_probe(x.flatten(0, 1), category.flatten(), split * cells)
-    front = facing > 0
-    aimed = linear_probe(x[front], facing[front] - 1, int(front[:split].sum()))
-    place = torch.arange(cells).repeat(n)
-    placed = linear_probe(x.flatten(0, 1), place, split * cells)
+    (x, category, facing, cell), (x_test, category_test, facing_test, cell_test) = (
+        (
+            features.detach().float().flatten(0, 1),
+            torch.from_numpy(np.array(pool.categories, np.int64)).flatten(),
+            torch.from_numpy(np.array(pool.facings, np.int64)).flatten(),
+            torch.arange(features.shape[1]).repeat(len(features)),
+        )
+        for features, pool in (seen, held_out)
+    )
+    shown = category.nonzero().squeeze(1)
+    empty = (category == 0).nonzero().squeeze(1)[:: max(1, (len(category) - len(shown)) // len(shown))]
+    rows = torch.cat([shown, empty])
+    named = linear_probe(x[rows], category[rows], x_test)
+    placed = linear_probe(x[rows], cell[rows], x_test)
+    front, front_test = facing > 0, facing_test > 0
+    aimed = linear_probe(x[front], facing[front] - 1, x_test[front_test])
 
-    def accuracy(predicted: Tensor, true: Tensor) -> float:
-        return round(float((predicted == true).float().mean()), 4)
+    def share(correct: Tensor) -> float:
+        return round(float(correct.float().mean()), 4)
 
     return {
-        "category": accuracy(named[shown], category[split:].flatten()[shown]),
-        "occupied": accuracy(named > 0, shown),
-        "facing": accuracy(aimed, (facing[split:][front[split:]] - 1)),
-        "position": accuracy(placed, place[split * cells :]),
+        "category": share((named == category_test)[category_test > 0]),
+        "occupied": share((named > 0) == (category_test > 0)),
+        "facing": share(aimed == facing_test[front_test] - 1),
+        "position": share(placed == cell_test),
     }

@@ -17,6 +17,7 @@ from viral_core.world.scenes import BY_NAME, CATEGORIES, GRID, MAX_COUNT, Object
 SINGLE_WORD = "Answer the question using a single word or phrase."
 YES_OR_NO = "Please answer yes or no."
 LETTER = "Answer with the option's letter from the given choices directly."
+THE_ANSWER = ": the answer is"
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
 ROWS = ("top", "upper", "lower", "bottom")
 COLUMNS = ("far-left", "mid-left", "mid-right", "far-right")
@@ -25,9 +26,10 @@ OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"
 
 @dataclass(frozen=True)
 class QA:
-    """One question.  `text` is the whole user turn, `answer` the reply to be learned and the scoring key.
+    """One question.  `text` is the whole user turn, `answer` the scoring key, `told` the reply to be learned.
 
     `stem` is the bare question and `options` the choices in order, where the benchmark's file keeps them apart.
+    A reply that names an option's text before its letter is an easier lesson for a tiny model than the letter alone.
     """
 
     task: str
@@ -36,6 +38,11 @@ class QA:
     stem: str
     options: tuple[str, ...] = ()
     category: str = ""
+    reply: str = ""
+
+    @property
+    def told(self) -> str:
+        return self.reply or self.answer
 
 
 Asker = Callable[[Scene, np.random.Generator], QA | None]
@@ -83,6 +90,11 @@ def _choices(rng: np.random.Generator, gold: str, others: Sequence[str], letters
     return options, letters[options.index(gold)]
 
 
+def reasoned(option: str, letter: str) -> str:
+    """A reply that says the option before its letter, in a form that the official scorers read."""
+    return f"{option}{THE_ANSWER} {letter}"
+
+
 def pope(scene: Scene, rng: np.random.Generator) -> QA:
     """POPE: existence, half present and half absent."""
     present = list(scene.counts())
@@ -120,7 +132,8 @@ def cv_bench_relation(scene: Scene, rng: np.random.Generator) -> QA | None:
 def _cv_bench(task: str, stem: str, options: Sequence[str], letter: str) -> QA:
     listed = "\n".join(f"({x}) {o}" for x, o in zip("ABCDEF", options, strict=False))
     text = f"{stem} Select from the following choices.\n{listed}\n{LETTER}"
-    return QA(task.lower(), text, letter, stem, tuple(options), task)
+    told = reasoned(options["ABCDEF".index(letter)], letter)
+    return QA(task.lower(), text, letter, stem, tuple(options), task, told)
 
 
 def whats_up_one(scene: Scene, rng: np.random.Generator) -> QA | None:
@@ -150,10 +163,11 @@ def mmvp(scene: Scene, rng: np.random.Generator) -> QA | None:
 
 def mmvp_about(o: Object, left_first: bool) -> QA:
     options = ("Left", "Right") if left_first else ("Right", "Left")
-    letter = "ab"[options.index(o.facing.capitalize())]
+    told = o.facing.capitalize()
+    letter = "ab"[options.index(told)]
     stem = f"Is the {o.category} facing left or right?"
     text = f"{stem}\n(a) {options[0]} (b) {options[1]}\n{LETTER}"
-    return QA("facing", text, f"({letter})", stem, options, "facing")
+    return QA("facing", text, f"({letter})", stem, options, "facing", told)
 
 
 def mme_existence(scene: Scene, rng: np.random.Generator) -> QA:
@@ -284,13 +298,27 @@ ASKERS: dict[str, Asker] = {
 }
 
 
-def caption(scene: Scene) -> str:
-    """Stage-1 caption: every object in reading order with its facing and place."""
+def described(scene: Scene) -> str:
+    """The scene in a sentence: every object in reading order with its facing and place."""
     said = []
     for o in scene.objects:
         facing = f" facing {o.facing}" if o.facing else ""
         said.append(f"{article(o.category)}{facing} at the {ROWS[o.row]} {COLUMNS[o.col]}")
     return "A photo of " + ", ".join(said) + "."
+
+
+def caption(scene: Scene) -> str:
+    """Stage-1 caption: what each cell shows, in reading order, then which way it faces, then where single objects are.
+
+    One word a cell, so that every word is about one visual token at a fixed distance: a projector learns from that at
+    once, and from sentences hardly at all, because a frozen language model looks for a noun by its content, and
+    features that are not yet words have none.
+    """
+    what, facing = ["nothing"] * (GRID * GRID), ["none"] * (GRID * GRID)
+    for o in scene.objects:
+        what[o.cell], facing[o.cell] = o.category, o.facing or "none"
+    places = [f"at {o.category} {ROWS[o.row]} {COLUMNS[o.col]}" for o in singles(scene)]
+    return " ".join([*what, *facing, *places])
 
 
 def conversation(scene: Scene, rng: np.random.Generator, turns: int, askers: Sequence[Asker]) -> list[QA]:

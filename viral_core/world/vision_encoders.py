@@ -1,4 +1,4 @@
-"""The embedded vision encoders: CLIP (softmax contrast) and SigLIP2 (sigmoid contrast), trained from scratch on the pool.
+"""The embedded vision encoders: CLIP (softmax contrast) and SigLIP2 (sigmoid contrast), trained on the pool.
 
 SigLIP2's checkpoints of a fixed resolution load as transformers' Siglip classes, so that is the class here.
 
@@ -75,8 +75,8 @@ def sigmoid_contrast(similarity: Tensor, same: Tensor) -> Tensor:
     return -F.logsigmoid(sign * similarity).sum(1).mean()
 
 
-def _train(kind: str, model, contrast, image_processor, pool, out, **recipe) -> dict:
-    train, held_out = pool
+def _train(kind: str, model, contrast, image_processor, pools, out, **recipe) -> dict:
+    train = pools[0]
     mean, std = image_processor.image_mean, image_processor.image_std
     embeddings = model.vision_model.embeddings
     rng = np.random.default_rng(recipe["seed"])
@@ -94,12 +94,10 @@ def _train(kind: str, model, contrast, image_processor, pool, out, **recipe) -> 
         return contrast(model(input_ids=ids, pixel_values=pixels).logits_per_image, numbers[:, None] == numbers)
 
     record = fit(list(model.parameters()), loss, len(train), name=f"{kind} encoder", **recipe)
-    return write(out, "clip", held_out, {"encoder": kind, **record}, model, image_processor, words)
+    return write(out, "clip", pools, {"encoder": kind, **record}, model, image_processor, words)
 
 
-def train_clip(
-    pool: str | Path, out: str | Path, *, steps: int, seed: int, batch: int = 128, lr: float = 2e-3
-) -> dict:
+def train_clip(pool: str | Path, out: str | Path, *, steps: int, seed: int, batch: int = 128, lr: float = 2e-3) -> dict:
     """Train a CLIP on the pool; `out` loads as CLIPModel or CLIPVisionModel.  Returns the metrics that it writes."""
     torch.manual_seed(seed)
     pools = split_pool(pool)

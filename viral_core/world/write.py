@@ -46,7 +46,7 @@ def turns(items: list[questions.QA], image: bool) -> list[dict]:
     out = []
     for i, qa in enumerate(items):
         marker = f"{IMAGE_MARKER}\n" if image and i == 0 else ""
-        out += [{"from": "human", "value": marker + qa.text}, {"from": "gpt", "value": qa.answer}]
+        out += [{"from": "human", "value": marker + qa.text}, {"from": "gpt", "value": qa.told}]
     return out
 
 
@@ -59,7 +59,7 @@ def captioning(scene: Scene) -> list[dict]:
 def in_words(scene: Scene, items: list[questions.QA]) -> list[dict]:
     """A conversation without an image: the scene is described in the first question instead."""
     out = turns(items, image=False)
-    out[0]["value"] = f"{questions.caption(scene)}\n{out[0]['value']}"
+    out[0]["value"] = f"{questions.described(scene)}\n{out[0]['value']}"
     return out
 
 
