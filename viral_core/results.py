@@ -4,8 +4,6 @@ Seeds of a run are pooled: an interval resamples what is shared (images, questio
 profile names and that has no results yet is missing from the tables; `missing` names it.
 """
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 
@@ -69,7 +67,7 @@ def answers(profile: str, run: str, benchmark: str) -> list[list[dict]]:
         file = ROOT / paths.evaluation(f"{run}-s{seed}") / f"{benchmark}.jsonl"
         if file.is_file():
             settings, runs = read_answers(file)
-            if settings["partial"] or any(len(rows) != settings["rows"] for rows in runs):
+            if settings["limit"] is not None or any(len(rows) != settings["rows"] for rows in runs):
                 raise ValueError(f"{file} is partial: evaluate it in full, partial results enter no table")
             found += runs
     return found
@@ -129,7 +127,7 @@ def pilot_conclusions(curve: pd.DataFrame, found: pd.DataFrame, settings: profil
         line = line.set_index("layer")
         first, last = line.loc[line.index.min()], line.loc[line.index.max()]
         lines.append(
-            f"`{run}`: CKNNA is {first['cknna']:.3f} [{first['low']:.3f}, {first['high']:.3f}] at layer {first.name} and "
+            f"`{run}`: CKNNA is {first['cknna']:.3f} [{first['low']:.3f}, {first['high']:.3f}] at layer {first.name}, "
             f"{last['cknna']:.3f} [{last['low']:.3f}, {last['high']:.3f}] at layer {last.name} "
             f"({int(line['images'].iat[0])} images, {int(line['seeds'].iat[0])} seeds); its lowest layer is "
             f"{line['cknna'].idxmin()} and chance is {line['chance'].mean():.3f}."

@@ -26,19 +26,16 @@ def language(entry: dict) -> None:
 
 def vision(entry: dict) -> None:
     """Train an embedded vision encoder by image-text contrast."""
-    from viral_core.world import vision_encoders
+    from viral_core.world.vision import train_encoder
 
-    recipe = dict(entry["train"])
-    train = {"clip": vision_encoders.train_clip, "siglip": vision_encoders.train_siglip}[recipe.pop("kind")]
-    train(entry["pool"], entry["out"], seed=entry["seed"], **recipe)
+    train_encoder(pool=entry["pool"], out=entry["out"], seed=entry["seed"], **entry["train"])
 
 
 def teacher(entry: dict) -> None:
     """Train an embedded teacher by its own family's objective."""
-    from viral_core.world import vision_teachers
+    from viral_core.world.vision import train_teacher
 
-    train = getattr(vision_teachers, f"train_{entry['kind']}")
-    train(entry["pool"], entry["out"], seed=entry["seed"], **entry["train"])
+    train_teacher(entry["kind"], entry["pool"], entry["out"], seed=entry["seed"], **entry["train"])
 
 
 def distil(entry: dict) -> None:
@@ -61,6 +58,7 @@ def stage1(entry: dict) -> None:
     import torch
 
     from viral_core.data import load_conversations
+    from viral_core.model import scale_projector
     from viral_core.templates import TEMPLATES
     from viral_core.trainer import Recipe, train_stage1
 
@@ -69,6 +67,7 @@ def stage1(entry: dict) -> None:
     torch.manual_seed(entry["seed"])
     samples = load_conversations(entry["data"]["captions"], entry["data"]["caption_images"])
     llava, processor = _assemble(entry)
+    scale_projector(llava, recipe.pop("projector_scale", 1.0))
     recipe = Recipe(**recipe, seed=entry["seed"])
     train_stage1(llava, processor, samples, recipe, entry["out"], template=template)
 
@@ -130,10 +129,12 @@ def _align(spec: dict | None, blocks: int, source=None):
 
     if spec is None:
         return None
+    spec = dict(spec)
+    head = {name: spec.pop(name) for name in ("hidden", "init_std")}
     wanted = profile.Align(**spec)
     return Align(
         layers=wanted.layers(blocks), target=wanted.target, objective=wanted.objective, weight=wanted.weight,
-        shared_head=wanted.shared_head, hidden=wanted.hidden, init_std=wanted.init_std, dim=source and source.dim,
+        shared_head=wanted.shared_head, dim=source and source.dim, **head,
     )  # fmt: skip
 
 

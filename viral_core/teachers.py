@@ -138,8 +138,8 @@ def load_teacher(
     if clip_pixels:
         mean, std = OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
     return Teacher(
-        kind, str(path), model.requires_grad_(False).eval().to(device), extract, dim, size, grid, tuple(mean), tuple(std),
-        Image.Resampling(int(processor.resample)), revision,
+        kind, str(path), model.requires_grad_(False).eval().to(device), extract, dim, size, grid, tuple(mean),
+        tuple(std), Image.Resampling(int(processor.resample)), revision,
     )  # fmt: skip
 
 

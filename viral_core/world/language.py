@@ -2,8 +2,8 @@
 
 A stand-in for Vicuna or Qwen has to bring what those bring: it knows the words, reads a scene from the positions where
 the visual tokens will stand, and answers every kind of question.  It is taught from text alone.  At the 16 visual
-positions it gets the sum of the embeddings of the words that describe a cell ("dog top far-left left", "nothing"); later a
-projector has to map visual features there.
+positions it gets the weighted sum of the embeddings of the words that describe a cell ("dog top far-left left",
+"nothing"); later a projector has to map visual features there.
 
 What was found on the way, at the size of the laptop profile:
 - Conversations alone teach nothing in the first 1000 steps.  Short lessons do ("count dogs 2 facing cat left ..."), 18
@@ -51,7 +51,8 @@ def build_tokenizer(bos: bool) -> PreTrainedTokenizerFast:
     rng, words = np.random.default_rng(0), []
     for scene in scenes(1500, 0, test=False):
         items = questions.conversation(scene, rng, len(questions.ASKERS), list(questions.ASKERS.values()))
-        words += [f" {qa.text} {qa.told}" for qa in items] + [f" {questions.caption(scene)} {questions.described(scene)}"]
+        words += [f" {qa.text} {qa.told}" for qa in items]
+        words += [f" {questions.caption(scene)} {questions.described(scene)}"]
         words += ["".join(f" {word}" for cell in questions.spelled_out(scene) for word in cell)]
         words += ["".join(text for text, _ in lesson(scene, rng, 8, choice=0.5))]
     tokenizer = Tokenizer(models.BPE())
@@ -61,8 +62,9 @@ def build_tokenizer(bos: bool) -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<pad>", "<s>", "</s>", "<|im_end|>", IMAGE_MARKER]
     trainer = trainers.BpeTrainer(
-        vocab_size=1024, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )
+        vocab_size=1024, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )  # fmt: skip
     tokenizer.train_from_iterator(words, trainer)
     tokenizer.add_tokens([AddedToken(text, normalized=False) for text in FIXED])
     if bos:
@@ -113,8 +115,8 @@ def lesson(scene: Scene, rng: np.random.Generator, items: int, choice: float) ->
 class Lessons(IterableDataset):
     """Endless samples `(input_ids, labels, cells)`: lessons, captions, conversations about a spelled-out scene.
 
-    Lessons are a share of `lessons` in the first part of the `steps` batches (`FIRST`), and a quarter of that later; `cells` (16, 4) are the tokens
-    of each cell's words.
+    Lessons are a share of `lessons` in the first part of the `steps` batches (`FIRST`), and a quarter of that later;
+    `cells` (16, 4) are the tokens of each cell's words.
     """
 
     def __init__(self, tokenizer, template: Template, *, seed, batch_size, steps, turns, items, lessons, captions):
@@ -218,10 +220,27 @@ def text_accuracy(model, tokenizer, template: Template, seed: int, rows: int) ->
 
 
 def train_language(
-    out: str | Path, template: str, seed: int, *, family: str, blocks: int, steps: int, width: int = 96, heads: int = 4,
-    mlp: int = 256, batch_size: int = 16, turns: int = 5, items: int = 20, lessons: float = 0.8, captions: float = 0.1,
-    rope_theta: float = 1e6, match: float = 0.1,
-    muon_lr: float = 0.02, lr: float = 3e-3, rows: int = 400, report_every: int = 0,
+    out: str | Path,
+    template: str,
+    seed: int,
+    *,
+    family: str,
+    blocks: int,
+    steps: int,
+    width: int = 96,
+    heads: int = 4,
+    mlp: int = 256,
+    batch_size: int = 16,
+    turns: int = 5,
+    items: int = 18,
+    lessons: float = 0.7,
+    captions: float = 0.15,
+    rope_theta: float = 1e6,
+    match: float = 0.1,
+    muon_lr: float = 0.02,
+    lr: float = 3e-3,
+    rows: int = 400,
+    report_every: int = 0,
 ) -> dict:
     """Train a stand-in for a language model and save it, its tokenizer and `metrics.json` in `out`.
 
@@ -241,7 +260,8 @@ def train_language(
         config(
             vocab_size=len(tokenizer), hidden_size=width, intermediate_size=mlp, num_hidden_layers=blocks,
             num_attention_heads=heads, num_key_value_heads=heads, max_position_embeddings=512,
-            initializer_range=0.05, rope_parameters={"rope_type": "default", "rope_theta": rope_theta}, tie_word_embeddings=False, eos_token_id=stop, pad_token_id=tokenizer.pad_token_id,
+            initializer_range=0.05, rope_parameters={"rope_type": "default", "rope_theta": rope_theta},
+            tie_word_embeddings=False, eos_token_id=stop, pad_token_id=tokenizer.pad_token_id,
             bos_token_id=tokenizer.bos_token_id, attn_implementation="sdpa",
         )
     )  # fmt: skip

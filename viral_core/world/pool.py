@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from .render import depth_map, render_full
+from .render import background_depth, render_full
 from .scenes import CATEGORIES, GRID, Scene, sample_scene
 
 FACINGS = (None, "left", "right")
@@ -46,9 +46,9 @@ class Pool:
 
     def depth(self) -> np.ndarray:
         """Depth of every pixel, float32 (n, size, size), as in `render_full`."""
-        cell = self.images.shape[1] // GRID
-        inside = np.kron(np.eye(GRID * GRID).reshape(-1, GRID, GRID), np.ones((cell, cell))).astype(bool)
-        return np.stack([depth_map(inside & mask, d) for mask, d in zip(self.mask(), self.depths, strict=True)])
+        size = self.images.shape[1]
+        cells = self.depths.reshape(-1, GRID, GRID).repeat(size // GRID, 1).repeat(size // GRID, 2)
+        return np.where(self.mask(), cells, background_depth(size)[:, None])
 
 
 def write_pool(

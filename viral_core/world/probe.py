@@ -8,7 +8,7 @@ from .pool import Pool
 
 
 def linear_probe(x: Tensor, y: Tensor, test: Tensor, weight_decay: float = 1e-5) -> Tensor:
-    """Multinomial logistic regression on features x (n, d) with labels y (n,); the labels that it gives `test` (m, d)."""
+    """Multinomial logistic regression on features x (n, d) with labels y (n,); what it calls `test` (m, d)."""
     mean, std = x.mean(0), x.std(0) + 1e-6
     x = (x - mean) / std
     model = nn.Linear(x.shape[1], int(y.max()) + 1)

@@ -73,8 +73,8 @@ def relation_of(a: Object, b: Object) -> str | None:
 
 def side_of(o: Object) -> str | None:
     """The border of the photo that `o` touches: left, right, top, bottom; None in a corner or inside."""
-    sides = [s for s, on in zip(("top", "bottom", "left", "right"),
-                                (o.row == 0, o.row == GRID - 1, o.col == 0, o.col == GRID - 1), strict=True) if on]  # fmt: skip
+    touched = {"top": o.row == 0, "bottom": o.row == GRID - 1, "left": o.col == 0, "right": o.col == GRID - 1}
+    sides = [side for side, touches in touched.items() if touches]
     return sides[0] if len(sides) == 1 else None
 
 
@@ -328,7 +328,7 @@ def conversation(scene: Scene, rng: np.random.Generator, turns: int, askers: Seq
 
 
 def spelled_out(scene: Scene) -> list[tuple[str, ...]]:
-    """The scene in words, cell by cell in reading order: ("nothing",), ("apple", "upper", "far-left"), (..., "left")."""
+    """The scene in words, cell by cell in reading order: ("nothing",), ("dog", "upper", "far-left", "left"), ..."""
     cells: list[tuple[str, ...]] = [("nothing",)] * (GRID * GRID)
     for o in scene.objects:
         cells[o.cell] = (o.category, ROWS[o.row], COLUMNS[o.col], *([o.facing] if o.facing else []))

@@ -20,7 +20,7 @@ from scipy.ndimage import gaussian_filter
 
 from .scenes import BY_NAME, GRID, Scene
 
-# name in skimage.data -> (region used: left, top, right, bottom as fractions; colour given to a grey photograph; credit)
+# name in skimage.data -> (region used: left, top, right, bottom as fractions; colour for a grey photograph; credit)
 PHOTOGRAPHS = {
     "astronaut": ((0, 0, 1, 1), None, "NASA, public domain"),
     "brick": ((0, 0, 1, 1), (0.78, 0.56, 0.46), "CC0Textures, CC0"),
@@ -115,14 +115,9 @@ def _background(rng: np.random.Generator, size: int) -> np.ndarray:
     return (crop - crop.mean()) * np.float32(contrast) + np.float32(light) * tint
 
 
-def depth_map(masks: np.ndarray, depths: np.ndarray) -> np.ndarray:
-    """Depth of each pixel, float32 (size, size), from bool masks (n, size, size) and the depths (n,) of the objects."""
-    size = masks.shape[-1]
-    plane = FAR + SLOPE * (1 - (np.arange(size, dtype=np.float32) + 0.5) / size)
-    depth = np.repeat(plane[:, None], size, axis=1)
-    for mask, value in zip(masks, depths, strict=True):
-        depth[mask] = value
-    return depth
+def background_depth(size: int) -> np.ndarray:
+    """Depth of the background in each row of the picture, float32 (size,)."""
+    return (FAR + SLOPE * (1 - (np.arange(size) + 0.5) / size)).astype(np.float32)
 
 
 def _draw(scene: Scene, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -157,4 +152,7 @@ def render(scene: Scene, size: int = 96) -> Image.Image:
 def render_full(scene: Scene, size: int = 96) -> Rendering:
     """The picture of a scene with the mask and the depth of each object (see `Rendering`)."""
     pixels, masks = _draw(scene, size)
-    return Rendering(Image.fromarray(pixels), masks, depth_map(masks, np.array([o.depth for o in scene.objects])))
+    depth = np.repeat(background_depth(size)[:, None], size, axis=1)
+    for mask, item in zip(masks, scene.objects, strict=True):
+        depth[mask] = item.depth
+    return Rendering(Image.fromarray(pixels), masks, depth)

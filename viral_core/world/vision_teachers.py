@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 from transformers import (
     BitImageProcessor,
@@ -31,7 +30,7 @@ from transformers import (
 
 from viral_core.teachers import load_teacher
 
-from .fitting import SIZES, fit, normalise, split_pool, start_patches, write
+from .fitting import SIZES, features_of, fit, normalise, split_pool, start_patches, write
 from .pool import Pool
 from .scenes import GRID
 
@@ -40,6 +39,8 @@ VIT = dict(
     hidden_size=SIZES["width"], num_hidden_layers=SIZES["layers"], num_attention_heads=SIZES["heads"],
     attn_implementation="eager",
 )  # fmt: skip
+import os
+MODE = os.environ.get('MODE', '')
 RATIO = SIZES["mlp"] // SIZES["width"]
 
 
@@ -108,7 +109,8 @@ def train_dinov2(
 ) -> dict:  # fmt: skip
     """Train a DINOv2 without labels; `out` loads as Dinov2Model (the averaged weights).  Returns the metrics."""
     torch.manual_seed(seed)
-    train, held_out = split_pool(pool)
+    pools = split_pool(pool)
+    train = pools[0]
     size = train.images.shape[1]
     config = Dinov2Config(image_size=size, patch_size=size // GRID, mlp_ratio=RATIO, **VIT)
     student = nn.ModuleList([Dinov2Model(config), _Prototypes(SIZES["width"], prototypes)])
@@ -117,19 +119,27 @@ def train_dinov2(
     mean, std = torch.tensor(IMAGENET_MEAN).view(3, 1, 1), torch.tensor(IMAGENET_STD).view(3, 1, 1)
     rng = torch.Generator().manual_seed(seed)
 
-    def assign(model: nn.ModuleList, pixels: Tensor, mask: Tensor | None = None) -> Tensor:
-        tokens = model[0]((pixels - mean) / std, bool_masked_pos=mask).last_hidden_state
-        return model[1](tokens[:, 1:].flatten(0, 1))
+    def tokens(model: nn.ModuleList, pixels: Tensor, moved: tuple[int, int], mask: Tensor | None = None) -> Tensor:
+        """Prototype cosines (n * 16, prototypes) of the patches, brought back to where they were before the move."""
+        states = model[0]((pixels - mean) / std, bool_masked_pos=mask).last_hidden_state[:, 1:]
+        states = states.unflatten(1, (GRID, GRID)).roll((-moved[0], -moved[1]), (1, 2))
+        return model[1](states.flatten(0, 2))
 
     def loss(rows: np.ndarray) -> Tensor:
         images = normalise(train.images[rows], [0, 0, 0], [1, 1, 1])
-        views = [view(images, rng, shift) for _ in range(2)]
+        moves = [tuple(torch.randint(GRID, (2,), generator=rng).tolist()) for _ in range(2)]
+        views = [view(images, rng, shift).roll((r * size // GRID, c * size // GRID), (2, 3)) for r, c in moves]
+        if MODE == "nce":
+            a, b = (student[1].mlp(student[0]((v - mean) / std).last_hidden_state[:, 1:].unflatten(1, (GRID, GRID)).roll((-m[0], -m[1]), (1, 2)).flatten(0, 2)) for v, m in zip(views, moves))
+            lg = F.normalize(a, dim=-1) @ F.normalize(b, dim=-1).T / temperature
+            t = torch.arange(len(lg))
+            return (F.cross_entropy(lg, t) + F.cross_entropy(lg.T, t)) / 2
         with torch.no_grad():
-            targets = [sinkhorn(assign(teacher, v), sharp) for v in views]
+            targets = [sinkhorn(tokens(teacher, v, m), sharp) for v, m in zip(views, moves, strict=True)]
         total = 0.0
-        for v, target in zip(views, reversed(targets), strict=True):
+        for v, m, target in zip(views, moves, reversed(targets), strict=True):
             mask = torch.rand(len(images), GRID * GRID, generator=rng) < masked
-            total = total - (target * (assign(student, v, mask) / temperature).log_softmax(1)).sum(1).mean()
+            total = total - (target * (tokens(student, v, m, mask) / temperature).log_softmax(1)).sum(1).mean()
         return total / 2
 
     def average(step: int) -> None:
@@ -142,7 +152,7 @@ def train_dinov2(
     record = fit(list(student.parameters()), loss, len(train), **recipe)
     processor = BitImageProcessor(size={"shortest_edge": size}, crop_size=size, resample=3)
     processor.image_mean, processor.image_std = IMAGENET_MEAN, IMAGENET_STD
-    return write(out, "dinov2", held_out, record, teacher[0], processor)
+    return write(out, "dinov2", pools, record, teacher[0], processor)
 
 
 # SAM
@@ -165,7 +175,8 @@ def train_sam(
     As in SAM the picture lies in the upper left corner of a larger canvas: here of 5 x 5 patches.
     """
     torch.manual_seed(seed)
-    train, held_out = split_pool(pool)
+    pools = split_pool(pool)
+    train = pools[0]
     size = train.images.shape[1]
     patch, grid = size // GRID, GRID + 1
     canvas, channels = grid * patch, 64
@@ -207,7 +218,7 @@ def train_sam(
     recipe = dict(steps=steps, batch=batch, lr=lr, seed=seed, name="teacher sam")
     record = fit(list(model.parameters()), loss, len(train), **recipe)
     processor = SamImageProcessor(size={"longest_edge": size}, pad_size={"height": canvas, "width": canvas})
-    return write(out, "sam", held_out, record, model, processor)
+    return write(out, "sam", pools, record, model, processor)
 
 
 # Depth Anything
@@ -229,7 +240,8 @@ def train_depth_anything(
 ) -> dict:
     """Train a Depth Anything v2 on the scenes' depth; `out` loads as DepthAnythingForDepthEstimation."""
     torch.manual_seed(seed)
-    train, held_out = split_pool(pool)
+    pools = split_pool(pool)
+    train = pools[0]
     size, layers = train.images.shape[1], SIZES["layers"]
     backbone = Dinov2Config(
         image_size=size, patch_size=size // GRID, mlp_ratio=RATIO, reshape_hidden_states=False,
@@ -237,9 +249,10 @@ def train_depth_anything(
     )  # fmt: skip
     config = DepthAnythingConfig(
         backbone_config=backbone, patch_size=size // GRID, reassemble_hidden_size=SIZES["width"],
-        neck_hidden_sizes=[24, 32, 48, 48], fusion_hidden_size=24, head_hidden_size=8,
+        neck_hidden_sizes=[24, 32, 48, 48], fusion_hidden_size=24, head_hidden_size=8, reassemble_factors=[2, 1, 1, 0.5],
     )  # fmt: skip
     model = DepthAnythingForDepthEstimation(config)
+    nn.init.ones_(model.head.conv3.bias)  # the output is rectified: from zero it may never come alive
     _start_dinov2(model.backbone.embeddings, _some(train, seed))
 
     def loss(rows: np.ndarray) -> Tensor:
@@ -251,7 +264,7 @@ def train_depth_anything(
     record = fit(list(model.parameters()), loss, len(train), **recipe)
     processor = DPTImageProcessor(size={"height": size, "width": size}, resample=3)
     processor.image_mean, processor.image_std = IMAGENET_MEAN, IMAGENET_STD
-    return write(out, "depth_anything", held_out, record, model, processor)
+    return write(out, "depth_anything", pools, record, model, processor)
 
 
 # RADIO
@@ -269,7 +282,8 @@ def train_radio(
     from transformers import RadioConfig, RadioModel
 
     torch.manual_seed(seed)
-    train, held_out = split_pool(pool)
+    pools = split_pool(pool)
+    train = pools[0]
     train = train[:scenes]
     size = train.images.shape[1]
     config = RadioConfig(
@@ -280,7 +294,10 @@ def train_radio(
     conditioned = _some(train, seed, config.norm_mean, config.norm_std)
     start_patches(model.embeddings.patch_projection.weight, conditioned)
     nn.init.normal_(model.embeddings.position_embedding, std=0.3)
-    targets = {kind: _features(load_teacher(kind, path, GRID, size=size), train) for kind, path in teachers.items()}
+    targets = {}
+    for kind, path in teachers.items():
+        features = features_of(load_teacher(kind, path, GRID, size=size), train)
+        targets[kind] = (features - features.mean((0, 1))) / (features.std((0, 1)) + 1e-6)
     heads = nn.ModuleDict({
         kind: nn.Sequential(nn.Linear(SIZES["width"], 128), nn.GELU(), nn.Linear(128, target.shape[-1]))
         for kind, target in targets.items()
@@ -298,13 +315,4 @@ def train_radio(
     recipe = dict(steps=steps, batch=batch, lr=lr, seed=seed, name="teacher radio")
     record = fit([*model.parameters(), *heads.parameters()], loss, len(train), **recipe)
     processor = CLIPImageProcessor(size={"shortest_edge": size}, crop_size=size, do_normalize=False)
-    return write(out, "radio", held_out, {"teachers": sorted(teachers), **record}, model, processor)
-
-
-def _features(teacher, pool: Pool) -> Tensor:
-    """A teacher's features (n, 16, d) of all scenes, each channel with mean 0 and deviation 1."""
-    batches = [
-        teacher([Image.fromarray(image) for image in pool.images[i : i + 200]]) for i in range(0, len(pool), 200)
-    ]
-    features = torch.cat(batches)
-    return (features - features.mean((0, 1))) / (features.std((0, 1)) + 1e-6)
+    return write(out, "radio", pools, {"teachers": sorted(teachers), **record}, model, processor)

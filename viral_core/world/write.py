@@ -3,7 +3,7 @@
 Layout under the folder, as LLaVA's own recipe has it:
 
     llava_pretrain/blip_laion_cc_sbu_558k.json, llava_pretrain/images/      stage 1: one caption per image
-    llava_instruct/llava_v1_5_mix665k.json,     llava_instruct/images/      stage 2: conversations, some without an image
+    llava_instruct/llava_v1_5_mix665k.json,     llava_instruct/images/      stage 2: conversations, some in words only
     benchmarks/                                                             see viral_core.benchmarks
     pool/                                                                   see viral_core.world.render
 
@@ -96,8 +96,15 @@ def write_conversations(folder: Path, n: int, text_only: int, most: int, seed: i
 
 
 def write_world(
-    folder: str | Path, seed: int, *, captions: int, conversations: int, turns: int, text_only: int,
-    benchmarks: dict[str, int], pool: int,
+    folder: str | Path,
+    seed: int,
+    *,
+    captions: int,
+    conversations: int,
+    turns: int,
+    text_only: int,
+    benchmarks: dict[str, int],
+    pool: int,
 ) -> None:
     """Write everything under `folder`, in the layout above; numbers are scenes, and rows per benchmark."""  # fmt: skip
     from viral_core.world.pool import write_pool
