@@ -84,7 +84,7 @@ official.round(4)
 
 # %%
 asked = list(official["benchmark"].unique())
-figure, axes = plt.subplots(1, len(asked), figsize=(2.6 * len(asked), 3.2), squeeze=False)
+figure, axes = plt.subplots(1, len(asked), figsize=(max(5.4, 2.4 * len(asked)), 3.6), squeeze=False)
 for axis, benchmark in zip(axes[0], asked, strict=True):
     rows = official[official["benchmark"] == benchmark].reset_index(drop=True)
     axis.bar(rows.index, rows["score"], color=[plots.COLOURS[i + 1] for i in rows.index], width=0.6)
@@ -93,8 +93,8 @@ for axis, benchmark in zip(axes[0], asked, strict=True):
     axis.axhline(rows["constant"].iat[0], color="grey", linestyle=":", linewidth=1)
     axis.set(xticks=rows.index, title=benchmark)
     axis.set_xticklabels(rows["run"], rotation=20)
-axes[0, 0].set_ylabel("official score (dotted: best constant answer)")
-figure.suptitle(plots.wrap(settings.label), fontsize="small")
+axes[0, 0].set_ylabel("official score")
+figure.suptitle(plots.wrap(f"{settings.label}; dotted: best constant answer"), fontsize="small")
 plots.save(figure, out, "figure_2e")
 
 # %% [markdown]

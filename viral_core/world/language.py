@@ -178,11 +178,17 @@ def collate(samples: list[tuple]) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
     return pad(ids, batch_first=True), pad(labels, batch_first=True, padding_value=IGNORE), torch.stack(cells)
 
 
-def embed(model, image_token: int, ids: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
-    """Input embeddings (B, S, D) with the sum of a cell's words at its visual position."""
+def embed(
+    model, image_token: int, ids: torch.Tensor, cells: torch.Tensor, noise: torch.Tensor | float = 0.0
+) -> torch.Tensor:
+    """Input embeddings (B, S, D) with the sum of a cell's words at its visual position.
+
+    `noise`, a scalar or (B, 1, 1), is the length of random noise added to a cell, in lengths of the cell's own vector.
+    """
     table = model.get_input_embeddings()
     weight = (cells >= 0) * torch.tensor([1.0, DETAIL, DETAIL, DETAIL])
     words = (table(cells.clamp(min=0)) * weight.unsqueeze(-1)).sum(2)
+    words = words + noise * words.norm(dim=-1, keepdim=True) * torch.randn_like(words) / words.shape[-1] ** 0.5
     visual = (ids == image_token).unsqueeze(-1)
     seen = visual.flatten(1).any(1)
     return table(ids).masked_scatter(visual, words[seen].flatten())
@@ -237,6 +243,7 @@ def train_language(
     captions: float = 0.15,
     rope_theta: float = 1e6,
     match: float = 0.1,
+    noise: float = 2.0,
     muon_lr: float = 0.02,
     lr: float = 3e-3,
     rows: int = 400,
@@ -247,6 +254,7 @@ def train_language(
     Args:
         family: "llama" or "qwen2", the transformers class.
         template: the conversation template it is to answer in.
+        noise: most noise on a cell (`embed`), so that features which are not quite words can be read later.
         lessons, captions: shares of lessons (at the start) and captions; the rest are conversations.
 
     Returns:
@@ -283,7 +291,8 @@ def train_language(
     start, bar = time.perf_counter(), tqdm(range(steps), f"language model {Path(out).name}")
     for step in bar:
         ids, labels, cells = next(batches)
-        loss = model(inputs_embeds=embed(model, image_token, ids, cells), labels=labels).loss
+        noisy = noise * torch.rand(len(ids), 1, 1)
+        loss = model(inputs_embeds=embed(model, image_token, ids, cells, noisy), labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, schedule in zip(optimizers, schedules, strict=True):

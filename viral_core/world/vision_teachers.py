@@ -168,7 +168,7 @@ def mask_loss(logits: Tensor, target: Tensor, gamma: float = 2.0) -> Tensor:
 
 
 def train_sam(
-    pool: str | Path, out: str | Path, *, steps: int, seed: int, batch: int = 64, lr: float = 2e-3, points: int = 3
+    pool: str | Path, out: str | Path, *, steps: int, seed: int, batch: int = 32, lr: float = 1e-3, points: int = 3, patch: int = 12,
 ) -> dict:
     """Train a SAM on the objects' masks, `points` prompts per image; `out` loads as SamModel.  Returns the metrics.
 
@@ -178,8 +178,8 @@ def train_sam(
     pools = split_pool(pool)
     train = pools[0]
     size = train.images.shape[1]
-    patch, grid = size // GRID, GRID + 1
-    canvas, channels = grid * patch, 64
+    cell, channels = size // GRID, 64
+    canvas = size + cell
     vision = dict(
         **VIT, image_size=canvas, patch_size=patch, mlp_dim=SIZES["mlp"], output_channels=channels, window_size=0,
         global_attn_indexes=list(range(SIZES["layers"])), initializer_range=0.02, num_pos_feats=channels // 2,
@@ -198,7 +198,7 @@ def train_sam(
         """Points (n, points, 1, 2) as x, y on objects, and the masks (n, points, h, w) of these objects."""
         shown = train[rows]
         cells = np.stack([rng.choice(np.flatnonzero(c), points) for c in shown.categories])
-        inside = np.kron(np.eye(GRID * GRID).reshape(-1, GRID, GRID), np.ones((patch, patch))).astype(bool)
+        inside = np.kron(np.eye(GRID * GRID).reshape(-1, GRID, GRID), np.ones((cell, cell))).astype(bool)
         masks = shown.mask()[:, None] & inside[cells]
         order = rng.random(masks.shape) * masks
         y, x = np.unravel_index(order.reshape(len(rows), points, -1).argmax(-1), masks.shape[-2:])
@@ -206,13 +206,13 @@ def train_sam(
 
     def loss(rows: np.ndarray) -> Tensor:
         places, masks = prompts(rows)
-        pixels = F.pad(normalise(train.images[rows], IMAGENET_MEAN, IMAGENET_STD), (0, patch, 0, patch))
+        pixels = F.pad(normalise(train.images[rows], IMAGENET_MEAN, IMAGENET_STD), (0, cell, 0, cell))
         out = model(
             pixel_values=pixels, input_points=torch.from_numpy(places).float(),
             input_labels=torch.ones(places.shape[:3], dtype=torch.long), multimask_output=False,
         )  # fmt: skip
         logits = out.pred_masks[:, :, 0]
-        target = F.interpolate(F.pad(masks.float(), (0, patch, 0, patch)), size=logits.shape[-2:], mode="area")
+        target = F.interpolate(F.pad(masks.float(), (0, cell, 0, cell)), size=logits.shape[-2:], mode="area")
         return mask_loss(logits, target)
 
     recipe = dict(steps=steps, batch=batch, lr=lr, seed=seed, name="teacher sam")
