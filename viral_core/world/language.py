@@ -243,7 +243,7 @@ def train_language(
     captions: float = 0.15,
     rope_theta: float = 1e6,
     match: float = 0.1,
-    noise: float = 2.0,
+    noise: float = 1.5,
     muon_lr: float = 0.02,
     lr: float = 3e-3,
     rows: int = 400,
@@ -254,7 +254,8 @@ def train_language(
     Args:
         family: "llama" or "qwen2", the transformers class.
         template: the conversation template it is to answer in.
-        noise: most noise on a cell (`embed`), so that features which are not quite words can be read later.
+        noise: most noise on a cell (`embed`), so that features which are not quite words can be read later; it comes
+            in after the first part (`FIRST`), which it would slow down.
         lessons, captions: shares of lessons (at the start) and captions; the rest are conversations.
 
     Returns:
@@ -291,7 +292,8 @@ def train_language(
     start, bar = time.perf_counter(), tqdm(range(steps), f"language model {Path(out).name}")
     for step in bar:
         ids, labels, cells = next(batches)
-        noisy = noise * torch.rand(len(ids), 1, 1)
+        most = noise * min(1.0, max(0.0, step / steps - FIRST) / FIRST)
+        noisy = most * torch.rand(len(ids), 1, 1)
         loss = model(inputs_embeds=embed(model, image_token, ids, cells, noisy), labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

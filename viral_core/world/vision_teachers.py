@@ -192,6 +192,8 @@ def train_sam(
     model = SamModel(config)
     start_patches(model.vision_encoder.patch_embed.projection.weight, _some(train, seed))
     nn.init.normal_(model.vision_encoder.pos_embed, std=0.3)
+    # SAM's frequencies of places; transformers' start value is for loading checkpoints and useless for learning
+    nn.init.normal_(model.shared_image_embedding.positional_embedding)
     rng = np.random.default_rng(seed)
 
     def prompts(rows: np.ndarray) -> tuple[np.ndarray, Tensor]:

@@ -78,7 +78,8 @@ def write_captions(folder: Path, n: int, seed: int) -> None:
 
 
 def write_conversations(folder: Path, n: int, text_only: int, most: int, seed: int) -> None:
-    """Stage 2: `n` images with up to `most` questions each and `text_only` conversations without an image."""
+    """Stage 2: `n` images with up to `most` questions each, a third of them captioned first, and `text_only`
+    conversations without an image."""
     from viral_core.world.render import render
 
     images = folder / "images"
@@ -87,7 +88,9 @@ def write_conversations(folder: Path, n: int, text_only: int, most: int, seed: i
     for i, scene in enumerate(tqdm(scenes(n, (seed, 2), test=False), "instruction scenes", total=n)):
         name = f"{i:06d}.jpg"
         render(scene).save(images / name, quality=JPEG_QUALITY)
-        asked = turns(questions.conversation(scene, rng, most, askers), image=True)
+        items = questions.conversation(scene, rng, most, askers)
+        described = captioning(scene) if i % 3 == 0 else []
+        asked = described + turns(items, image=not described)
         entries.append({"id": f"scene-{i:06d}", "image": name, "conversations": asked})
     for i, scene in enumerate(scenes(text_only, (seed, 4), test=False)):
         asked = in_words(scene, questions.conversation(scene, rng, most, askers))
