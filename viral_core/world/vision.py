@@ -1,7 +1,7 @@
 """The embedded vision models: which kinds there are, and one call to train any of them.
 
-Every training takes a pool (`viral_core.world.pool`) and writes a folder that `from_pretrained` and `load_teacher` load,
-with metrics.json beside the weights: loss, seconds, and linear probes on scenes kept from the training.
+Every training takes a pool (`viral_core.world.pool`) and writes a folder that `from_pretrained` and `load_teacher`
+load, with metrics.json beside the weights: loss, seconds, and linear probes on scenes kept from the training.
 The teacher `clip` is not trained here: it is the student's own encoder.
 """
 
