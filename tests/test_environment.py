@@ -12,13 +12,18 @@ from viral_core.paths import ROOT
 
 def _pins() -> dict[str, str]:
     lines = (ROOT / "constraints.txt").read_text().splitlines()
-    return dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    return {_name(line): line.split("==")[1] for line in lines if line and not line.startswith("#")}
+
+
+def _name(requirement: str) -> str:
+    """The package's name as the index compares it."""
+    return re.match(r"[A-Za-z0-9_.-]+", requirement.split("==")[0])[0].lower().replace("_", "-")
 
 
 def _requirements() -> set[str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     groups = [project["dependencies"], *project["optional-dependencies"].values()]
-    names = {re.match(r"[A-Za-z0-9_.-]+", item)[0].lower() for group in groups for item in group}
+    names = {_name(item) for group in groups for item in group}
     return names - {"viral-workbook"}
 
 

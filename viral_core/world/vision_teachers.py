@@ -125,12 +125,17 @@ def train_dinov2(
 
 
 def mask_loss(logits: Tensor, target: Tensor, gamma: float = 2.0) -> Tensor:
-    """SAM's loss of masks (..., h, w): 20 times the focal loss plus the dice loss."""
+    """Focal plus dice loss of masks (..., h, w).
+
+    The focal term is summed over pixels and divided by the object's area: with SAM's own weights, a mean over all
+    pixels, objects of one hundredth of the picture are never found.
+    """
+    area = target.sum((-2, -1))
     each = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    focal = ((1 - (-each).exp()) ** gamma * each).mean()
+    focal = ((1 - (-each).exp()) ** gamma * each).sum((-2, -1)) / area.clamp(min=1)
     p = logits.sigmoid()
-    dice = 1 - (2 * (p * target).sum((-2, -1)) + 1) / (p.sum((-2, -1)) + target.sum((-2, -1)) + 1)
-    return 20 * focal + dice.mean()
+    dice = 1 - (2 * (p * target).sum((-2, -1)) + 1) / (p.square().sum((-2, -1)) + target.square().sum((-2, -1)) + 1)
+    return (focal + dice).mean()
 
 
 def train_sam(
