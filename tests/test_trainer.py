@@ -1,4 +1,5 @@
 import json
+import time
 from dataclasses import replace
 
 import pytest
@@ -132,6 +133,20 @@ def test_online_teacher_equals_cached_features(tiny, samples, tmp_path):
         train_stage2(model, processor, samples, RECIPE, tmp_path / "run", template=TEMPLATE, **options)
         states.append(model.state_dict())
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_an_online_teacher_is_timed_and_a_cached_one_is_not(tiny, samples, tmp_path):
+    def teacher(images):
+        time.sleep(0.01)
+        return torch.ones(len(images), 4, 6)
+
+    for name, options in (("online", {"teacher": teacher}), ("cached", {"features": features})):
+        model, processor = build(tiny)
+        train_stage2(model, processor, samples, RECIPE, tmp_path / name, template=TEMPLATE, **options)
+    spent = [entry["teacher_seconds"] for entry in log(tmp_path / "online")]
+    assert spent == sorted(spent)
+    assert 0.01 <= spent[0] < spent[-1] < log(tmp_path / "online")[-1]["seconds"] + 1
+    assert all("teacher_seconds" not in entry for entry in log(tmp_path / "cached"))
 
 
 class Killed(BaseException):

@@ -12,6 +12,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m viral_core", description=__doc__)
     parser.add_argument("stage", choices=("profile", *profile.KINDS))
     parser.add_argument("key", help="a profile's name, or a stage's key in params.yaml")
+    parser.add_argument("--limit", type=int, help="evaluate: a trial with about so many rows per benchmark")
     args = parser.parse_args()
     if shutil.which("nvidia-smi") is None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # spares DeepSpeed a search and a warning in every stage
@@ -22,7 +23,8 @@ def main() -> None:
         else:
             from viral_core import stages
 
-            getattr(stages, args.stage)(profile.entry(args.stage, args.key))
+            options = {"limit": args.limit} if args.stage == "evaluate" else {}
+            getattr(stages, args.stage)(profile.entry(args.stage, args.key), **options)
     except profile.ProfileError as error:
         sys.exit(f"error: {error}")
 

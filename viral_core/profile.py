@@ -112,6 +112,7 @@ class Evaluation:
     benchmarks: list[str]
     batch_size: int = 64
     max_new_tokens: int = 8
+    sampled: dict[str, int] = field(default_factory=dict)  # benchmarks answered by so many sampled runs, not greedily
 
 
 @dataclass(frozen=True)

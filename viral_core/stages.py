@@ -138,15 +138,19 @@ def _align(spec: dict | None, blocks: int, source=None):
     )  # fmt: skip
 
 
-def evaluate(entry: dict) -> None:
-    """Ask one run every benchmark of the profile; answers continue where an interrupted evaluation stopped."""
+def evaluate(entry: dict, limit: int | None = None) -> None:
+    """Ask one run every benchmark of the profile; answers continue where an interrupted evaluation stopped.
+
+    With a `limit` of rows it is a trial: its answers lie in a folder beside the run's, and enter no table.
+    """
     from viral_core.benchmarks import load_rows
     from viral_core.evaluate import evaluate as ask
-    from viral_core.evaluate import summarise
+    from viral_core.evaluate import sampled, summarise
     from viral_core.model import load_run
 
     asked = {name: load_rows(name, entry["rows"]) for name in entry["benchmarks"]}
     run, out = load_run(entry["run"]), Path(entry["out"])
+    out = out if limit is None else out.with_name(f"{out.name}.limit-{limit}")
     digest = hashlib.sha256()
     for file in sorted(Path(entry["run"]).rglob("*.safetensors")):
         digest.update(file.read_bytes())
@@ -155,7 +159,8 @@ def evaluate(entry: dict) -> None:
         answers = out / f"{name}.jsonl"
         ask(
             run.model, run.processor, run.template, rows, answers, benchmark=name, model_id=model_id,
-            batch_size=entry["batch_size"], max_new_tokens=entry["max_new_tokens"],
+            batch_size=entry["batch_size"], max_new_tokens=entry["max_new_tokens"], limit=limit,
+            protocol=sampled(entry["sampled"][name]) if name in entry["sampled"] else None,
         )  # fmt: skip
         summarise(answers, name, out / f"{name}.json")
 

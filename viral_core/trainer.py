@@ -267,9 +267,11 @@ class AlignmentTrainer(Trainer):
         self._sums = torch.zeros(3, device=args.device)  # lm_loss, vra_loss, steps with images
         self._steps = 0  # since the last log
         self._log_file, self._began = log_file, time.monotonic()
+        self._teacher_clock, self._teacher_before = _Clock(args.device), 0.0
         if self.is_world_process_zero():
             kept = self._kept_log(start)
             self._began -= kept[-1]["seconds"] if kept else 0.0
+            self._teacher_before = kept[-1].get("teacher_seconds", 0.0) if kept else 0.0
             log_file.parent.mkdir(parents=True, exist_ok=True)
             log_file.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
 
@@ -309,7 +311,7 @@ class AlignmentTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         images = inputs.pop("images", None)
         if images:
-            with torch.no_grad():
+            with torch.no_grad(), self._teacher_clock:
                 inputs["teacher_features"] = self.teacher(images).to(self.args.device)
         losses = model(**inputs, totals=num_items_in_batch)
         self._sums[0] += losses["lm_loss"].detach()
@@ -336,12 +338,42 @@ class AlignmentTrainer(Trainer):
             **{key: logs.get(key) for key in ("loss", "lm_loss", "vra_loss", "learning_rate", "grad_norm")},
             "seconds": round(time.monotonic() - self._began, 3),
         }
+        if self.teacher is not None:
+            entry["teacher_seconds"] = round(self._teacher_before + self._teacher_clock.seconds(), 3)
         if self.is_world_process_zero():
             with self._log_file.open("a") as file:
                 file.write(json.dumps(entry) + "\n")
         losses = {key: entry[key] for key in ("loss", "lm_loss", "vra_loss") if entry[key] is not None}
         if not all(map(math.isfinite, losses.values())):
             raise FloatingPointError(f"step {step}: the loss is not finite ({losses}): lower the learning rate")
+
+
+class _Clock:
+    """Seconds spent in `with` blocks; on a GPU measured by events that are read with the log, so that no step waits."""
+
+    def __init__(self, device: torch.device):
+        self._cuda, self._spans, self._seconds = device.type == "cuda", [], 0.0
+
+    def _now(self):
+        if not self._cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def __enter__(self) -> None:
+        self._start = self._now()
+
+    def __exit__(self, *_) -> None:
+        self._spans.append((self._start, self._now()))
+
+    def seconds(self) -> float:
+        for start, end in self._spans:
+            if self._cuda:
+                end.synchronize()
+            self._seconds += start.elapsed_time(end) / 1000 if self._cuda else end - start
+        self._spans.clear()
+        return self._seconds
 
 
 class _Progress(ProgressCallback):
