@@ -118,9 +118,9 @@ def train_siglip(
     configs = _configs(size)
     configs["text_config"]["projection_size"] = SIZES["width"]
     model = SiglipModel(SiglipConfig(**configs, attn_implementation="eager"))
-    with torch.no_grad():  # where the sigmoid loss starts in the paper
+    with torch.no_grad():  # the paper starts at -10, right for its batches of thousands; here at the share of positives
         model.logit_scale.fill_(np.log(10))
-        model.logit_bias.fill_(-10)
+        model.logit_bias.fill_(-np.log(batch))
     processor = SiglipImageProcessor(size={"height": size, "width": size})
     recipe = dict(steps=steps, seed=seed, batch=batch, lr=lr)
     return _train("siglip", model, sigmoid_contrast, processor, pools, out, **recipe)
