@@ -87,9 +87,9 @@ asked = list(official["benchmark"].unique())
 figure, axes = plt.subplots(1, len(asked), figsize=(max(5.4, 2.4 * len(asked)), 3.6), squeeze=False)
 for axis, benchmark in zip(axes[0], asked, strict=True):
     rows = official[official["benchmark"] == benchmark].reset_index(drop=True)
-    axis.bar(rows.index, rows["score"], color=[plots.COLOURS[i + 1] for i in rows.index], width=0.6)
+    axis.bar(rows.index, rows["score"], color=[plots.COLOURS[i] for i in rows.index], width=0.6)
     axis.errorbar(rows.index, rows["score"], [rows["score"] - rows["low"], rows["high"] - rows["score"]],
-                  fmt="none", color="black", capsize=3)  # fmt: skip
+                  fmt="none", color="grey", capsize=4)  # fmt: skip
     axis.axhline(rows["constant"].iat[0], color="grey", linestyle=":", linewidth=1)
     axis.set(xticks=rows.index, title=benchmark)
     axis.set_xticklabels(rows["run"], rotation=20)

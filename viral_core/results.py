@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from viral_core import profile as profiles
-from viral_core.benchmarks import differences, intervals
+from viral_core.benchmarks import differences, intervals, score
 from viral_core.benchmarks.answers import read_answers
 from viral_core.paths import ROOT, RunPaths
 
@@ -80,10 +80,10 @@ def missing(profile: str) -> list[str]:
     return [name for name in names if not (ROOT / paths.evaluation(name)).is_dir()]
 
 
-def constant_score(rows: list[dict]) -> float:
-    """Accuracy of the best constant answer: what a model scores that does not look."""
-    keys = pd.Series([str(row["answer"]).lower() for row in rows])
-    return float(keys.value_counts(normalize=True).iloc[0])
+def constant_score(benchmark: str, rows: list[dict]) -> float:
+    """Official score of the best constant answer: what a model scores that does not look."""
+    answers = {row["answer"] for row in rows}
+    return max(score(benchmark, [row | {"response": answer} for row in rows])["official"] for answer in answers)
 
 
 def scores(profile: str) -> pd.DataFrame:
@@ -97,7 +97,7 @@ def scores(profile: str) -> pd.DataFrame:
                 rows.append({
                     "benchmark": benchmark, "score_name": name, "run": run, "score": interval.value,
                     "low": interval.low, "high": interval.high, "n": interval.n, "seeds": interval.seeds,
-                    "constant": constant_score(found[0]),
+                    "constant": constant_score(benchmark, found[0]),
                 })  # fmt: skip
     return pd.DataFrame(rows)
 
