@@ -97,7 +97,7 @@ def _train(kind: str, model, contrast, image_processor, pools, out, **recipe) ->
     return write(out, "clip", pools, {"encoder": kind, **record}, model, image_processor, words)
 
 
-def train_clip(pool: str | Path, out: str | Path, *, steps: int, seed: int, batch: int = 64, lr: float = 1e-3) -> dict:
+def train_clip(pool: str | Path, out: str | Path, *, steps: int, seed: int, batch: int = 128, lr: float = 2e-3) -> dict:
     """Train a CLIP on the pool; `out` loads as CLIPModel or CLIPVisionModel.  Returns the metrics that it writes."""
     torch.manual_seed(seed)
     pools = split_pool(pool)
@@ -109,7 +109,7 @@ def train_clip(pool: str | Path, out: str | Path, *, steps: int, seed: int, batc
 
 
 def train_siglip(
-    pool: str | Path, out: str | Path, *, steps: int, seed: int, batch: int = 64, lr: float = 1e-3
+    pool: str | Path, out: str | Path, *, steps: int, seed: int, batch: int = 128, lr: float = 2e-3
 ) -> dict:
     """Train a SigLIP2 on the pool; `out` loads as SiglipModel or SiglipVisionModel.  Returns the metrics."""
     torch.manual_seed(seed)
@@ -121,9 +121,6 @@ def train_siglip(
     with torch.no_grad():  # the paper starts at -10, right for its batches of thousands; here at the share of positives
         model.logit_scale.fill_(np.log(10))
         model.logit_bias.fill_(-np.log(batch))
-        for layer in model.vision_model.encoder.layers:  # else the blocks drown what the patch filters show
-            layer.self_attn.out_proj.weight.mul_(0.1)
-            layer.mlp.fc2.weight.mul_(0.1)
     processor = SiglipImageProcessor(size={"height": size, "width": size})
     recipe = dict(steps=steps, seed=seed, batch=batch, lr=lr)
     return _train("siglip", model, sigmoid_contrast, processor, pools, out, **recipe)
