@@ -9,6 +9,7 @@ Design choices:
 """
 
 import json
+import math
 import os
 import zlib
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from viral_core import distributed
 from viral_core.teachers import Teacher
 
 DTYPES = {"float16": torch.float16, "int8": torch.int8}
@@ -82,6 +84,8 @@ def write_cache(
 ) -> None:
     """Write the teacher's features of all images, {name: file}, into `folder`; finished shards are kept.
 
+    Processes that were launched together (`viral_core.distributed`) divide the shards among them.
+
     Raises:
         FileNotFoundError: image files are missing; lists them before any work.
         ValueError: an unreadable image, or features that `dtype` cannot hold.
@@ -94,14 +98,17 @@ def write_cache(
         raise ValueError(f"no images to cache in {folder}")
     pack(torch.zeros(1, 1), dtype)  # refuse an unknown dtype before any work
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / INDEX).unlink(missing_ok=True)
+    if distributed.is_main():
+        (folder / INDEX).unlink(missing_ok=True)
     identity = {"teacher": teacher.identity(), "dtype": dtype}
 
-    shards = []
-    with tqdm(total=len(names), desc=f"features of {teacher.kind}", unit="image") as bar:
-        for start in range(0, len(names), shard_size):
-            chosen = names[start : start + shard_size]
-            file = folder / f"shard-{len(shards):05d}.safetensors"
+    shards, mine = {}, distributed.share(range(math.ceil(len(names) / shard_size)))
+    images_here = sum(len(names[i * shard_size : (i + 1) * shard_size]) for i in mine)
+    label, quiet = f"features of {teacher.kind}", not distributed.is_main()
+    with tqdm(total=images_here, desc=label, unit="image", disable=quiet) as bar:
+        for number in mine:
+            chosen = names[number * shard_size : (number + 1) * shard_size]
+            file = folder / f"shard-{number:05d}.safetensors"
             expected = json.dumps({**identity, "names": chosen})
             checksums = _finished(file, expected)
             if checksums is None:
@@ -119,7 +126,11 @@ def write_cache(
                 os.replace(temporary, file)
             else:
                 bar.update(len(chosen))
-            shards.append({"file": file.name, "names": chosen, "checksums": checksums})
+            shards[number] = {"file": file.name, "names": chosen, "checksums": checksums}
+    parts = distributed.gather(shards)
+    if parts is None:
+        return
+    shards = [shard for _, shard in sorted((item for part in parts for item in part.items()), key=lambda item: item[0])]
     for surplus in set(folder.glob("shard-*")) - {folder / shard["file"] for shard in shards}:
         surplus.unlink()
     index = {**identity, "tokens": teacher.grid**2, "dim": teacher.dim, "images": len(names), "shards": shards}

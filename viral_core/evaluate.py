@@ -5,6 +5,8 @@ Design choices:
 - Batches are padded on the left and sorted by length, the longest first, so that running out of memory shows at once;
   rows come back in their own order.  Padding does not change an answer (tested).
 - Nothing is asked twice: answers are appended after every batch, and a finished file is only read.
+- Processes that were launched together share the batches, whole, so that every answer is what one process would give;
+  each appends to a part of its own, and the parts are merged.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,8 +15,18 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
+from viral_core import distributed
 from viral_core.benchmarks import open_image
-from viral_core.benchmarks.answers import append, continue_file, read_answers, results_table, settings, summarise
+from viral_core.benchmarks.answers import (
+    append,
+    continue_file,
+    merge_parts,
+    part_file,
+    read_answers,
+    results_table,
+    settings,
+    summarise,
+)
 from viral_core.data import expand_image_tokens, image_token_count, pad_to_square
 from viral_core.templates import IMAGE_MARKER, Template, prompt, stop_token_id
 
@@ -73,31 +85,43 @@ def evaluate(
         benchmark, rows, model=model_id, template=template.name, prompts=prompts, max_new_tokens=max_new_tokens,
         protocol=protocol, limit=limit, variant=variant,
     )  # fmt: skip
+    lengths = [len(tokens) for tokens in processor.tokenizer(prompts)["input_ids"]]
+    order = sorted(range(len(rows)), key=lambda i: -lengths[i])
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    if distributed.is_main():  # what processes of an interrupted evaluation have left
+        merge_parts(out, wanted, [ids[i] for i in order])
+    distributed.barrier()
     done = continue_file(out, wanted)
-    if len(done) < len(rows) * wanted["runs"]:
-        lengths = [len(tokens) for tokens in processor.tokenizer(prompts)["input_ids"]]
-        order = sorted(range(len(rows)), key=lambda i: -lengths[i])
-        batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-        bar = tqdm(total=len(rows) * wanted["runs"], initial=len(done), desc=benchmark, unit="q", disable=not progress)
-        with bar:
-            for run in range(wanted["runs"]):
-                for number, batch in enumerate(batches):
-                    missing = [i for i in batch if (run, ids[i]) not in done]
-                    if not missing:
-                        continue
-                    asked = batch if protocol else missing
-                    if protocol:
-                        torch.manual_seed(protocol["seed"] + run * len(batches) + number)
-                    if on_batch is not None:
-                        on_batch([ids[i] for i in asked])
-                    images = [open_image(rows[i]["image"]) for i in asked]
-                    said = generate(
-                        model, processor, template, images, [prompts[i] for i in asked], max_new_tokens=max_new_tokens,
-                        temperature=protocol["temperature"] if protocol else None,
-                    )  # fmt: skip
-                    answers = dict(zip(asked, said, strict=True))
-                    append(out, [rows[i] | {"run": run, "response": answers[i]} for i in missing])
-                    bar.update(len(missing))
+    waiting = []  # (run, number of the batch, rows without an answer)
+    for run in range(wanted["runs"]):
+        for number, batch in enumerate(batches):
+            if missing := [i for i in batch if (run, ids[i]) not in done]:
+                waiting.append((run, number, missing))
+    mine = distributed.share(waiting)
+    target = part_file(out, distributed.rank()) if distributed.world_size() > 1 else out
+    if mine:
+        continue_file(target, wanted)
+        asking = len(done) + sum(len(missing) for *_, missing in mine)
+        quiet = not (progress and distributed.is_main())
+        with tqdm(total=asking, initial=len(done), desc=benchmark, unit="q", disable=quiet) as bar:
+            for run, number, missing in mine:
+                asked = batches[number] if protocol else missing
+                if protocol:
+                    torch.manual_seed(protocol["seed"] + run * len(batches) + number)
+                if on_batch is not None:
+                    on_batch([ids[i] for i in asked])
+                images = [open_image(rows[i]["image"]) for i in asked]
+                said = generate(
+                    model, processor, template, images, [prompts[i] for i in asked], max_new_tokens=max_new_tokens,
+                    temperature=protocol["temperature"] if protocol else None,
+                )  # fmt: skip
+                answers = dict(zip(asked, said, strict=True))
+                append(target, [rows[i] | {"run": run, "response": answers[i]} for i in missing])
+                bar.update(len(missing))
+    distributed.barrier()
+    if distributed.is_main():
+        merge_parts(out, wanted, [ids[i] for i in order])
+    distributed.barrier()
     _, runs = read_answers(out)
     place = {name: i for i, name in enumerate(ids)}
     return [sorted(run, key=lambda row: place[row["id"]]) for run in runs]

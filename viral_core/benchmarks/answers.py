@@ -7,6 +7,7 @@ image) and the number of the sampled run.  A file is only ever continued under t
 import hashlib
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -71,6 +72,36 @@ def continue_file(path: Path, wanted: Mapping) -> set[tuple[int, str]]:
     if other:
         raise ValueError(f"{path} holds answers made under other settings ({'; '.join(other)}): remove or rename it")
     return {(i, row["id"]) for i, run in enumerate(runs) for row in run}
+
+
+def part_file(path: Path, rank: int) -> Path:
+    """Where one of several processes appends its answers to `path`."""
+    return path.with_name(f"{path.name}.part-{rank:04d}")
+
+
+def merge_parts(path: Path, wanted: Mapping, order: Sequence[str]) -> None:
+    """Move what the part files hold into `path`, its rows in `order` of their ids, run by run; parts are removed.
+
+    Interrupted and called again, it goes on: a row that is in several files is kept once.
+
+    Raises:
+        ValueError: a file was made under other settings.
+    """
+    parts = sorted(path.parent.glob(f"{path.name}.part-*"))
+    if not parts:
+        return
+    rows = {}
+    for file in (path, *parts):
+        continue_file(file, wanted)
+        rows |= {(row["run"], row["id"]): row for run in read_answers(file)[1] for row in run}
+    place = {name: i for i, name in enumerate(order)}
+    temporary = path.with_name(f"{path.name}.merging")
+    temporary.unlink(missing_ok=True)
+    continue_file(temporary, wanted)
+    append(temporary, [rows[key] for key in sorted(rows, key=lambda key: (key[0], place[key[1]]))])
+    os.replace(temporary, path)
+    for part in parts:
+        part.unlink()
 
 
 def append(path: Path, answered: Sequence[Mapping]) -> None:

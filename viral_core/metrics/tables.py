@@ -7,6 +7,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from viral_core import distributed
+
 
 def label(frame: pd.DataFrame, run: str, seed: int) -> pd.DataFrame:
     """Put the run and the seed that a table belongs to in front of its columns, in place; returns the table."""
@@ -21,6 +23,15 @@ def write_csv(frame: pd.DataFrame, csv=None) -> pd.DataFrame:
         Path(csv).parent.mkdir(parents=True, exist_ok=True)
         frame.to_csv(csv, index=False)
     return frame
+
+
+def merge_shares(frame: pd.DataFrame, column: str, order: Sequence) -> pd.DataFrame | None:
+    """Tables of all processes as one, its rows in the `order` of a column's values; None but at the main process."""
+    parts = distributed.gather(frame)
+    if parts is None:
+        return None
+    place = {value: i for i, value in enumerate(order)}
+    return pd.concat(parts).sort_values(column, key=lambda c: c.map(place), kind="stable", ignore_index=True)
 
 
 def summarise(frame: pd.DataFrame, value: str, by: Sequence[str], level: float = 0.95) -> pd.DataFrame:
