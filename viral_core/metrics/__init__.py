@@ -1,7 +1,8 @@
 """What the paper's figures measure.
 
 - `cknna`, `cknna_batch`, `clamp_outliers`, `layerwise_cknna`: similarity to the encoder's features (Figure 2(d))
-- `spatial_entropy`, `spatial_entropies`, `generate_with_attention`, `layerwise_entropy`: attention (Figure 4)
+- `spatial_entropy`, `spatial_entropies`, `generate_with_attention`, `question_entropies`,
+  `entropy_per_head`, `layerwise_entropy`: attention (Figure 4)
 - `PatchPermutation`, `permuted_accuracy`: shuffled visual features (Table 3)
 - `pca_map`, `pca_maps`: colours of visual tokens (Figure 5)
 - `export_states`, `ExportedStates`: hidden states at the visual positions, on disk
@@ -10,8 +11,10 @@
 """
 
 from viral_core.metrics.attention import (
+    entropy_per_head,
     generate_with_attention,
     layerwise_entropy,
+    question_entropies,
     spatial_entropies,
     spatial_entropy,
 )
@@ -28,6 +31,7 @@ __all__ = [
     "clamp_outliers",
     "cknna",
     "cknna_batch",
+    "entropy_per_head",
     "export_states",
     "generate_with_attention",
     "layerwise_cknna",
@@ -36,6 +40,7 @@ __all__ = [
     "pca_map",
     "pca_maps",
     "permuted_accuracy",
+    "question_entropies",
     "spatial_entropies",
     "spatial_entropy",
     "summarise",

@@ -186,18 +186,66 @@ def _until_stop(generated: torch.Tensor, stop: int | list[int] | None) -> list[l
     return answers
 
 
-def layerwise_entropy(
+def question_entropies(
     model,
     processor,
     images: Sequence,
     prompts: str | Sequence[str],
     *,
-    run: str,
-    seed: int,
-    csv=None,
+    ids: Sequence[str] | None = None,
+    maps: dict | None = None,
     max_new_tokens: int = 16,
     stop: int | None = None,
     batch_size: int = 8,
+) -> pd.DataFrame:
+    """Spatial entropy of text-to-image attention per question, layer and head, over greedy answers.
+
+    Args:
+        model, processor: of one run.
+        images: Q images, PIL or paths; padded to a square here.  Every image needs a square grid of tokens.
+        prompts: Q prompts, or one for all, as the model was trained on, each with one `<image>`.
+        ids: names of the questions; their numbers by default.
+        maps: gets the attention of each question, (layers, H, W), mean over the answer's tokens and the heads.
+        max_new_tokens, stop: as `generate_with_attention`.
+
+    Returns:
+        One row per reading, question, layer and head: reading (a key of `READINGS`), question, layer, head, entropy
+        (nats, mean over the answer's tokens where it is defined), tokens, undefined (tokens left out).
+
+    Raises:
+        ValueError: as `generate_with_attention`, or a number of image tokens that is not a square.
+    """
+    ids = list(range(len(images))) if ids is None else list(ids)
+    frames = []
+    for chosen, inputs in batches(model, processor, images, prompts, batch_size, "spatial entropy"):
+        for question, answer in zip(
+            ids[chosen], generate_with_attention(model, inputs, max_new_tokens, stop), strict=True
+        ):
+            steps, layers, heads, n = answer.attention.shape
+            grid = answer.attention.unflatten(-1, (square_side(n),) * 2)
+            if maps is not None:
+                maps[question] = grid.mean((0, 2)).numpy()
+            layer, head = np.indices((layers, heads)).reshape(2, -1)
+            for reading, options in READINGS.items():
+                entropy = pd.DataFrame(spatial_entropies(grid, **options).reshape(steps, layers * heads))
+                frames.append(
+                    pd.DataFrame({
+                        "reading": reading, "question": question, "layer": layer + 1, "head": head,
+                        "entropy": entropy.mean(), "tokens": steps, "undefined": entropy.isna().sum(),
+                    })
+                )  # fmt: skip
+    return pd.concat(frames, ignore_index=True)
+
+
+def entropy_per_head(questions: pd.DataFrame) -> pd.DataFrame:
+    """Mean over the questions of what `question_entropies` returns: columns as `layerwise_entropy`'s."""
+    groups = questions.groupby(["reading", "layer", "head"], sort=False)
+    table = groups["entropy"].agg(entropy="mean", std="std", questions="count")
+    return table.assign(undefined=groups["undefined"].sum(), tokens=groups["tokens"].sum()).reset_index()
+
+
+def layerwise_entropy(
+    model, processor, images: Sequence, prompts: str | Sequence[str], *, run: str, seed: int, csv=None, **options
 ) -> pd.DataFrame:
     """Spatial entropy of text-to-image attention per layer and head (Figure 4, right), over greedy answers.
 
@@ -205,41 +253,16 @@ def layerwise_entropy(
     counted.
 
     Args:
-        model, processor: of one run; `run` and `seed` name it in the table.
-        images: Q images, PIL or paths; padded to a square here.  Every image needs a square grid of tokens.
-        prompts: Q prompts, or one for all, as the model was trained on, each with one `<image>`.
+        model, processor, images, prompts, options: as `question_entropies`.
+        run, seed: name the run in the table.
         csv: where to write the table.
-        max_new_tokens, stop: as `generate_with_attention`.
 
     Returns:
         One row per reading, layer and head: run, seed, reading (a key of `READINGS`), layer, head, entropy (nats),
         std (over questions), questions (that entered the mean), tokens, undefined (tokens left out).
 
     Raises:
-        ValueError: as `generate_with_attention`, or a number of image tokens that is not a square.
+        ValueError: as `question_entropies`.
     """
-    per_question = {reading: [] for reading in READINGS}  # of each reading: (layers * heads,) means over the tokens
-    undefined = dict.fromkeys(READINGS, 0)
-    tokens = 0
-    for _, inputs in batches(model, processor, images, prompts, batch_size, "spatial entropy"):
-        for answer in generate_with_attention(model, inputs, max_new_tokens, stop):
-            steps, layers, heads, n = answer.attention.shape
-            maps = answer.attention.unflatten(-1, (square_side(n),) * 2)
-            tokens += steps
-            for reading, options in READINGS.items():
-                entropy = pd.DataFrame(spatial_entropies(maps, **options).reshape(steps, layers * heads))
-                per_question[reading].append(entropy.mean())
-                undefined[reading] += entropy.isna().sum().to_numpy()
-
-    layer, head = np.indices((layers, heads)).reshape(2, -1)
-    frames = []
-    for reading, means in per_question.items():
-        means = pd.DataFrame(means)  # (Q, layers * heads); NaN, a question without a defined token, is left out
-        table = {
-            "entropy": means.mean(),
-            "std": means.std(),
-            "questions": means.count(),
-            "undefined": undefined[reading],
-        }
-        frames.append(pd.DataFrame({"reading": reading, "layer": layer + 1, "head": head, **table, "tokens": tokens}))
-    return write_csv(label(pd.concat(frames, ignore_index=True), run, seed), csv)
+    questions = question_entropies(model, processor, images, prompts, **options)
+    return write_csv(label(entropy_per_head(questions), run, seed), csv)
