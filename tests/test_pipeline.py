@@ -70,11 +70,11 @@ def test_changing_one_run_reruns_that_run_and_what_depends_on_it(smoke):
     registry = smoke / "profiles/runs.yaml"
     before = registry.read_text()
     runs = yaml.safe_load(before)
-    runs["viral"]["align"]["weight"] = 0.25
+    runs["layers-15-17"]["align"]["weight"] = 0.25
     registry.write_text(yaml.safe_dump(runs))
     run(smoke, sys.executable, "-m", "viral_core", "profile", "smoke")
     try:
-        assert status(smoke) == {"stage2@smoke-viral-s0"}  # its evaluation follows once its output has changed
+        assert status(smoke) == {"stage2@smoke-layers-15-17-s0"}  # its evaluation follows once its output has changed
     finally:
         registry.write_text(before)
         run(smoke, sys.executable, "-m", "viral_core", "profile", "smoke")

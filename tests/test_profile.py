@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from viral_core import profile as profiles
+from viral_core import registry
 from viral_core.paths import ROOT
 
 
@@ -87,18 +88,18 @@ def test_a_profile_states_only_what_differs(folder):
 
 @pytest.mark.parametrize(("blocks", "layer"), [(32, 16), (40, 20), (28, 14), (8, 4), (10, 5), (7, 4), (30, 15)])
 def test_the_middle_layer_of_every_language_model(blocks, layer):
-    assert profiles.Align(depth=0.5).layers(blocks) == [layer]
+    assert registry.Align(teacher="dinov2", depth=0.5).layers(blocks) == [layer]
 
 
 def test_changing_one_run_changes_its_entries_only(folder):
     before = profiles.stages(profiles.load("laptop"))
     runs = yaml.safe_load((folder / "runs.yaml").read_text())
-    runs["viral"]["align"]["weight"] = 0.25
+    runs["relation"]["align"]["weight"] = 0.25
     (folder / "runs.yaml").write_text(yaml.safe_dump(runs))
     after = profiles.stages(profiles.load("laptop"))
     changed = {key for kind in before for key in before[kind] if before[kind][key] != after[kind][key]}
     assert changed
-    assert all(key.startswith("laptop-viral-s") for key in changed)
+    assert all(key.startswith("laptop-relation-s") for key in changed)
 
 
 def test_an_unknown_stage_key_lists_the_known_ones(tmp_path):

@@ -9,7 +9,7 @@ Design choices:
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +26,16 @@ _LISTED = 20  # faults shown in full by one error message
 
 @dataclass(frozen=True)
 class Sample:
-    """One conversation. `images` are the names written in the json file: the keys of cached teacher features."""
+    """One conversation. `images` are the names written in the json file: the keys of cached teacher features.
+
+    `targets`, where given, names for each image another one, whose teacher features it is aligned to instead.
+    """
 
     id: str
     turns: tuple[dict, ...]
     images: tuple[str, ...]
     folder: Path
+    targets: tuple[str, ...] | None = None
 
     def open_images(self) -> list[Image.Image]:
         """Open the images as RGB, padded to squares with the mean colour.
@@ -40,6 +44,10 @@ class Sample:
             ValueError: a file that is no readable image; names the sample and the file.
         """
         return [pad_to_square(self._open(name)) for name in self.images]
+
+    def open_targets(self) -> list[Image.Image]:
+        """Open the images that a teacher sees, as `open_images` does."""
+        return [pad_to_square(self._open(name)) for name in self.targets or self.images]
 
     def _open(self, name: str) -> Image.Image:
         try:
@@ -95,6 +103,23 @@ def load_conversations(path: str | Path, image_folder: str | Path) -> list[Sampl
         listed = "\n  ".join(faults[:_LISTED])
         raise ValueError(f"{len(faults)} faults in {path}; correct or remove these entries:\n  {listed}{more}")
     return samples
+
+
+def shuffle_targets(samples: Sequence[Sample], seed: int) -> list[Sample]:
+    """The samples with every image's teacher features swapped for those of another image: right features, wrong image.
+
+    The exchange is one cycle through all distinct images, drawn from the seed: nobody keeps its own, each is used once,
+    and epochs, ranks, caches and online teachers agree.
+
+    Raises:
+        ValueError: there are fewer than two images.
+    """
+    names = sorted({name for sample in samples for name in sample.images})
+    if len(names) < 2:
+        raise ValueError(f"{len(names)} images cannot be exchanged: shuffled targets need two or more")
+    order = np.random.default_rng(seed).permutation(len(names))
+    other = {names[i]: names[j] for i, j in zip(order, np.roll(order, 1), strict=True)}
+    return [replace(sample, targets=tuple(other[name] for name in sample.images)) for sample in samples]
 
 
 def _image_names(entry: dict) -> tuple[str, ...]:
@@ -186,7 +211,10 @@ def encode(sample: Sample, processor, template: Template, max_length: int) -> di
 
 
 class ConversationDataset(Dataset):
-    """Samples as `{"id", "input_ids" (S,), "labels" (S,), "keys": names, "images": squared PIL images}`."""
+    """Samples as `{"id", "input_ids" (S,), "labels" (S,), "images", "keys", "teacher_images"}`.
+
+    `images` and `teacher_images` are squared PIL images, `keys` the names of the latter: they differ if targets do.
+    """
 
     def __init__(self, samples: Sequence[Sample], processor, template: Template, max_length: int):
         self.samples, self.processor, self.template, self.max_length = samples, processor, template, max_length
@@ -197,26 +225,30 @@ class ConversationDataset(Dataset):
     def __getitem__(self, index: int) -> dict:
         sample = self.samples[index]
         encoded = encode(sample, self.processor, self.template, self.max_length)
-        return {"id": sample.id, "keys": sample.images, "images": sample.open_images(), **encoded}
+        images = sample.open_images()
+        shown = sample.open_targets() if sample.targets else images
+        keys = sample.targets or sample.images
+        return {"id": sample.id, "images": images, "keys": keys, "teacher_images": shown, **encoded}
 
 
 @dataclass
 class Collator:
     """Batch samples of B conversations with n images in total (n may be 0), padded on the right.
 
-    `features` maps image names to cached teacher features (n, N, d); `keep_images` passes the squared PIL images on,
-    for a teacher that runs online.
+    `features` maps image names to cached teacher features (n, N, d), `latents` to cached VAE latents (n, N, c);
+    `keep_images` passes the squared PIL images on, for a teacher that runs online.
     """
 
     processor: object
     features: Callable[[list[str]], torch.Tensor] | None = None
     keep_images: bool = False
+    latents: Callable[[list[str]], torch.Tensor] | None = None
 
     def __call__(self, items: list[dict]) -> dict:
         """Returns `input_ids`, `attention_mask`, `labels` (B, S) and `image_tokens`, the visual tokens of each image.
 
-        With n > 0 also `pixel_values` (n, 3, H, W), images in reading order, and `teacher_features` (n, N, d) or
-        `images` where asked for.
+        With n > 0 also `pixel_values` (n, 3, H, W), images in reading order, and `teacher_features` (n, N, d),
+        `latents` (n, N, c) or `images` where asked for.
         """
         ids = [item["input_ids"] for item in items]
         images = [image for item in items for image in item["images"]]
@@ -232,8 +264,10 @@ class Collator:
             batch["pixel_values"] = self.processor.image_processor(images, return_tensors="pt")["pixel_values"]
             if self.features is not None:
                 batch["teacher_features"] = self.features(keys)
+            if self.latents is not None:
+                batch["latents"] = self.latents(keys)
             if self.keep_images:
-                batch["images"] = images
+                batch["images"] = [image for item in items for image in item["teacher_images"]]
         return batch
 
 

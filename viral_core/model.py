@@ -10,6 +10,7 @@ Design choices:
 
 import hashlib
 import json
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -28,6 +29,9 @@ from transformers import (
     GenerationConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextProcessor,
     LlavaProcessor,
     PreTrainedModel,
     SiglipVisionModel,
@@ -35,8 +39,8 @@ from transformers import (
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 from transformers.utils import cached_file
 
-from viral_core.data import image_token_count
 from viral_core.head import AlignmentHead
+from viral_core.llava_next import NEWLINE, batch_patch_index, is_tiled, tile_count, tile_processor
 from viral_core.losses import OBJECTIVES
 from viral_core.tap import VisualTap, base_llava
 from viral_core.templates import IMAGE_MARKER, TEMPLATES, Template
@@ -54,7 +58,10 @@ PROJECTOR, ADAPTER, HEADS, RUN = "projector.safetensors", "adapter", "heads.safe
 
 @dataclass(frozen=True)
 class Base:
-    """The frozen parts of a model: folders or hub ids, revisions, fingerprints, and the encoder layer read."""
+    """The frozen parts of a model: folders or hub ids, revisions, fingerprints, and the encoder layer read.
+
+    `tile_grids`: of a LLaVA-NeXT, (rows, columns) each; None for LLaVA-1.5.
+    """
 
     vision: str
     language: str
@@ -63,6 +70,11 @@ class Base:
     vision_sha256: str | None = None
     language_sha256: str | None = None
     vision_feature_layer: int = -2
+    tile_grids: tuple[tuple[int, int], ...] | None = None
+
+    def __post_init__(self):
+        if self.tile_grids is not None:
+            object.__setattr__(self, "tile_grids", tuple(map(tuple, self.tile_grids)))
 
 
 @dataclass(frozen=True)
@@ -71,7 +83,7 @@ class Align:
 
     `target`: "teacher" (Eq. 6; `dim` is the teacher's d), "encoder" (Eq. 4, features z) or "projector" (Eq. 8, detached
     post-projection features). `weight` is lambda of Eq. 5. Several layers: one loss each, averaged. `hidden` and
-    `init_std` are the head's.
+    `init_std` are the head's; without `train_head` it stays as it starts (a control: the released code's defect).
     """
 
     layers: tuple[int, ...]
@@ -79,6 +91,7 @@ class Align:
     objective: str = "cosine"
     weight: float = 0.5
     shared_head: bool = False
+    train_head: bool = True
     hidden: int = 2048
     init_std: float = 0.02
     dim: int | None = None
@@ -108,6 +121,26 @@ class Residual:
             raise ValueError(f"unknown residual source {self.source!r}: choose projector or encoder")
 
 
+@dataclass(frozen=True)
+class Reconstruct:
+    """The reconstruction objective of ROSS (Table 6): the image's latents, denoised from visual tokens.
+
+    `layer`: whose visual tokens condition the denoiser; the last one's are read after the final norm (ROSS's default).
+    `dim` channels per latent token on a `grid` x `grid` of visual tokens. `blocks`, `width`, `heads`, `mlp_ratio` are
+    the denoiser's, `repeats` its timesteps per image.
+    """
+
+    layer: int
+    dim: int
+    grid: int
+    weight: float = 1.0
+    blocks: int = 3
+    width: int = 1024
+    heads: int = 16
+    mlp_ratio: float = 4.0
+    repeats: int = 4
+
+
 def assemble(
     vision: str | Path,
     language: str | Path,
@@ -118,13 +151,19 @@ def assemble(
     dtype: torch.dtype = torch.float32,
     attn_implementation: str = "sdpa",
     vision_feature_layer: int = -2,
-) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    tile_grids: Sequence[Sequence[int]] | None = None,
+    device: str | torch.device = "cpu",
+) -> tuple[LlavaForConditionalGeneration | LlavaNextForConditionalGeneration, LlavaProcessor | LlavaNextProcessor]:
     """Build LLaVA-1.5 from a CLIP or SigLIP vision tower and a causal language model (folders or hub ids).
+
+    With `tile_grids` (`llava_next.GRIDS` are the original ones) it is LLaVA-NeXT: it has a newline token too, which is
+    new and trains like the projector.
 
     Everything is frozen but the projector, a new two-layer GELU MLP unless `projector` names saved weights. The
     tokenizer gets an `<image>` token and, if it has none, a padding token; embedding rows that the language model lacks
     start at the mean row, so that assembling again gives the same model. The parts' identity is kept as `llava.base`.
-    For ZeRO-3 assemble as usual, without a live `HfDeepSpeedConfig`: the trainer's DeepSpeed partitions the model.
+    The loaded parts go to `device`, the projector starts on the CPU. For ZeRO-3 assemble on the CPU, without a live
+    `HfDeepSpeedConfig`: the trainer's DeepSpeed partitions the model.
 
     Raises:
         ValueError: a vision tower of another kind, or a projector that does not fit.
@@ -134,37 +173,52 @@ def assemble(
         raise ValueError(f"{vision} is a {kind!r} model; LLaVA takes a fixed-size vision tower: {', '.join(VISION)}")
     vision_class, strategy = VISION[kind]
     options = {"dtype": dtype, "attn_implementation": attn_implementation}
+    if torch.device(device).type != "cpu":
+        options["device_map"] = {"": torch.device(device)}  # straight to the GPU, whatever the number of processes
     tower = vision_class.from_pretrained(vision, revision=vision_revision, **options)
     lm = AutoModelForCausalLM.from_pretrained(language, revision=language_revision, **options)
     tokenizer = AutoTokenizer.from_pretrained(language, revision=language_revision)
     _prepare_tokens(tokenizer, lm)
 
-    processor = LlavaProcessor(
-        AutoImageProcessor.from_pretrained(vision, revision=vision_revision),
+    if tile_grids is None:
+        config_class, llava_class, processor_class = LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+        images, own = AutoImageProcessor.from_pretrained(vision, revision=vision_revision), {}
+    else:
+        config_class, llava_class = LlavaNextConfig, LlavaNextForConditionalGeneration
+        processor_class = LlavaNextProcessor
+        images = tile_processor(vision, tower.config.image_size, tile_grids, vision_revision)
+        own = {"image_grid_pinpoints": images.image_grid_pinpoints}
+    processor = processor_class(
+        images,
         tokenizer,
         patch_size=tower.config.patch_size,
         vision_feature_select_strategy=strategy,
         num_additional_image_tokens=int(strategy == "default"),
     )
-    config = LlavaConfig(
+    config = config_class(
         vision_config=tower.config,
         text_config=lm.config,
         image_token_index=processor.image_token_id,
-        image_seq_length=image_token_count(processor),
+        image_seq_length=(tower.config.image_size // tower.config.patch_size) ** 2,
         vision_feature_select_strategy=strategy,
         vision_feature_layer=vision_feature_layer,
         tie_word_embeddings=lm.config.tie_word_embeddings,
         dtype=dtype,
+        **own,
     )
     with torch.device("meta"):
-        llava = LlavaForConditionalGeneration(config)
+        llava = llava_class(config)
     llava.model.vision_tower, llava.model.language_model, llava.lm_head = tower, lm.model, lm.lm_head
     llava.model.multi_modal_projector = LlavaMultiModalProjector(config).to(dtype)
+    if tile_grids is not None:
+        width = config.text_config.hidden_size
+        llava.model.image_newline = nn.Parameter(torch.randn(width, dtype=dtype) / width**0.5)  # as transformers does
     llava.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
     llava.requires_grad_(False)
-    llava.model.multi_modal_projector.requires_grad_(True)
+    for p in connector(llava):
+        p.requires_grad_(True)
     if projector is not None:
         load_projector(llava, projector)
     llava.base = Base(
@@ -175,8 +229,16 @@ def assemble(
         fingerprint(vision, vision_revision),
         fingerprint(language, language_revision),
         vision_feature_layer,
+        tile_grids,
     )
     return llava.eval(), processor
+
+
+def connector(llava: nn.Module) -> list[nn.Parameter]:
+    """What joins encoder and language model, and always trains: the projector and LLaVA-NeXT's newline token."""
+    core = base_llava(llava).model
+    newline = [core.image_newline] if is_tiled(core.config) else []
+    return [*core.multi_modal_projector.parameters(), *newline]
 
 
 def _prepare_tokens(tokenizer, lm: PreTrainedModel) -> None:
@@ -191,11 +253,11 @@ def _prepare_tokens(tokenizer, lm: PreTrainedModel) -> None:
             weight.data[rows:] = weight.data[:rows].mean(0)
 
 
-def fingerprint(name: str | Path, revision: str | None = None) -> str:
+def fingerprint(name: str | Path, revision: str | None = None, subfolder: str = "") -> str:
     """Sha256 of a model's config.json and of size, first and last MiB of each weight file: cheap at any size."""
-    folder = Path(name)
+    folder = Path(name, subfolder)
     if not folder.is_dir():
-        folder = Path(cached_file(str(name), "config.json", revision=revision)).parent
+        folder = Path(cached_file(str(name), "config.json", revision=revision, subfolder=subfolder)).parent
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for path in sorted([*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]):
         size = path.stat().st_size
@@ -215,28 +277,37 @@ def add_lora(llava: LlavaForConditionalGeneration, r: int, alpha: int, dropout: 
     model = get_peft_model(
         llava, LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, bias="none", target_modules=LORA_TARGETS)
     )
-    base_llava(model).model.multi_modal_projector.requires_grad_(True)
+    for p in connector(model):
+        p.requires_grad_(True)
     return model
 
 
 class AlignedModel(nn.Module):
-    """A LLaVA with visual representation alignment (Eq. 5): L = L_LM + weight * L_VRA.
+    """A LLaVA with visual representation alignment (Eq. 5): L = L_LM + weight * L_VRA, or ROSS's reconstruction.
 
-    Without `align` it is the baseline, and the same code runs. `state_dict` holds only what trains, and
+    Without either it is the baseline, and the same code runs. `state_dict` holds only what trains, and
     `load_state_dict` takes such a state: training checkpoints stay small under any wrapper. The vision tower is always
-    in eval mode. Heads and adapters start at random: set the seed before.
+    in eval mode. Heads, adapters and denoiser start at random: set the seed before.
     """
 
     accepts_loss_kwargs = True  # transformers' Trainer counts tokens over the global batch
 
-    def __init__(self, llava: nn.Module, align: Align | None = None, residuals: tuple[Residual, ...] = ()):
+    def __init__(
+        self,
+        llava: nn.Module,
+        align: Align | None = None,
+        residuals: tuple[Residual, ...] = (),
+        reconstruct: Reconstruct | None = None,
+    ):
         """`llava` is what `assemble` or `add_lora` returns.
 
         Raises:
-            ValueError: a layer that the language model does not have.
+            ValueError: a layer that the language model does not have; residuals or reconstruction in a LLaVA-NeXT.
         """
         super().__init__()
-        self.llava, self.align, self.residuals = llava, align, tuple(residuals)
+        self.llava, self.align, self.residuals, self.reconstruct = llava, align, tuple(residuals), reconstruct
+        if (self.residuals or reconstruct) and is_tiled(self.config):
+            raise ValueError("re-injection and reconstruction take LLaVA-1.5's one map of tokens: no LLaVA-NeXT has them")
         core = base_llava(llava).model
         width, encoder_width = self.config.text_config.hidden_size, self.config.vision_config.hidden_size
         self.heads, self.adapters = nn.ModuleDict(), nn.ModuleDict()
@@ -244,9 +315,17 @@ class AlignedModel(nn.Module):
             dim = {"teacher": align.dim, "encoder": encoder_width, "projector": width}[align.target]
             for key in ["shared"] if align.shared_head else map(str, align.layers):
                 self.heads[key] = AlignmentHead(width, dim, align.hidden, align.init_std)
+            self.heads.requires_grad_(align.train_head)
+        self.reconstruction = None
+        if reconstruct is not None:
+            from viral_core.ross import Reconstruction  # loads diffusers
+
+            sizes = {name: value for name, value in asdict(reconstruct).items() if name not in ("layer", "weight")}
+            self.reconstruction = Reconstruction(width, **sizes)
         # Before the tap, whose hook on the language model reads what this one writes.
         self._guard = core.language_model.register_forward_pre_hook(self._keep_in_graph, with_kwargs=True)
-        self.tap = VisualTap(llava, align.layers if align else ())
+        tapped = [*(align.layers if align else ()), *([reconstruct.layer] if reconstruct else ())]
+        self.tap = VisualTap(llava, tapped)
         for residual in self.residuals:
             self._attach(residual, encoder_width, width)
         self.register_state_dict_post_hook(_drop_frozen)
@@ -276,8 +355,12 @@ class AlignedModel(nn.Module):
             return None
         core, side = base_llava(self.llava).model, self.config.vision_config.image_size
         embeddings = kwargs["inputs_embeds"]
-        blank = embeddings.new_zeros(1, self.config.vision_config.num_channels, side, side)
-        projected = torch.cat(core.get_image_features(pixel_values=blank, return_dict=True).pooler_output)
+        tiles, sizes = 1, {}
+        if is_tiled(self.config):
+            tiles = tile_count((side, side), self.config.image_grid_pinpoints, side)
+            sizes = {"image_sizes": [[side, side]]}
+        blank = embeddings.new_zeros(tiles, self.config.vision_config.num_channels, side, side)
+        projected = torch.cat(core.get_image_features(pixel_values=blank, **sizes, return_dict=True).pooler_output)
         self.tap.features = self.tap.features[:0]
         return args, {**kwargs, "inputs_embeds": embeddings + 0 * projected.sum().to(embeddings.dtype)}
 
@@ -287,43 +370,61 @@ class AlignedModel(nn.Module):
         attention_mask: Tensor,
         labels: Tensor,
         pixel_values: Tensor | None = None,
+        image_sizes: Tensor | None = None,
         image_tokens: list[int] = (),
         teacher_features: Tensor | None = None,
+        latents: Tensor | None = None,
         totals: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Losses of a batch of B conversations with n images (n may be 0).
 
         Args:
             input_ids, attention_mask, labels: (B, S), padded on the right.
-            pixel_values: (n, 3, H, W) in reading order.
+            pixel_values: (n, 3, H, W) in reading order. LLaVA-NeXT: (n, tiles, 3, H, W), filled up with blank tiles.
+            image_sizes: LLaVA-NeXT only: (n, 2) heights and widths.
             image_tokens: the visual tokens of each of the n images; they sum to T.
-            teacher_features: (n, N, d), or (T, d) where images differ in their number of tokens.
+            teacher_features: (n, N, d), or (T, d) where images differ in their number of tokens. LLaVA-NeXT:
+                (tiles of all images, N, d), of which unpadding leaves out some, as of the visual tokens.
+            latents: (n, N, c) VAE latents of the images, for the reconstruction.
             totals: (2,) supervised tokens and images of the global batch of which this one is a part. Losses are then
                 parts of its mean over tokens and images: summed over micro-batches and ranks they give it exactly.
                 Without totals the means are over this batch.
 
         Returns:
-            Scalars `loss`, `lm_loss` (Eq. 2) and, with alignment, `vra_loss` (Eq. 4 / 6, unweighted).
+            Scalars `loss`, `lm_loss` (Eq. 2) and, unweighted, with alignment `vra_loss` (Eq. 4 / 6), with
+            reconstruction `ross_loss`.
 
         Raises:
-            ValueError: teacher features are missing or do not match the visual tokens.
+            ValueError: teacher features or latents are missing or do not match the visual tokens.
         """
+        sizes = {} if image_sizes is None else {"image_sizes": image_sizes}
         lm_loss = self.llava(
             input_ids=input_ids,
             attention_mask=attention_mask,
             pixel_values=pixel_values,
+            **sizes,
             labels=labels,
             num_items_in_batch=None if totals is None else totals[0],
             use_cache=False,
         ).loss
-        if self.align is None:
-            return {"loss": lm_loss, "lm_loss": lm_loss}
-        vra_loss = self._alignment(image_tokens, teacher_features)
-        if totals is not None:
-            vra_loss = vra_loss * len(image_tokens) / totals[1].clamp(min=1)
-        return {"loss": lm_loss + self.align.weight * vra_loss, "lm_loss": lm_loss, "vra_loss": vra_loss}
+        share = 1 if totals is None else len(image_tokens) / totals[1].clamp(min=1)
+        losses = {"loss": lm_loss, "lm_loss": lm_loss}
+        if self.align is not None:
+            losses["vra_loss"] = self._alignment(image_tokens, teacher_features, image_sizes) * share
+            losses["loss"] = losses["loss"] + self.align.weight * losses["vra_loss"]
+        if self.reconstruct is not None:
+            losses["ross_loss"] = self.reconstruction(self._reconstructed_from(), latents) * share
+            losses["loss"] = losses["loss"] + self.reconstruct.weight * losses["ross_loss"]
+        return losses
 
-    def _alignment(self, image_tokens: list[int], teacher_features: Tensor | None) -> Tensor:
+    def _reconstructed_from(self) -> Tensor:
+        layer = self.reconstruct.layer
+        last = layer == self.config.text_config.num_hidden_layers
+        return self.tap.post_norm(layer) if last else self.tap.states[layer]
+
+    def _alignment(
+        self, image_tokens: list[int], teacher_features: Tensor | None, image_sizes: Tensor | None
+    ) -> Tensor:
         tokens = self.tap.token_index.numel()
         image_ids = torch.arange(len(image_tokens)).repeat_interleave(torch.tensor(image_tokens, dtype=torch.long))
         target = {
@@ -333,10 +434,20 @@ class AlignedModel(nn.Module):
         }[self.align.target]
         if target is None and tokens:
             raise ValueError("the alignment loss needs teacher features for a batch with images: give cache or teacher")
+        target = None if target is None else target.reshape(-1, target.shape[-1])
+        shown = slice(None)  # the visual positions that show a patch; without tiles, all of them
+        if image_sizes is not None:
+            patches = torch.cat(batch_patch_index(self.config, image_sizes))
+            shown = (patches != NEWLINE).nonzero().squeeze(1)
+            chosen = shown if self.align.target == "projector" else patches[shown]
+            if len(target) == (tokens if chosen is shown else self.tap.features.shape[:2].numel()):
+                target = target[chosen]  # another length is refused below
+            image_ids = image_ids[shown]
         losses = []
         for layer in self.align.layers:
-            pred = self.heads["shared" if self.align.shared_head else str(layer)](self.tap.states[layer])
-            wanted = pred.new_zeros(pred.shape) if target is None else target.reshape(-1, target.shape[-1])
+            head = self.heads["shared" if self.align.shared_head else str(layer)]
+            pred = head(self.tap.states[layer][shown])
+            wanted = pred.new_zeros(pred.shape) if target is None else target
             if wanted.shape != pred.shape or len(image_ids) != len(pred):
                 raise ValueError(
                     f"alignment target {tuple(wanted.shape)} does not match the {tuple(pred.shape)} projected visual "
@@ -346,8 +457,8 @@ class AlignedModel(nn.Module):
         return torch.stack(losses).mean()
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """What trains: "projector", and "rest" (LoRA, heads and adapters, which share LoRA's learning rate)."""
-        projector = [p for p in base_llava(self.llava).model.multi_modal_projector.parameters() if p.requires_grad]
+        """What trains: "projector", and "rest" (LoRA and all that is new, which shares LoRA's learning rate)."""
+        projector = [p for p in connector(self.llava) if p.requires_grad]
         own = {id(p) for p in projector}
         return {"rest": [p for p in self.parameters() if p.requires_grad and id(p) not in own], "projector": projector}
 
@@ -396,6 +507,16 @@ def scale_projector(llava: nn.Module, factor: float) -> None:
     last.bias.mul_(factor)
 
 
+def _additions(aligned: AlignedModel) -> nn.ModuleDict:
+    """The new modules that are neither LoRA nor projector, as they are named in `heads.safetensors`."""
+    parts = {"heads": aligned.heads, "adapters": aligned.adapters}
+    if is_tiled(aligned.config):
+        parts["newline"] = nn.ParameterDict({"image_newline": base_llava(aligned.llava).model.image_newline})
+    if aligned.reconstruction is not None:
+        parts["reconstruction"] = aligned.reconstruction
+    return nn.ModuleDict(parts)
+
+
 def save_projector(llava: nn.Module, path: str | Path) -> None:
     """Write the projector's weights as float32 safetensors."""
     save_file(_cpu_state(base_llava(llava).model.multi_modal_projector), path)
@@ -429,8 +550,9 @@ def save_run(
 ) -> None:
     """Write everything that trains, and what it belongs to, into `folder` (about the size of the LoRA adapter).
 
-    Files: `projector.safetensors`, `heads.safetensors` (heads and residual adapters, if any), `adapter/` (peft, if LoRA
-    is on), and `run.json`: base and fingerprints, template, alignment, residuals, seed and `training` (any json).
+    Files: `projector.safetensors`, `heads.safetensors` (heads, residual adapters, denoiser, if any), `adapter/` (peft,
+    if LoRA is on), and `run.json`: base and fingerprints, template, alignment, residuals, reconstruction, seed and
+    `training` (any json).
     Under DeepSpeed every rank must call it; rank 0 writes.
     """
     folder = Path(folder)
@@ -440,7 +562,7 @@ def save_run(
             return
         folder.mkdir(parents=True, exist_ok=True)
         save_projector(aligned.llava, folder / PROJECTOR)
-        heads = _cpu_state(nn.ModuleDict({"heads": aligned.heads, "adapters": aligned.adapters}))
+        heads = _cpu_state(_additions(aligned))
         if heads:
             save_file(heads, folder / HEADS)
         if isinstance(aligned.llava, PeftModel):
@@ -452,10 +574,12 @@ def save_run(
             )
             aligned.llava.peft_config["default"].save_pretrained(folder / ADAPTER)
     description = {
+        "architecture": aligned.config.model_type,
         "base": asdict(base_llava(aligned.llava).base),
         "template": template.name,
         "align": None if aligned.align is None else asdict(aligned.align),
         "residuals": [asdict(residual) for residual in aligned.residuals],
+        "reconstruct": None if aligned.reconstruct is None else asdict(aligned.reconstruct),
         "seed": seed,
         "training": training or {},
     }
@@ -507,19 +631,24 @@ def load_run(
         dtype=dtype,
         attn_implementation=attn_implementation,
         vision_feature_layer=base.vision_feature_layer,
+        tile_grids=base.tile_grids,
+        device=device,
     )
     expected = replace(base, vision=llava.base.vision, language=llava.base.language)
     if llava.base != expected:
         raise ValueError(f"{folder} was trained on {base}, but the models there are now {llava.base}: train it again")
     if (folder / ADAPTER).is_dir():
         llava = PeftModel.from_pretrained(llava, folder / ADAPTER, is_trainable=True)
-        base_llava(llava).model.multi_modal_projector.requires_grad_(True)
+        for p in connector(llava):
+            p.requires_grad_(True)
     aligned = AlignedModel(
         llava,
         None if saved["align"] is None else Align(**saved["align"]),
         tuple(Residual(**residual) for residual in saved["residuals"]),
+        Reconstruct(**saved["reconstruct"]) if saved.get("reconstruct") else None,
     )
-    if (folder / HEADS).is_file():
-        _load(nn.ModuleDict({"heads": aligned.heads, "adapters": aligned.adapters}), folder / HEADS)
+    additions = _additions(aligned)
+    if additions.state_dict():
+        _load(additions, folder / HEADS)
     template = TEMPLATES[saved["template"]]
     return Run(aligned.to(device).eval(), processor, template, base, saved["seed"], saved["training"])

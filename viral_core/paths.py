@@ -5,6 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PROFILES = ROOT / "profiles"
+DEEPSPEED = PROFILES / "deepspeed"
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,8 @@ class RunPaths:
     def data(self) -> Path:
         return self.root / "data"
 
-    def cache(self, teacher: str, vision: str) -> Path:
-        return self.root / "cache" / f"{teacher}-{vision}"
+    def cache(self, teacher: str, vision: str, state: str = "intact") -> Path:
+        return self.root / "cache" / "-".join([teacher, vision, *([] if state == "intact" else [state])])
 
     def stage1(self, language: str, vision: str) -> Path:
         return self.root / "stage1" / f"{language}-{vision}"
@@ -43,6 +44,10 @@ class RunPaths:
 
     def cknna(self, name: str) -> Path:
         return self.similarities / f"{name}.csv"
+
+    def measured(self, kind: str) -> Path:
+        """Folder of what a kind of stage makes, one entry per run."""
+        return {"evaluate": self.evaluations, "cknna": self.similarities}.get(kind, self.root / kind)
 
     def notebook(self, name: str) -> Path:
         return self.root / "notebooks" / f"{name}.ipynb"

@@ -7,14 +7,16 @@ that its stage depends on, so that a change re-runs the stages it concerns and n
 """
 
 import dataclasses
-import types
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
 
-from viral_core.paths import PROFILES, ROOT, RunPaths
+from viral_core import registry
+from viral_core.paths import DEEPSPEED, PROFILES, ROOT, RunPaths
+from viral_core.registry import Run
+from viral_core.schema import ProfileError, build, merge
+from viral_core.schema import known as _known
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,17 @@ class Language:
     template: str
     revision: str | None = None
     train: dict | None = None  # embedded stand-in: hyper-parameters of viral_core.world.language
+    blocks: int | None = None  # of a model that is not trained here: which layers a run aligns follows from it
+    package: str | None = None  # pip requirement of a package that ships the model as GGUF (viral_core.pretrained)
+
+    def __post_init__(self):
+        if (self.blocks is None) == (self.train is None):
+            raise ValueError("a language model states its number of `blocks`, an embedded one within `train`")
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return self.blocks or self.train["blocks"]
 
 
 @dataclass(frozen=True)
@@ -73,36 +86,11 @@ class Teacher:
 
 
 @dataclass(frozen=True)
-class Align:
-    """The alignment loss of one run (Eq. 4-6): what is aligned, where, to what, how strongly."""
-
-    target: str = "teacher"  # "encoder": its own features z (Eq. 4); "projector": post-projection features (Eq. 8)
-    teacher: str | None = "dinov2"
-    depth: float = 0.5  # relative depth of the aligned block: 0.5 of 32 is block 16
-    objective: str = "cosine"
-    weight: float = 0.5  # lambda of Eq. 5
-    shared_head: bool = False
-
-    def layers(self, blocks: int) -> list[int]:
-        """Aligned blocks, 1-based, of a language model of so many blocks; a half is rounded up."""
-        return [max(1, int(self.depth * blocks + 0.5))]
-
-
-@dataclass(frozen=True)
 class Head:
     """The alignment head: its width, and the deviation its weights start with."""
 
     hidden: int = 2048
     init_std: float = 0.02
-
-
-@dataclass(frozen=True)
-class Run:
-    """One system of the paper, as it differs from the baseline."""
-
-    language: str = "vicuna-7b"
-    vision: str = "clip"
-    align: Align | None = None
 
 
 @dataclass(frozen=True)
@@ -125,6 +113,66 @@ class Cknna:
 
 
 @dataclass(frozen=True)
+class Compute:
+    """How finished models answer and are measured, and which attention every model uses (trainings: `bf16`)."""
+
+    dtype: str = "float32"  # or "bfloat16"
+    attention: str = "sdpa"  # or "eager", or "flash_attention_2", which needs the package flash-attn and a GPU
+
+    def __post_init__(self):
+        _known("dtype", self.dtype, ("float32", "bfloat16"), "compute.dtype")
+        _known("attention", self.attention, ("sdpa", "flash_attention_2", "eager"), "compute.attention")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How many processes share a stage, one GPU each (`viral_core.launch`).
+
+    It is no part of any stage's parameters: the global batch is kept, so that results do not depend on it.
+    """
+
+    gpus: int = 1  # a node
+    nodes: int = 1
+    hostfile: str | None = None  # DeepSpeed's list of nodes; without it several nodes are SLURM's
+    deepspeed: str | None = None  # for the trainings: a file of profiles/deepspeed, such as zero2
+
+    def __post_init__(self):
+        if min(self.gpus, self.nodes) < 1:
+            raise ProfileError(f"launch: gpus and nodes are 1 or more, not {self.gpus} and {self.nodes}")
+        if self.deepspeed is not None:
+            _known("DeepSpeed configuration", self.deepspeed, deepspeed_names(), "launch.deepspeed")
+
+
+@dataclass(frozen=True)
+class LearningCurve:
+    """Learning curves (Fig. 6): runs whose checkpoints are kept after these fractions of stage 2, and asked."""
+
+    runs: list[str]
+    fractions: list[float]
+    benchmarks: list[str]
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Settings of the spatial entropy (Fig. 4): the first `questions` of one category of a benchmark, of these runs."""
+
+    runs: list[str]
+    benchmark: str
+    category: str
+    questions: int
+    maps: int = 0  # attention maps of the first so many questions are kept, for Fig. 12
+
+
+@dataclass(frozen=True)
+class Permutation:
+    """Settings of the patch permutation (Table 3): how often each of these runs is asked with shuffled features."""
+
+    runs: list[str]
+    benchmark: str
+    permutations: int
+
+
+@dataclass(frozen=True)
 class Profile:
     """A profile, checked.  `runs` says which runs of the registry are trained with which seeds."""
 
@@ -143,39 +191,12 @@ class Profile:
     registry: dict[str, Run] = field(repr=False)
     world: World | None = None
     head: Head = Head()
+    learning_curve: LearningCurve | None = None
+    attention: Attention | None = None
+    permutation: Permutation | None = None
+    compute: Compute = field(default_factory=Compute)
+    launch: Launch = field(default_factory=Launch)
     seed: int = 0
-
-
-class ProfileError(ValueError):
-    """A profile or the registry holds an unknown key or name, or lacks one; the message lists the valid ones."""
-
-
-def _build(kind, data, where: str):
-    """Turn plain YAML into the annotated type, refusing keys that it does not have."""
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        return None if data is None else _build(typing.get_args(kind)[0], data, where)
-    if typing.get_origin(kind) is dict and dataclasses.is_dataclass(typing.get_args(kind)[1]):
-        return {k: _build(typing.get_args(kind)[1], v or {}, f"{where}.{k}") for k, v in data.items()}
-    if not dataclasses.is_dataclass(kind):
-        plain = typing.get_origin(kind) or kind
-        if plain is float and isinstance(data, int):
-            data = float(data)
-        if not isinstance(data, plain):
-            raise ProfileError(f"{where}: expected {plain.__name__}, found {data!r}")
-        return data
-    if not isinstance(data, dict):
-        raise ProfileError(f"{where}: expected a mapping, found {data!r}")
-    fields = {f.name: f for f in dataclasses.fields(kind)}
-    if unknown := sorted(set(data) - set(fields)):
-        raise ProfileError(f"{where}: unknown key {', '.join(unknown)}; valid keys: {', '.join(fields)}")
-    hints = typing.get_type_hints(kind)
-    missing = [
-        n for n, f in fields.items()
-        if n not in data and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    ]  # fmt: skip
-    if missing:
-        raise ProfileError(f"{where}: missing key {', '.join(missing)}")
-    return kind(**{k: _build(hints[k], v, f"{where}.{k}") for k, v in data.items()})
 
 
 def names() -> list[str]:
@@ -183,24 +204,16 @@ def names() -> list[str]:
     return sorted(p.stem for p in PROFILES.glob("*.yaml") if p.stem != "runs")
 
 
+def deepspeed_names() -> list[str]:
+    """Names of the DeepSpeed configurations that a profile may choose."""
+    return sorted(p.stem for p in DEEPSPEED.glob("*.json"))
+
+
 def _read(name: str) -> dict:
     if name not in names():
         raise ProfileError(f"no profile {name!r}; there are: {', '.join(names())}")
     data = yaml.safe_load((PROFILES / f"{name}.yaml").read_text())
     return merge(_read(data.pop("extends")), data) if "extends" in data else data
-
-
-def merge(base: dict, change: dict) -> dict:
-    """`base` with the leaves of `change` laid over it; null removes a key; `runs` is replaced as a whole."""
-    out = dict(base)
-    for key, value in change.items():
-        if value is None:
-            out.pop(key, None)
-        elif isinstance(value, dict) and isinstance(out.get(key), dict) and key != "runs":
-            out[key] = merge(out[key], value)
-        else:
-            out[key] = value
-    return out
 
 
 def _expand(data, name: str):
@@ -216,22 +229,38 @@ def load(name: str) -> Profile:
     Raises:
         ProfileError: an unknown profile, key, run, model or teacher, with the valid names.
     """
-    registry = yaml.safe_load((PROFILES / "runs.yaml").read_text())
-    data = {"name": name, **_expand(_read(name), name), "registry": registry}
-    profile = _build(Profile, data, f"profiles/{name}.yaml")
-    for run in profile.runs:
-        _known("run", run, profile.registry, "profiles/runs.yaml")
-        spec = profile.registry[run]
-        _known("language", spec.language, profile.languages, f"run {run} of {name}")
-        _known("vision", spec.vision, profile.visions, f"run {run} of {name}")
-        if spec.align and spec.align.target == "teacher":
-            _known("teacher", spec.align.teacher, profile.teachers, f"run {run} of {name}")
+    data = {"name": name, **_expand(_read(name), name), "registry": {}}
+    runs = registry.read(PROFILES / "runs.yaml")
+    profile = dataclasses.replace(build(Profile, data, f"profiles/{name}.yaml"), registry=runs)
+    for run, seeds in profile.runs.items():
+        _known("run", run, runs, "profiles/runs.yaml")
+        spec, where = runs[run], f"run {run} of {name}"
+        if not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds) or len(set(seeds)) < len(seeds):
+            raise ProfileError(f"profiles/{name}.yaml: runs.{run}: expected a list of different seeds, found {seeds!r}")
+        _known("language", spec.language, profile.languages, where)
+        _known("vision", spec.vision, profile.visions, where)
+        if spec.teacher:
+            _known("teacher", spec.teacher, profile.teachers, where)
+        try:
+            spec.check_layers(profile.languages[spec.language].depth)
+        except ValueError as error:
+            raise ProfileError(f"{where}: {error}") from error
+    for notebook in profile.notebooks:
+        _known("notebook", notebook, NOTEBOOKS, f"profiles/{name}.yaml")
+    for measurement in MEASUREMENTS:
+        for run in getattr(getattr(profile, measurement), "runs", ()):
+            _known("run", run, runs, f"profiles/{name}.yaml: {measurement}")
     return profile
 
 
-def _known(what: str, name: str, valid, where: str) -> None:
-    if name not in valid:
-        raise ProfileError(f"{where}: no {what} {name!r}; there are: {', '.join(valid)}")
+def _needed_models(profile: Profile, used: list[Run]) -> set[str]:
+    """Paths of the models that the runs need, those that a teacher is distilled from included."""
+    teachers = [profile.teachers[run.teacher] for run in used if run.teacher]
+    models = [
+        *(profile.languages[run.language] for run in used), *(profile.visions[run.vision] for run in used), *teachers
+    ]  # fmt: skip
+    distilled = [teacher.train.get("teachers", {}).values() for teacher in teachers if teacher.train]
+    return {model.path for model in models}.union(*distilled)
 
 
 def stages(profile: Profile) -> dict:
@@ -243,26 +272,31 @@ def stages(profile: Profile) -> dict:
     paths, plain = RunPaths(profile.name), dataclasses.asdict
     used = [profile.registry[r] for r in profile.runs]
     bases = sorted({(r.language, r.vision) for r in used})
-    taught = sorted({(r.align.teacher, r.vision) for r in used if r.align and r.align.target == "teacher"})
+    taught = sorted({(r.teacher, r.align.teacher_state, r.vision) for r in used if r.teacher})
+    needed = _needed_models(profile, used)
     out: dict = {kind: {} for kind in KINDS}
-    common = {"seed": profile.seed, "data": plain(profile.data)}
+    compute = {"compute": plain(profile.compute)}
+    common = {"seed": profile.seed, "data": plain(profile.data), **compute}
 
     def add(stage: str, thing: str, /, **entry) -> None:
         out[stage][f"{profile.name}-{thing}"] = {"profile": profile.name, **entry}
 
+    for name, model in profile.languages.items():
+        if model.package:
+            add("pretrained", name, out=model.path, package=model.package)
     if profile.world:
         add("world", "world", out=str(paths.data), seed=profile.seed, **plain(profile.world))
     for kind, group in (("language", profile.languages), ("vision", profile.visions), ("teacher", profile.teachers)):
         for name, model in group.items():
-            if model.train:
+            if model.train and model.path in needed:
                 facts = {k: v for k, v in plain(model).items() if k in ("kind", "template", "train")}
                 stage = "distil" if kind == "teacher" and "teachers" in model.train else kind
                 add(stage, name, out=model.path, seed=profile.seed, pool=str(paths.data / "pool"), **facts)
-    for teacher, vision in taught:
-        kept = profile.teachers[teacher]
+    for teacher, state, vision in taught:
+        kept, folder = profile.teachers[teacher], paths.cache(teacher, vision, state)
         if kept.cache:
-            add("cache", f"{teacher}-{vision}", data=common["data"], teacher=plain(kept),
-                vision=plain(profile.visions[vision]), out=str(paths.cache(teacher, vision)))  # fmt: skip
+            add("cache", folder.name, data=common["data"], teacher={**plain(kept), "state": state},
+                vision=plain(profile.visions[vision]), out=str(folder))  # fmt: skip
     for language, vision in bases:
         base = {"language": plain(profile.languages[language]), "vision": plain(profile.visions[vision])}
         name = f"{language}-{vision}"
@@ -270,32 +304,68 @@ def stages(profile: Profile) -> dict:
     for run, seeds in profile.runs.items():
         spec = profile.registry[run]
         language, vision = profile.languages[spec.language], profile.visions[spec.vision]
-        taught = spec.align and spec.align.target == "teacher"
-        teacher = profile.teachers[spec.align.teacher] if taught else None
+        teacher = profile.teachers[spec.teacher] if spec.teacher else None
         targets = vision.path  # for DVC: where alignment targets come from
         if teacher:
-            targets = str(paths.cache(spec.align.teacher, spec.vision)) if teacher.cache else teacher.path
+            cached = str(paths.cache(spec.teacher, spec.vision, spec.align.teacher_state))
+            targets = cached if teacher.cache else teacher.path
         align = {**plain(spec.align), **plain(profile.head)} if spec.align else None
+        curve = profile.learning_curve
+        checkpoints = curve.fractions if curve and run in curve.runs else []
         for seed in seeds:
             name = f"{run}-s{seed}"
             add("stage2", name, run=run, name=name, **{**common, "seed": seed},
                 language=plain(language), vision=plain(vision), align=align,
-                teacher=plain(teacher) if teacher else None,
-                recipe=profile.stage2, projector=str(paths.stage1(spec.language, spec.vision)),
-                targets=targets, out=str(paths.run(name)))  # fmt: skip
-            add("evaluate", name, name=name, run=str(paths.run(name)), **plain(profile.evaluation),
+                residual=plain(spec.residual) if spec.residual else None,
+                teacher={**plain(teacher), "state": spec.align.teacher_state} if teacher else None,
+                recipe={**profile.stage2, "checkpoints": checkpoints},
+                projector=str(paths.stage1(spec.language, spec.vision)), targets=targets, out=str(paths.run(name)))  # fmt: skip
+            add("evaluate", name, name=name, run=str(paths.run(name)), **plain(profile.evaluation), **compute,
                 rows=profile.data.benchmarks, out=str(paths.evaluation(name)))  # fmt: skip
-            add("cknna", name, name=name, run=str(paths.run(name)), **plain(profile.cknna),
+            add("cknna", name, name=name, run=str(paths.run(name)), **plain(profile.cknna), **compute,
                 rows=profile.data.benchmarks, out=str(paths.cknna(name)))  # fmt: skip
+            for kind, settings in _measurements(profile, run).items():
+                add(kind, name, name=name, run=str(paths.run(name)), **settings, **compute,
+                    rows=profile.data.benchmarks, out=str(paths.measured(kind) / name))  # fmt: skip
     for name in profile.notebooks:
-        add("notebook", name, source=f"notebooks/{name}.py", out=str(paths.notebook(name)),
-            results=str(paths.results(name)), evaluation=str(paths.evaluations),
-            cknna=str(paths.similarities))  # fmt: skip
+        reads = [kind for kind in NOTEBOOKS[name] if out[kind]] or ["evaluate"]
+        add({1: "notebook", 2: "notebook2"}[len(reads)], name, source=f"notebooks/{name}.py",
+            out=str(paths.notebook(name)), results=str(paths.results(name)),
+            reads=[str(paths.measured(kind)) for kind in reads])  # fmt: skip
     return out
 
 
+def _measurements(profile: Profile, run: str) -> dict[str, dict]:
+    """Settings of the measurements that a profile makes of a run, by kind."""
+    asked = {"batch_size": profile.evaluation.batch_size, "max_new_tokens": profile.evaluation.max_new_tokens}
+    wanted = {kind: getattr(profile, kind) for kind in MEASUREMENTS}
+    return {
+        kind: {k: v for k, v in dataclasses.asdict(settings).items() if k not in ("runs", "fractions")} | asked
+        for kind, settings in wanted.items()
+        if settings and run in settings.runs
+    }
+
+
+MEASUREMENTS = ("learning_curve", "attention", "permutation")  # fields of a profile, and stages
+
+# Notebooks, and the stages whose outputs each of them reads: it runs again when these change, and only then.
+NOTEBOOKS = {
+    "method_walkthrough": ("stage1", "cache"),
+    "pilot_study": ("evaluate", "cknna"),
+    "residual_variants": ("evaluate", "cknna"),
+    "main_table": ("evaluate",),
+    "ablations": ("evaluate",),
+    "attention": ("attention",),
+    "robustness": ("permutation",),
+    "qualitative": ("stage2", "evaluate"),
+    "efficiency": ("evaluate", "learning_curve"),
+    "ross": ("evaluate",),
+    "llava_next": ("cknna",),
+}
+
 KINDS = (
-    "world", "language", "vision", "teacher", "distil", "cache", "stage1", "stage2", "evaluate", "cknna", "notebook",
+    "pretrained", "world", "language", "vision", "teacher", "distil", "cache", "stage1", "stage2", "evaluate", "cknna",
+    *MEASUREMENTS, "notebook", "notebook2",
 )  # fmt: skip
 
 

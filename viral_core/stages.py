@@ -7,6 +7,13 @@ import hashlib
 from pathlib import Path
 
 
+def pretrained(entry: dict) -> None:
+    """Make a model folder of a language model that a package ships."""
+    from viral_core.pretrained import prepare
+
+    prepare(entry["package"], entry["out"])
+
+
 def world(entry: dict) -> None:
     """Draw the embedded world: training data, benchmarks and the pool that encoders and teachers learn from."""
     from viral_core.world import write
@@ -44,12 +51,40 @@ def distil(entry: dict) -> None:
 
 
 def _assemble(entry: dict, projector: str | None = None):
+    """The LLaVA of a training, in the recipe's precision, on this process's device (ZeRO-3 places it itself)."""
+    import torch
+
+    from viral_core import distributed
     from viral_core.model import assemble
 
     language, vision = entry["language"], entry["vision"]
+    partitioned = (_launch(entry).deepspeed or "").startswith("zero3")
     return assemble(
         vision["path"], language["path"], vision_revision=vision["revision"], language_revision=language["revision"],
         vision_feature_layer=vision["feature_layer"], projector=projector,
+        dtype=torch.bfloat16 if entry["recipe"].get("bf16") else torch.float32,
+        attn_implementation=entry["compute"]["attention"], device="cpu" if partitioned else distributed.device(),
+    )  # fmt: skip
+
+
+def _launch(entry: dict):
+    """How the profile wants its stages launched: read from the profile, as it is no parameter of a stage."""
+    from viral_core import profile
+
+    return profile.load(entry["profile"]).launch
+
+
+def _load_run(entry: dict):
+    """A finished run on this process's device, in the precision that the profile says."""
+    import torch
+
+    from viral_core import distributed
+    from viral_core.model import load_run
+
+    compute = entry["compute"]
+    return load_run(
+        entry["run"], dtype=getattr(torch, compute["dtype"]), device=distributed.device(),
+        attn_implementation=compute["attention"],
     )  # fmt: skip
 
 
@@ -58,6 +93,7 @@ def stage1(entry: dict) -> None:
     import torch
 
     from viral_core.data import load_conversations
+    from viral_core.launch import deepspeed_config
     from viral_core.model import scale_projector
     from viral_core.templates import TEMPLATES
     from viral_core.trainer import Recipe, train_stage1
@@ -68,7 +104,7 @@ def stage1(entry: dict) -> None:
     samples = load_conversations(entry["data"]["captions"], entry["data"]["caption_images"])
     llava, processor = _assemble(entry)
     scale_projector(llava, recipe.pop("projector_scale", 1.0))
-    recipe = Recipe(**recipe, seed=entry["seed"])
+    recipe = Recipe(**recipe, seed=entry["seed"], deepspeed=deepspeed_config(_launch(entry)))
     train_stage1(llava, processor, samples, recipe, entry["out"], template=template)
 
 
@@ -86,13 +122,21 @@ def cache(entry: dict) -> None:
 def _teacher(entry: dict):
     from transformers import AutoConfig
 
-    from viral_core.teachers import load_teacher
+    from viral_core import distributed
+    from viral_core.teachers import load_teacher, randomise_linears
 
     teacher, vision = entry["teacher"], entry["vision"]
+    released = teacher["state"] == "as_released"
     student = AutoConfig.from_pretrained(vision["path"], revision=vision["revision"])
     student = getattr(student, "vision_config", student)
     grid = student.image_size // student.patch_size
-    return load_teacher(teacher["kind"], teacher["path"], grid, revision=teacher["revision"])
+    loaded = load_teacher(
+        teacher["kind"], teacher["path"], grid, revision=teacher["revision"], clip_pixels=released,
+        device=distributed.device(),
+    )  # fmt: skip
+    if released:
+        randomise_linears(loaded, seed=0)  # one draw for all seeds of the run, as a cache holds one
+    return loaded
 
 
 def stage2(entry: dict) -> None:
@@ -100,7 +144,8 @@ def stage2(entry: dict) -> None:
     import torch
 
     from viral_core.cache import FeatureCache
-    from viral_core.data import load_conversations
+    from viral_core.data import load_conversations, shuffle_targets
+    from viral_core.launch import deepspeed_config
     from viral_core.model import AlignedModel, add_lora
     from viral_core.templates import TEMPLATES
     from viral_core.trainer import Recipe, train_stage2
@@ -116,26 +161,46 @@ def stage2(entry: dict) -> None:
         sources["features"] = FeatureCache(entry["targets"])
     elif teacher:
         sources["teacher"] = _teacher(entry)
-    align = _align(entry["align"], llava.config.text_config.num_hidden_layers, *sources.values())
-    aligned = AlignedModel(llava, align)
+    blocks = llava.config.text_config.num_hidden_layers
+    aligned = AlignedModel(llava, _align(entry, blocks, *sources.values()), _residuals(entry, blocks))
+    if entry["align"] and entry["align"]["shuffled"]:
+        samples = shuffle_targets(samples, entry["seed"])
     facts = {"run": entry["run"], "name": entry["name"], "profile": entry["profile"], "entry": entry}
-    recipe = Recipe(**recipe, seed=entry["seed"])
+    recipe = Recipe(**recipe, seed=entry["seed"], deepspeed=deepspeed_config(_launch(entry)))
     train_stage2(aligned, processor, samples, recipe, entry["out"], template=template, training=facts, **sources)
 
 
-def _align(spec: dict | None, blocks: int, source=None):
-    from viral_core import profile
+def _align(entry: dict, blocks: int, source=None):
+    """The alignment of a run, for a language model of so many blocks; `source` gives the teacher's features."""
+    from viral_core import registry
     from viral_core.model import Align
 
-    if spec is None:
+    if entry["align"] is None:
         return None
-    spec = dict(spec)
+    spec = dict(entry["align"])
     head = {name: spec.pop(name) for name in ("hidden", "init_std")}
-    wanted = profile.Align(**spec)
+    wanted = registry.Align(**spec)
     return Align(
         layers=wanted.layers(blocks), target=wanted.target, objective=wanted.objective, weight=wanted.weight,
-        shared_head=wanted.shared_head, dim=source and source.dim, **head,
+        shared_head=wanted.shared_head, train_head=wanted.train_head, dim=source and source.dim, **head,
     )  # fmt: skip
+
+
+def _residuals(entry: dict, blocks: int) -> tuple:
+    """The re-injection of a run (none or one), for a language model of so many blocks."""
+    from viral_core.model import Residual
+    from viral_core.registry import block_at
+
+    wanted = entry["residual"]
+    return (Residual(block_at(wanted["depth"], blocks), wanted["source"]),) if wanted else ()
+
+
+def _model_id(entry: dict) -> str:
+    """Name and weights of a run: answers of other weights are refused, not continued."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(entry["run"]).rglob("*.safetensors")):
+        digest.update(file.read_bytes())
+    return f"{entry['name']}@{digest.hexdigest()[:12]}"
 
 
 def evaluate(entry: dict, limit: int | None = None) -> None:
@@ -143,18 +208,15 @@ def evaluate(entry: dict, limit: int | None = None) -> None:
 
     With a `limit` of rows it is a trial: its answers lie in a folder beside the run's, and enter no table.
     """
+    from viral_core import distributed
     from viral_core.benchmarks import load_rows
     from viral_core.evaluate import evaluate as ask
     from viral_core.evaluate import sampled, summarise
-    from viral_core.model import load_run
 
     asked = {name: load_rows(name, entry["rows"]) for name in entry["benchmarks"]}
-    run, out = load_run(entry["run"]), Path(entry["out"])
+    run, out = _load_run(entry), Path(entry["out"])
     out = out if limit is None else out.with_name(f"{out.name}.limit-{limit}")
-    digest = hashlib.sha256()
-    for file in sorted(Path(entry["run"]).rglob("*.safetensors")):
-        digest.update(file.read_bytes())
-    model_id = f"{entry['name']}@{digest.hexdigest()[:12]}"  # answers of other weights are refused, not continued
+    model_id = _model_id(entry)
     for name, rows in asked.items():
         answers = out / f"{name}.jsonl"
         ask(
@@ -162,14 +224,16 @@ def evaluate(entry: dict, limit: int | None = None) -> None:
             batch_size=entry["batch_size"], max_new_tokens=entry["max_new_tokens"], limit=limit,
             protocol=sampled(entry["sampled"][name]) if name in entry["sampled"] else None,
         )  # fmt: skip
-        summarise(answers, name, out / f"{name}.json")
+        if distributed.is_main():
+            summarise(answers, name, out / f"{name}.json")
 
 
 def cknna(entry: dict) -> None:
     """Similarity of one run's visual tokens to its encoder's features, layer by layer (Fig. 2d)."""
+    from viral_core import distributed
     from viral_core.benchmarks import load_rows, open_image
     from viral_core.metrics import layerwise_cknna
-    from viral_core.model import load_run
+    from viral_core.metrics.tables import merge_shares, write_csv
     from viral_core.templates import IMAGE_MARKER, prompt
 
     rows = load_rows(entry["benchmark"], entry["rows"])
@@ -177,10 +241,85 @@ def cknna(entry: dict) -> None:
     chosen = sorted(images)[: entry["images"]]
     if len(chosen) < entry["images"]:
         raise ValueError(f"{entry['benchmark']} has {len(chosen)} images, CKNNA is to measure {entry['images']}")
-    run = load_run(entry["run"])
-    layerwise_cknna(
-        run.model, run.processor, [open_image(images[name]) for name in chosen], prompt(run.template, IMAGE_MARKER),
-        run=run.training["run"], seed=run.seed, ids=chosen, k=entry["k"], csv=entry["out"],
+    run, mine = _load_run(entry), distributed.share(chosen)
+    table = layerwise_cknna(
+        run.model, run.processor, [open_image(images[name]) for name in mine], prompt(run.template, IMAGE_MARKER),
+        run=run.training["run"], seed=run.seed, ids=mine, k=entry["k"],
+    ) if mine else None  # fmt: skip
+    table = merge_shares(table, "image", chosen)
+    if table is not None:
+        write_csv(table, entry["out"])
+
+
+def learning_curve(entry: dict) -> None:
+    """Ask the checkpoints that one run has kept, and keep its log beside their answers (Fig. 6, overhead)."""
+    from viral_core import distributed
+    from viral_core.metrics import read_log
+    from viral_core.metrics.tables import write_csv
+
+    run, out = Path(entry["run"]), Path(entry["out"])
+    kept = sorted(run.glob("checkpoint-*"), key=lambda folder: int(folder.name.split("-")[1]))
+    if not kept:
+        raise FileNotFoundError(f"{run} keeps no checkpoints: name fractions in the profile's learning_curve")
+    for folder in kept:
+        name = f"{entry['name']}/{folder.name}"
+        evaluate(entry | {"name": name, "run": str(folder), "out": str(out / folder.name), "sampled": {}})
+    if distributed.is_main():
+        write_csv(read_log(run), out / "log.csv")
+
+
+def attention(entry: dict) -> None:
+    """Spatial entropy of one run's text-to-image attention, and maps of a few questions (Fig. 4 and 12).
+
+    Writes `heads.csv` (per layer and head), `questions.csv` (per question and layer, mean over heads) and `maps.npz`
+    (per question: layers x H x W).
+    """
+    import numpy as np
+
+    from viral_core import distributed
+    from viral_core.benchmarks import load_rows, open_image
+    from viral_core.metrics import entropy_per_head, question_entropies
+    from viral_core.metrics.tables import label, merge_shares, write_csv
+    from viral_core.templates import IMAGE_MARKER, prompt, stop_token_id
+
+    rows = [row for row in load_rows(entry["benchmark"], entry["rows"]) if row["category"] == entry["category"]]
+    if len(rows) < entry["questions"]:
+        raise ValueError(
+            f"{entry['benchmark']} has {len(rows)} questions of category {entry['category']}, "
+            f"the attention to {entry['questions']} is to be measured"
+        )
+    rows, run, out = rows[: entry["questions"]], _load_run(entry), Path(entry["out"])
+    mine, shown = distributed.share(rows), {row["id"] for row in rows[: entry["maps"]]}
+    maps: dict = {}
+    table = question_entropies(
+        run.model, run.processor, [open_image(row["image"]) for row in mine],
+        [prompt(run.template, f"{IMAGE_MARKER}\n{row['prompt']}") for row in mine], ids=[row["id"] for row in mine],
+        maps=maps, stop=stop_token_id(run.processor.tokenizer, run.template), batch_size=entry["batch_size"],
+        max_new_tokens=entry["max_new_tokens"],
+    ) if mine else None  # fmt: skip
+    table = merge_shares(table, "question", [row["id"] for row in rows])
+    parts = distributed.gather({name: found for name, found in maps.items() if name in shown})
+    if table is None:
+        return
+    facts = {"run": run.training["run"], "seed": run.seed}
+    write_csv(label(entropy_per_head(table), **facts), out / "heads.csv")
+    columns = ["reading", "question", "layer"]
+    layers = table.groupby(columns, sort=False).agg({"entropy": "mean", "tokens": "first", "undefined": "sum"})
+    write_csv(label(layers.reset_index(), **facts), out / "questions.csv")
+    np.savez(out / "maps.npz", **{name: found for part in parts for name, found in part.items()})
+
+
+def permutation(entry: dict) -> None:
+    """Answers of one run to a benchmark whose images' features are shuffled, several times (Table 3)."""
+    from viral_core.benchmarks import load_rows
+    from viral_core.metrics import permuted_accuracy
+
+    rows, run = load_rows(entry["benchmark"], entry["rows"]), _load_run(entry)
+    permuted_accuracy(
+        run.model, run.processor, run.template, rows, entry["out"], benchmark=entry["benchmark"],
+        model_id=_model_id(entry), run=run.training["run"], seed=run.seed, permutations=entry["permutations"],
+        csv=Path(entry["out"]) / "accuracy.csv", batch_size=entry["batch_size"],
+        max_new_tokens=entry["max_new_tokens"],
     )  # fmt: skip
 
 
@@ -189,3 +328,8 @@ def notebook(entry: dict) -> None:
     from viral_core.notebook import execute
 
     execute(entry["source"], entry["out"], {"profile": entry["profile"]})
+
+
+def notebook2(entry: dict) -> None:
+    """Execute a notebook that reads the outputs of two kinds of stages."""
+    notebook(entry)
