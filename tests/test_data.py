@@ -15,6 +15,7 @@ from viral_core.data import (
     Sample,
     encode,
     expand_image_tokens,
+    find_image,
     image_token_count,
     load_conversations,
     pad_to_square,
@@ -70,6 +71,23 @@ def test_all_faults_are_listed_together(tmp_path, conversations):
         load_conversations(path, conversations[1])
     for entry in entries:
         assert (f"sample {entry['id']}:" in str(error.value)) == (entry["id"] != "good")
+
+
+def test_an_image_of_another_suffix_is_found_by_its_stem(tmp_path):
+    """As in OCR-VQA: the json says .jpg, the file is a .gif; a .jpg that exists is preferred."""
+    (tmp_path / "ocr_vqa" / "images").mkdir(parents=True)
+    Image.new("RGB", (8, 6), (200, 0, 0)).save(tmp_path / "ocr_vqa/images/B01.gif")
+    turns = [{"from": "human", "value": "<image>\nWho wrote it?"}, {"from": "gpt", "value": "A."}]
+    (tmp_path / "mix.json").write_text(
+        json.dumps([{"id": "b", "image": "ocr_vqa/images/B01.jpg", "conversations": turns}])
+    )
+    (sample,) = load_conversations(tmp_path / "mix.json", tmp_path)
+    assert sample.images == ("ocr_vqa/images/B01.jpg",)
+    assert find_image(tmp_path, sample.images[0]).suffix == ".gif"
+    assert np.array(sample.open_images()[0])[4, 4].tolist() == [200, 0, 0]
+    Image.new("RGB", (8, 6)).save(tmp_path / "ocr_vqa/images/B01.jpg")
+    assert find_image(tmp_path, sample.images[0]).suffix == ".jpg"
+    assert find_image(tmp_path, "ocr_vqa/images/B02.jpg") is None
 
 
 def test_load_errors_name_the_file(tmp_path, conversations):

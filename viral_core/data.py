@@ -21,6 +21,7 @@ from viral_core.templates import IMAGE_MARKER, Template, segments
 
 IGNORE = -100  # label of a token that is not supervised, as in transformers
 MEAN_COLOR = (122, 116, 104)  # 255 times CLIP's mean pixel, which LLaVA pads with
+SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp")  # of image files that a name may stand for
 _LISTED = 20  # faults shown in full by one error message
 
 
@@ -51,7 +52,7 @@ class Sample:
 
     def _open(self, name: str) -> Image.Image:
         try:
-            return Image.open(self.folder / name).convert("RGB")
+            return Image.open(find_image(self.folder, name) or self.folder / name).convert("RGB")
         except OSError as error:
             raise ValueError(
                 f"sample {self.id}: cannot read image {self.folder / name} ({error}): restore it"
@@ -69,15 +70,46 @@ def pad_to_square(image: Image.Image, color: tuple[int, int, int] = MEAN_COLOR) 
     return canvas
 
 
+def find_image(folder: str | Path, name: str) -> Path | None:
+    """The file of an image: the named one, else the one of its stem with another suffix; None if there is neither.
+
+    LLaVA's 665K json says .jpg for every image of OCR-VQA, of which some are .gif and .png files.
+    """
+    file = Path(folder) / name
+    others = (file.with_suffix(suffix) for suffix in SUFFIXES)
+    return next((found for found in (file, *others) if found.is_file()), None)
+
+
 def load_conversations(path: str | Path, image_folder: str | Path) -> list[Sample]:
     """Read LLaVA json (LCS-558K or 665K format) and check every sample.
 
+    Raises:
+        FileNotFoundError: no such json file or image folder.
+        ValueError: the file is not such a list, or samples are faulty (`check_conversations`), listed together.
+    """
+    samples, faults = check_conversations(path, image_folder)
+    if faults:
+        raise ValueError(describe_faults(path, list(faults.values())))
+    return samples
+
+
+def describe_faults(path: str | Path, faults: Sequence[str]) -> str:
+    """One message for all that is wrong with the entries of a json file and their images."""
+    more = f"\n  ... and {len(faults) - _LISTED} more" if len(faults) > _LISTED else ""
+    listed = "\n  ".join(faults[:_LISTED])
+    return f"{len(faults)} faults in {path}; correct or remove these entries:\n  {listed}{more}"
+
+
+def check_conversations(path: str | Path, image_folder: str | Path) -> tuple[list[Sample], dict[int, str]]:
+    """The good samples of LLaVA json, and what is wrong with the others by their position in the file.
+
     A sample is `{"id", "image" (a name, a list of names, or absent), "conversations": [{"from", "value"}, ...]}`.
+    Faults: a missing image, turns that do not alternate from a human one, image markers that do not match the images,
+    empty answers.
 
     Raises:
         FileNotFoundError: no such json file or image folder.
-        ValueError: the file is not such a list, or samples are faulty (missing image, turns that do not alternate from
-            a human one, image markers that do not match the images, empty answers); faults are listed together.
+        ValueError: the file is not a list of entries.
     """
     path, folder = Path(path), Path(image_folder)
     if not path.is_file():
@@ -91,18 +123,14 @@ def load_conversations(path: str | Path, image_folder: str | Path) -> list[Sampl
     if not isinstance(entries, list) or not entries:
         raise ValueError(f"{path} must hold a non-empty json list of conversations")
 
-    samples, faults = [], []
+    samples, faults = [], {}
     for position, entry in enumerate(entries):
         name = str(entry.get("id", f"at position {position}")) if isinstance(entry, dict) else f"at position {position}"
-        found = _faults(entry, folder)
-        faults += [f"sample {name}: {fault}" for fault in found]
-        if not found:
+        if found := _faults(entry, folder):
+            faults[position] = f"sample {name}: {'; '.join(found)}"
+        else:
             samples.append(Sample(name, tuple(entry["conversations"]), _image_names(entry), folder))
-    if faults:
-        more = f"\n  ... and {len(faults) - _LISTED} more" if len(faults) > _LISTED else ""
-        listed = "\n  ".join(faults[:_LISTED])
-        raise ValueError(f"{len(faults)} faults in {path}; correct or remove these entries:\n  {listed}{more}")
-    return samples
+    return samples, faults
 
 
 def shuffle_targets(samples: Sequence[Sample], seed: int) -> list[Sample]:
@@ -133,7 +161,7 @@ def _faults(entry: object, folder: Path) -> list[str]:
     turns, images = entry["conversations"], _image_names(entry)
     if not all(isinstance(turn, dict) and isinstance(turn.get("value"), str) for turn in turns):
         return ["a turn without a text value"]
-    faults = [f"image {name} not found in {folder}" for name in images if not (folder / name).is_file()]
+    faults = [f"image {name} not found in {folder}" for name in images if find_image(folder, name) is None]
     roles = [turn.get("from") for turn in turns]
     if roles[0] != "human":
         faults.append(f"the first turn is from {roles[0]!r}, not 'human'")
@@ -208,6 +236,29 @@ def encode(sample: Sample, processor, template: Template, max_length: int) -> di
             f"sample {sample.id}: no supervised token in the first {max_length} of {len(ids)}: raise max_length"
         )
     return {"input_ids": ids[:max_length], "labels": labels[:max_length]}
+
+
+def check_supervision(samples: Sequence[Sample], processor, template: Template, max_length: int) -> None:
+    """Refuse samples that truncation would leave without a supervised token or a whole image, before any training.
+
+    Only samples whose images or first answer may lie beyond `max_length` are tokenised: a token is a byte or more.
+
+    Raises:
+        ValueError: with what `encode` says about each such sample.
+    """
+    n, faults = image_token_count(processor), []
+    for sample in samples:
+        last = max((i for i, turn in enumerate(sample.turns) if IMAGE_MARKER in turn["value"]), default=0)
+        text = sum(len(turn["value"].encode()) for turn in sample.turns[: last + 1])
+        roles = len(template.system) + 32 * (last + 2)  # 32 bytes for a turn's role, stop string and spaces
+        if text + roles + n * len(sample.images) >= max_length:
+            try:
+                encode(sample, processor, template, max_length)
+            except ValueError as error:
+                faults.append(str(error))
+    if faults:
+        more = f"\n  ... and {len(faults) - _LISTED} more" if len(faults) > _LISTED else ""
+        raise ValueError(f"{len(faults)} samples cannot be trained on:\n  " + "\n  ".join(faults[:_LISTED]) + more)
 
 
 class ConversationDataset(Dataset):
