@@ -5,16 +5,16 @@ import subprocess
 import pytest
 import yaml
 
+from viral_core import pipeline, registry
 from viral_core import profile as profiles
-from viral_core import registry
 from viral_core.paths import ROOT
 
 
 @pytest.mark.parametrize("name", profiles.names())
 def test_every_profile_loads_and_its_stages_are_keyed_by_its_name(name):
     profile = profiles.load(name)
-    stages = profiles.stages(profile)
-    assert set(stages) == set(profiles.KINDS)
+    stages = pipeline.stages(profile)
+    assert set(stages) == set(pipeline.KINDS)
     assert all(key.startswith(f"{name}-") for entries in stages.values() for key in entries)
     assert {entry["run"] for entry in stages["stage2"].values()} == set(profile.runs)
 
@@ -26,13 +26,13 @@ def test_the_four_profiles_exist():
 def test_committed_params_are_the_laptop_profile():
     shown = subprocess.run(["git", "show", "HEAD:params.yaml"], cwd=ROOT, capture_output=True, text=True, check=True)
     params = yaml.safe_load(shown.stdout)
-    assert params == {"profile": "laptop", **profiles.stages(profiles.load("laptop"))}
+    assert params == {"profile": "laptop", **pipeline.stages(profiles.load("laptop"))}
 
 
 def test_profiles_share_no_output():
     outs = {}
     for name in profiles.names():
-        for entries in profiles.stages(profiles.load(name)).values():
+        for entries in pipeline.stages(profiles.load(name)).values():
             for key, entry in entries.items():
                 assert outs.setdefault(entry["out"], key) == key
                 if entry["out"].startswith("runs/"):
@@ -92,11 +92,11 @@ def test_the_middle_layer_of_every_language_model(blocks, layer):
 
 
 def test_changing_one_run_changes_its_entries_only(folder):
-    before = profiles.stages(profiles.load("laptop"))
+    before = pipeline.stages(profiles.load("laptop"))
     runs = yaml.safe_load((folder / "runs.yaml").read_text())
     runs["relation"]["align"]["weight"] = 0.25
     (folder / "runs.yaml").write_text(yaml.safe_dump(runs))
-    after = profiles.stages(profiles.load("laptop"))
+    after = pipeline.stages(profiles.load("laptop"))
     changed = {key for kind in before for key in before[kind] if before[kind][key] != after[kind][key]}
     assert changed
     assert all(key.startswith("laptop-relation-s") for key in changed)
@@ -106,4 +106,4 @@ def test_an_unknown_stage_key_lists_the_known_ones(tmp_path):
     params = tmp_path / "params.yaml"
     params.write_text(yaml.safe_dump({"stage2": {"laptop-baseline-s0": {}}}))
     with pytest.raises(profiles.ProfileError, match="no stage2 stage 'x'; there are: laptop-baseline-s0"):
-        profiles.entry("stage2", "x", params)
+        pipeline.entry("stage2", "x", params)

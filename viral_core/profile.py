@@ -1,19 +1,16 @@
 """Profiles and runs: what is trained, on what, at what size.  Everything here is read from `profiles/*.yaml`.
 
 A profile is data.  `load("laptop")` reads `profiles/laptop.yaml` (on top of the profile it `extends`) and the registry
-`profiles/runs.yaml`, checks every key, and returns a `Profile`.  `python -m viral_core profile laptop` writes what it
-resolves to into `params.yaml`, one entry per pipeline stage, which is what DVC and the stages read: an entry holds all
-that its stage depends on, so that a change re-runs the stages it concerns and no others.
+`profiles/runs.yaml`, checks every key, and returns a `Profile`; `viral_core.pipeline` makes the stages out of it.
 """
 
 import dataclasses
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import yaml
 
 from viral_core import registry
-from viral_core.paths import DEEPSPEED, PROFILES, ROOT, RunPaths
+from viral_core.paths import DEEPSPEED, PROFILES
 from viral_core.registry import Run
 from viral_core.schema import ProfileError, build, merge
 from viral_core.schema import known as _known
@@ -33,13 +30,17 @@ class World:
 
 @dataclass(frozen=True)
 class Data:
-    """Training data in LLaVA's json format, and the folder of benchmarks."""
+    """Training data in LLaVA's json format, and the folder of benchmarks.
+
+    `downloads` names the groups of profiles/reference/sources.yaml that `fetch` brings there.
+    """
 
     captions: str
     caption_images: str
     conversations: str
     conversation_images: str
     benchmarks: str
+    downloads: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,26 @@ class Profile:
     permutation: Permutation | None = None
     compute: Compute = field(default_factory=Compute)
     launch: Launch = field(default_factory=Launch)
+    projectors: dict[str, str] = field(default_factory=dict)  # <language>-<vision>: weights to use instead of stage 1
     seed: int = 0
+
+
+MEASUREMENTS = ("learning_curve", "attention", "permutation")  # fields of a profile, and stages
+
+# Notebooks, and the stages whose outputs each of them reads: it runs again when these change, and only then.
+NOTEBOOKS = {
+    "method_walkthrough": ("stage1", "cache"),
+    "pilot_study": ("evaluate", "cknna"),
+    "residual_variants": ("evaluate", "cknna"),
+    "main_table": ("evaluate",),
+    "ablations": ("evaluate",),
+    "attention": ("attention",),
+    "robustness": ("permutation",),
+    "qualitative": ("stage2", "evaluate"),
+    "efficiency": ("evaluate", "learning_curve"),
+    "ross": ("evaluate",),
+    "llava_next": ("cknna",),
+}
 
 
 def names() -> list[str]:
@@ -245,148 +265,12 @@ def load(name: str) -> Profile:
             spec.check_layers(profile.languages[spec.language].depth)
         except ValueError as error:
             raise ProfileError(f"{where}: {error}") from error
+    pairs = [f"{language}-{vision}" for language in profile.languages for vision in profile.visions]
+    for pair in profile.projectors:
+        _known("pair of language and vision", pair, pairs, f"profiles/{name}.yaml: projectors")
     for notebook in profile.notebooks:
         _known("notebook", notebook, NOTEBOOKS, f"profiles/{name}.yaml")
     for measurement in MEASUREMENTS:
         for run in getattr(getattr(profile, measurement), "runs", ()):
             _known("run", run, runs, f"profiles/{name}.yaml: {measurement}")
     return profile
-
-
-def _needed_models(profile: Profile, used: list[Run]) -> set[str]:
-    """Paths of the models that the runs need, those that a teacher is distilled from included."""
-    teachers = [profile.teachers[run.teacher] for run in used if run.teacher]
-    models = [
-        *(profile.languages[run.language] for run in used), *(profile.visions[run.vision] for run in used), *teachers
-    ]  # fmt: skip
-    distilled = [teacher.train.get("teachers", {}).values() for teacher in teachers if teacher.train]
-    return {model.path for model in models}.union(*distilled)
-
-
-def stages(profile: Profile) -> dict:
-    """The pipeline of a profile: for each kind of stage, one entry per thing to make, keyed `<profile>-<thing>`.
-
-    Keys carry the profile's name because DVC deletes a stage's recorded outputs before it runs the stage again: with
-    the same key, running one profile would delete the other's results.
-    """
-    paths, plain = RunPaths(profile.name), dataclasses.asdict
-    used = [profile.registry[r] for r in profile.runs]
-    bases = sorted({(r.language, r.vision) for r in used})
-    taught = sorted({(r.teacher, r.align.teacher_state, r.vision) for r in used if r.teacher})
-    needed = _needed_models(profile, used)
-    out: dict = {kind: {} for kind in KINDS}
-    compute = {"compute": plain(profile.compute)}
-    common = {"seed": profile.seed, "data": plain(profile.data), **compute}
-
-    def add(stage: str, thing: str, /, **entry) -> None:
-        out[stage][f"{profile.name}-{thing}"] = {"profile": profile.name, **entry}
-
-    for name, model in profile.languages.items():
-        if model.package:
-            add("pretrained", name, out=model.path, package=model.package)
-    if profile.world:
-        add("world", "world", out=str(paths.data), seed=profile.seed, **plain(profile.world))
-    for kind, group in (("language", profile.languages), ("vision", profile.visions), ("teacher", profile.teachers)):
-        for name, model in group.items():
-            if model.train and model.path in needed:
-                facts = {k: v for k, v in plain(model).items() if k in ("kind", "template", "train")}
-                stage = "distil" if kind == "teacher" and "teachers" in model.train else kind
-                add(stage, name, out=model.path, seed=profile.seed, pool=str(paths.data / "pool"), **facts)
-    for teacher, state, vision in taught:
-        kept, folder = profile.teachers[teacher], paths.cache(teacher, vision, state)
-        if kept.cache:
-            add("cache", folder.name, data=common["data"], teacher={**plain(kept), "state": state},
-                vision=plain(profile.visions[vision]), out=str(folder))  # fmt: skip
-    for language, vision in bases:
-        base = {"language": plain(profile.languages[language]), "vision": plain(profile.visions[vision])}
-        name = f"{language}-{vision}"
-        add("stage1", name, **common, **base, recipe=profile.stage1, out=str(paths.stage1(language, vision)))
-    for run, seeds in profile.runs.items():
-        spec = profile.registry[run]
-        language, vision = profile.languages[spec.language], profile.visions[spec.vision]
-        teacher = profile.teachers[spec.teacher] if spec.teacher else None
-        targets = vision.path  # for DVC: where alignment targets come from
-        if teacher:
-            cached = str(paths.cache(spec.teacher, spec.vision, spec.align.teacher_state))
-            targets = cached if teacher.cache else teacher.path
-        align = {**plain(spec.align), **plain(profile.head)} if spec.align else None
-        curve = profile.learning_curve
-        checkpoints = curve.fractions if curve and run in curve.runs else []
-        for seed in seeds:
-            name = f"{run}-s{seed}"
-            add("stage2", name, run=run, name=name, **{**common, "seed": seed},
-                language=plain(language), vision=plain(vision), align=align,
-                residual=plain(spec.residual) if spec.residual else None,
-                teacher={**plain(teacher), "state": spec.align.teacher_state} if teacher else None,
-                recipe={**profile.stage2, "checkpoints": checkpoints},
-                projector=str(paths.stage1(spec.language, spec.vision)), targets=targets, out=str(paths.run(name)))  # fmt: skip
-            add("evaluate", name, name=name, run=str(paths.run(name)), **plain(profile.evaluation), **compute,
-                rows=profile.data.benchmarks, out=str(paths.evaluation(name)))  # fmt: skip
-            add("cknna", name, name=name, run=str(paths.run(name)), **plain(profile.cknna), **compute,
-                rows=profile.data.benchmarks, out=str(paths.cknna(name)))  # fmt: skip
-            for kind, settings in _measurements(profile, run).items():
-                add(kind, name, name=name, run=str(paths.run(name)), **settings, **compute,
-                    rows=profile.data.benchmarks, out=str(paths.measured(kind) / name))  # fmt: skip
-    for name in profile.notebooks:
-        reads = [kind for kind in NOTEBOOKS[name] if out[kind]] or ["evaluate"]
-        add({1: "notebook", 2: "notebook2"}[len(reads)], name, source=f"notebooks/{name}.py",
-            out=str(paths.notebook(name)), results=str(paths.results(name)),
-            reads=[str(paths.measured(kind)) for kind in reads])  # fmt: skip
-    return out
-
-
-def _measurements(profile: Profile, run: str) -> dict[str, dict]:
-    """Settings of the measurements that a profile makes of a run, by kind."""
-    asked = {"batch_size": profile.evaluation.batch_size, "max_new_tokens": profile.evaluation.max_new_tokens}
-    wanted = {kind: getattr(profile, kind) for kind in MEASUREMENTS}
-    return {
-        kind: {k: v for k, v in dataclasses.asdict(settings).items() if k not in ("runs", "fractions")} | asked
-        for kind, settings in wanted.items()
-        if settings and run in settings.runs
-    }
-
-
-MEASUREMENTS = ("learning_curve", "attention", "permutation")  # fields of a profile, and stages
-
-# Notebooks, and the stages whose outputs each of them reads: it runs again when these change, and only then.
-NOTEBOOKS = {
-    "method_walkthrough": ("stage1", "cache"),
-    "pilot_study": ("evaluate", "cknna"),
-    "residual_variants": ("evaluate", "cknna"),
-    "main_table": ("evaluate",),
-    "ablations": ("evaluate",),
-    "attention": ("attention",),
-    "robustness": ("permutation",),
-    "qualitative": ("stage2", "evaluate"),
-    "efficiency": ("evaluate", "learning_curve"),
-    "ross": ("evaluate",),
-    "llava_next": ("cknna",),
-}
-
-KINDS = (
-    "pretrained", "world", "language", "vision", "teacher", "distil", "cache", "stage1", "stage2", "evaluate", "cknna",
-    *MEASUREMENTS, "notebook", "notebook2",
-)  # fmt: skip
-
-
-def activate(name: str) -> bool:
-    """Write `params.yaml` for a profile; say whether it changed.  Edit profiles/, not params.yaml."""
-    profile = load(name)
-    header = f"# Written from profiles/{name}.yaml by: python -m viral_core profile {name}\n"
-    text = header + yaml.safe_dump({"profile": name, **stages(profile)}, sort_keys=False, width=120)
-    params = ROOT / "params.yaml"
-    if params.exists() and params.read_text() == text:
-        return False
-    params.write_text(text)
-    return True
-
-
-def entry(kind: str, key: str, params: Path = ROOT / "params.yaml") -> dict:
-    """The entry of one stage of the active profile.
-
-    Raises:
-        ProfileError: `params.yaml` has no such stage; the message lists those it has.
-    """
-    known = yaml.safe_load(params.read_text())[kind]
-    _known(f"{kind} stage", key, known, str(params.name))
-    return known[key]

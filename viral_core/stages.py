@@ -111,11 +111,11 @@ def stage1(entry: dict) -> None:
 def cache(entry: dict) -> None:
     """Keep a teacher's features of the instruction images."""
     from viral_core.cache import write_cache
-    from viral_core.data import load_conversations
+    from viral_core.data import find_image, load_conversations
 
     data = entry["data"]
     samples = load_conversations(data["conversations"], data["conversation_images"])
-    images = {name: Path(data["conversation_images"]) / name for sample in samples for name in sample.images}
+    images = {name: find_image(data["conversation_images"], name) for sample in samples for name in sample.images}
     write_cache(_teacher(entry), images, entry["out"], dtype=entry["teacher"]["cache"])
 
 
@@ -146,7 +146,7 @@ def stage2(entry: dict) -> None:
     from viral_core.cache import FeatureCache
     from viral_core.data import load_conversations, shuffle_targets
     from viral_core.launch import deepspeed_config
-    from viral_core.model import AlignedModel, add_lora
+    from viral_core.model import Align, AlignedModel, Residual, add_lora
     from viral_core.templates import TEMPLATES
     from viral_core.trainer import Recipe, train_stage2
 
@@ -161,38 +161,15 @@ def stage2(entry: dict) -> None:
         sources["features"] = FeatureCache(entry["targets"])
     elif teacher:
         sources["teacher"] = _teacher(entry)
-    blocks = llava.config.text_config.num_hidden_layers
-    aligned = AlignedModel(llava, _align(entry, blocks, *sources.values()), _residuals(entry, blocks))
-    if entry["align"] and entry["align"]["shuffled"]:
+    dim = next((source.dim for source in sources.values()), None)
+    align = Align(**entry["align"], dim=dim) if entry["align"] else None
+    residuals = (Residual(**entry["residual"]),) if entry["residual"] else ()
+    aligned = AlignedModel(llava, align, residuals)
+    if teacher and teacher["shuffled"]:
         samples = shuffle_targets(samples, entry["seed"])
     facts = {"run": entry["run"], "name": entry["name"], "profile": entry["profile"], "entry": entry}
     recipe = Recipe(**recipe, seed=entry["seed"], deepspeed=deepspeed_config(_launch(entry)))
     train_stage2(aligned, processor, samples, recipe, entry["out"], template=template, training=facts, **sources)
-
-
-def _align(entry: dict, blocks: int, source=None):
-    """The alignment of a run, for a language model of so many blocks; `source` gives the teacher's features."""
-    from viral_core import registry
-    from viral_core.model import Align
-
-    if entry["align"] is None:
-        return None
-    spec = dict(entry["align"])
-    head = {name: spec.pop(name) for name in ("hidden", "init_std")}
-    wanted = registry.Align(**spec)
-    return Align(
-        layers=wanted.layers(blocks), target=wanted.target, objective=wanted.objective, weight=wanted.weight,
-        shared_head=wanted.shared_head, train_head=wanted.train_head, dim=source and source.dim, **head,
-    )  # fmt: skip
-
-
-def _residuals(entry: dict, blocks: int) -> tuple:
-    """The re-injection of a run (none or one), for a language model of so many blocks."""
-    from viral_core.model import Residual
-    from viral_core.registry import block_at
-
-    wanted = entry["residual"]
-    return (Residual(block_at(wanted["depth"], blocks), wanted["source"]),) if wanted else ()
 
 
 def _model_id(entry: dict) -> str:
@@ -311,6 +288,7 @@ def attention(entry: dict) -> None:
 
 def permutation(entry: dict) -> None:
     """Answers of one run to a benchmark whose images' features are shuffled, several times (Table 3)."""
+    from viral_core import distributed
     from viral_core.benchmarks import load_rows
     from viral_core.metrics import permuted_accuracy
 
@@ -318,7 +296,7 @@ def permutation(entry: dict) -> None:
     permuted_accuracy(
         run.model, run.processor, run.template, rows, entry["out"], benchmark=entry["benchmark"],
         model_id=_model_id(entry), run=run.training["run"], seed=run.seed, permutations=entry["permutations"],
-        csv=Path(entry["out"]) / "accuracy.csv", batch_size=entry["batch_size"],
+        csv=Path(entry["out"]) / "accuracy.csv" if distributed.is_main() else None, batch_size=entry["batch_size"],
         max_new_tokens=entry["max_new_tokens"],
     )  # fmt: skip
 

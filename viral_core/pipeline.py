@@ -1,0 +1,169 @@
+"""The pipeline of a profile: one entry of `params.yaml` per stage, which is what DVC and the stages read.
+
+`python -m viral_core profile laptop` writes it.  An entry holds all that its stage depends on, models by path and
+layers by number, so that a change re-runs the stages it concerns and no others.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import yaml
+
+from viral_core import hub
+from viral_core.paths import ROOT, RunPaths
+from viral_core.profile import MEASUREMENTS, NOTEBOOKS, Language, Profile, Teacher, Vision, load
+from viral_core.registry import Run, block_at
+from viral_core.schema import known
+
+KINDS = (
+    "pretrained", "world", "language", "vision", "teacher", "distil", "cache", "stage1", "stage2", "evaluate", "cknna",
+    *MEASUREMENTS, "notebook", "notebook2",
+)  # fmt: skip
+
+
+def _needed_models(profile: Profile, used: list[Run]) -> set[str]:
+    """Paths of the models that the runs need, those that a teacher is distilled from included."""
+    teachers = [profile.teachers[run.teacher] for run in used if run.teacher]
+    models = [
+        *(profile.languages[run.language] for run in used), *(profile.visions[run.vision] for run in used), *teachers
+    ]  # fmt: skip
+    distilled = [teacher.train.get("teachers", {}).values() for teacher in teachers if teacher.train]
+    return {model.path for model in models}.union(*distilled)
+
+
+def _model(model: Language | Vision | Teacher, paths: RunPaths) -> dict:
+    """Facts of a model and what DVC tracks for it: its folder, or for a hub id the file that pins its commit."""
+    facts = dataclasses.asdict(model)
+    if not hub.is_hub_id(model.path):
+        return {**facts, "tracked": model.path}
+    pin = paths.pin(model.path)
+    return {**facts, "revision": model.revision or hub.read_pin(ROOT / pin), "tracked": str(pin)}
+
+
+def _data(profile: Profile, paths: RunPaths) -> dict:
+    """Where the data are, and what DVC tracks for the images: a drawn world's folders, else the manifests."""
+    facts = {key: value for key, value in dataclasses.asdict(profile.data).items() if key != "downloads"}
+    images = {"captions": profile.data.caption_images, "conversations": profile.data.conversation_images}
+    tracked = {part: folder if profile.world else str(paths.manifest(part)) for part, folder in images.items()}
+    return {**facts, **{f"{part}_tracked": path for part, path in tracked.items()}}
+
+
+def stages(profile: Profile) -> dict:
+    """The pipeline of a profile: for each kind of stage, one entry per thing to make, keyed `<profile>-<thing>`.
+
+    Keys carry the profile's name because DVC deletes a stage's recorded outputs before it runs the stage again: with
+    the same key, running one profile would delete the other's results.
+    """
+    paths, plain = RunPaths(profile.name), dataclasses.asdict
+    used = [profile.registry[r] for r in profile.runs]
+    bases = sorted({(r.language, r.vision) for r in used})
+    taught = sorted({(r.teacher, r.align.teacher_state, r.vision) for r in used if r.teacher})
+    needed = _needed_models(profile, used)
+    out: dict = {kind: {} for kind in KINDS}
+    compute = {"compute": plain(profile.compute)}
+    common = {"seed": profile.seed, "data": plain(profile.data), **compute}
+
+    def add(stage: str, thing: str, /, **entry) -> None:
+        out[stage][f"{profile.name}-{thing}"] = {"profile": profile.name, **entry}
+
+    for name, model in profile.languages.items():
+        if model.package:
+            add("pretrained", name, out=model.path, package=model.package)
+    if profile.world:
+        add("world", "world", out=str(paths.data), seed=profile.seed, **plain(profile.world))
+    for kind, group in (("language", profile.languages), ("vision", profile.visions), ("teacher", profile.teachers)):
+        for name, model in group.items():
+            if model.train and model.path in needed:
+                facts = {k: v for k, v in plain(model).items() if k in ("kind", "template", "train")}
+                stage = "distil" if kind == "teacher" and "teachers" in model.train else kind
+                add(stage, name, out=model.path, seed=profile.seed, pool=str(paths.data / "pool"), **facts)
+    for teacher, state, vision in taught:
+        kept, folder = profile.teachers[teacher], paths.cache(teacher, vision, state)
+        if kept.cache:
+            add("cache", folder.name, data=common["data"], teacher={**plain(kept), "state": state},
+                vision=plain(profile.visions[vision]), out=str(folder))  # fmt: skip
+    for language, vision in bases:
+        base = {"language": plain(profile.languages[language]), "vision": plain(profile.visions[vision])}
+        name = f"{language}-{vision}"
+        add("stage1", name, **common, **base, recipe=profile.stage1, out=str(paths.stage1(language, vision)))
+    for run, seeds in profile.runs.items():
+        system = _system(profile, run)
+        for seed in seeds:
+            name = f"{run}-s{seed}"
+            add("stage2", name, run=run, name=name, seed=seed, data=common["data"], **compute, **system,
+                out=str(paths.run(name)))  # fmt: skip
+            add("evaluate", name, name=name, run=str(paths.run(name)), **plain(profile.evaluation), **compute,
+                rows=profile.data.benchmarks, out=str(paths.evaluation(name)))  # fmt: skip
+            add("cknna", name, name=name, run=str(paths.run(name)), **plain(profile.cknna), **compute,
+                rows=profile.data.benchmarks, out=str(paths.cknna(name)))  # fmt: skip
+            for kind, settings in _measurements(profile, run).items():
+                add(kind, name, name=name, run=str(paths.run(name)), **settings, **compute,
+                    rows=profile.data.benchmarks, out=str(paths.measured(kind) / name))  # fmt: skip
+    for name in profile.notebooks:
+        reads = [kind for kind in NOTEBOOKS[name] if out[kind]] or ["evaluate"]
+        add({1: "notebook", 2: "notebook2"}[len(reads)], name, source=f"notebooks/{name}.py",
+            out=str(paths.notebook(name)), results=str(paths.results(name)),
+            reads=[str(paths.measured(kind)) for kind in reads])  # fmt: skip
+    return out
+
+
+def _system(profile: Profile, run: str) -> dict:
+    """What the instruction tuning of a run depends on, seed and data aside; layers are numbers, folders are paths."""
+    spec, paths, plain = profile.registry[run], RunPaths(profile.name), dataclasses.asdict
+    language, vision, align = profile.languages[spec.language], profile.visions[spec.vision], spec.align
+    teacher, targets = None, vision.path  # for DVC: where alignment targets come from
+    if spec.teacher:
+        kept = profile.teachers[spec.teacher]
+        teacher = {**plain(kept), "state": align.teacher_state, "shuffled": align.shuffled}
+        targets = str(paths.cache(spec.teacher, spec.vision, align.teacher_state)) if kept.cache else kept.path
+    curve = profile.learning_curve
+    return {
+        "language": plain(language),
+        "vision": plain(vision),
+        "align": align and {
+            "layers": align.layers(language.depth),
+            **{key: getattr(align, key) for key in ("target", "objective", "weight", "shared_head", "train_head")},
+            **plain(profile.head),
+        },
+        "residual": spec.residual and {
+            "layer": block_at(spec.residual.depth, language.depth), "source": spec.residual.source
+        },
+        "teacher": teacher,
+        "recipe": {**profile.stage2, "checkpoints": curve.fractions if curve and run in curve.runs else []},
+        "projector": str(paths.stage1(spec.language, spec.vision)),
+        "targets": targets,
+    }  # fmt: skip
+
+
+def _measurements(profile: Profile, run: str) -> dict[str, dict]:
+    """Settings of the measurements that a profile makes of a run, by kind."""
+    asked = {"batch_size": profile.evaluation.batch_size, "max_new_tokens": profile.evaluation.max_new_tokens}
+    wanted = {kind: getattr(profile, kind) for kind in MEASUREMENTS}
+    return {
+        kind: {k: v for k, v in dataclasses.asdict(settings).items() if k not in ("runs", "fractions")} | asked
+        for kind, settings in wanted.items()
+        if settings and run in settings.runs
+    }
+
+
+def activate(name: str) -> bool:
+    """Write `params.yaml` for a profile; say whether it changed.  Edit profiles/, not params.yaml."""
+    profile = load(name)
+    header = f"# Written from profiles/{name}.yaml by: python -m viral_core profile {name}\n"
+    text = header + yaml.safe_dump({"profile": name, **stages(profile)}, sort_keys=False, width=120)
+    params = ROOT / "params.yaml"
+    if params.exists() and params.read_text() == text:
+        return False
+    params.write_text(text)
+    return True
+
+
+def entry(kind: str, key: str, params: Path = ROOT / "params.yaml") -> dict:
+    """The entry of one stage of the active profile.
+
+    Raises:
+        ProfileError: `params.yaml` has no such stage; the message lists those it has.
+    """
+    entries = yaml.safe_load(params.read_text())[kind]
+    known(f"{kind} stage", key, entries, str(params.name))
+    return entries[key]
