@@ -6,7 +6,7 @@
 - `PatchPermutation`, `permuted_accuracy`: shuffled visual features (Table 3)
 - `pca_map`, `pca_maps`: colours of visual tokens (Figure 5)
 - `export_states`, `ExportedStates`: hidden states at the visual positions, on disk
-- `learning_curves`, `training_cost`, `read_log`: what a run's own log says (Figure 6)
+- `learning_curves`, `training_cost`, `step_costs`, `read_log`: what a run's own log says (Figure 6)
 - `summarise`: mean and confidence interval of a column of the tidy tables that these return
 """
 
@@ -18,7 +18,7 @@ from viral_core.metrics.attention import (
     spatial_entropies,
     spatial_entropy,
 )
-from viral_core.metrics.logs import learning_curves, read_log, training_cost
+from viral_core.metrics.logs import learning_curves, read_log, step_costs, training_cost
 from viral_core.metrics.pca import pca_map, pca_maps
 from viral_core.metrics.permutation import PatchPermutation, permuted_accuracy
 from viral_core.metrics.similarity import cknna, cknna_batch, clamp_outliers
@@ -43,6 +43,7 @@ __all__ = [
     "question_entropies",
     "spatial_entropies",
     "spatial_entropy",
+    "step_costs",
     "summarise",
     "training_cost",
     "read_log",

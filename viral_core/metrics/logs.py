@@ -46,33 +46,36 @@ def learning_curves(folders: Sequence, csv=None) -> pd.DataFrame:
 
 
 def training_cost(folders: Sequence, baseline: str, csv=None) -> pd.DataFrame:
+    """What a training step of several runs' folders costs: `step_costs` of their logs; written to `csv` if given."""
+    return write_csv(step_costs(learning_curves(folders), baseline), csv)
+
+
+def step_costs(logs: pd.DataFrame, baseline: str) -> pd.DataFrame:
     """What a training step costs, and what alignment adds to it ("about 3 %" in the paper).
 
     The time of a step is the median over the intervals between logging events, so that a checkpoint or a hiccup does
     not count; the first interval starts at the first event, after the warm-up of the machine.
 
     Args:
-        folders: of trained runs, those of the baseline among them.
+        logs: of trained runs, as `learning_curves` reads them, those of the baseline among them.
         baseline: the run that the others are compared with, seed by seed; the mean of its seeds where it lacks one.
-        csv: where to write the table.
 
     Returns:
         One row per run and seed: run, seed, steps, hours, step_seconds, teacher_share (of the time, NaN for a run that
         logs no teacher) and overhead (0.03 is 3 % more than the baseline).
 
     Raises:
-        ValueError: the baseline is not among the runs, or a log has fewer than two events; and as `read_log`.
+        ValueError: the baseline is not among the runs, or a log has fewer than two events.
     """
     rows = []
-    for folder in folders:
-        log = read_log(folder)
+    for (run, seed), log in logs.groupby(["run", "seed"], sort=False):
         if len(log) < 2:
-            raise ValueError(f"{folder}: one logging event gives no time per step: log more often")
+            raise ValueError(f"{run}, seed {seed}: one logging event gives no time per step: log more often")
         last, spans = log.iloc[-1], log[["step", "seconds"]].diff().iloc[1:]
         rows.append(
             {
-                "run": last["run"],
-                "seed": last["seed"],
+                "run": run,
+                "seed": seed,
                 "steps": last["step"],
                 "hours": last["seconds"] / 3600,
                 "step_seconds": (spans["seconds"] / spans["step"]).median(),
@@ -84,4 +87,4 @@ def training_cost(folders: Sequence, baseline: str, csv=None) -> pd.DataFrame:
     if reference.empty:
         raise ValueError(f"no run {baseline!r} among {sorted(set(table['run']))}: add its folder or name another")
     table["overhead"] = table["step_seconds"] / table["seed"].map(reference).fillna(reference.mean()) - 1
-    return write_csv(table, csv)
+    return table
