@@ -338,6 +338,8 @@ def entropy_gain(evidence: Evidence, run: str, over: str, depth: float | None = 
                 files = evidence.folders(name, evidence.paths.root / "attention", "/questions.csv")
                 table = pd.concat([pd.read_csv(file) for file in files.values()])
                 table = table[table["reading"] == reading]
+                if table.empty:
+                    raise Missing(f"{name}: attention, reading {reading}")
                 if depth is not None:
                     table = table[table["layer"] == max(1, round(depth * table["layer"].max()))]
                 sides.append(table.groupby("question")["entropy"].mean())
