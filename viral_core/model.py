@@ -52,6 +52,7 @@ VISION = {
     "siglip": (SiglipVisionModel, "full"),
     "siglip_vision_model": (SiglipVisionModel, "full"),
 }
+RESAMPLERS = ("blip-2", "instructblip", "instructblipvideo", "idefics", "idefics2", "kosmos-2", "perceiver")
 LORA_TARGETS = r".*language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)|mlp\.(gate|up|down))_proj"
 PROJECTOR, ADAPTER, HEADS, RUN = "projector.safetensors", "adapter", "heads.safetensors", "run.json"
 
@@ -169,6 +170,11 @@ def assemble(
         ValueError: a vision tower of another kind, or a projector that does not fit.
     """
     kind = AutoConfig.from_pretrained(vision, revision=vision_revision).model_type
+    if kind in RESAMPLERS or kind.endswith("_qformer"):
+        raise ValueError(
+            f"{vision} is a {kind!r} model, which reads images through a resampler or Q-Former: its queries mix all "
+            "patches, so that no visual token belongs to one patch and none can be aligned (the paper's limitation)"
+        )
     if kind not in VISION:
         raise ValueError(f"{vision} is a {kind!r} model; LLaVA takes a fixed-size vision tower: {', '.join(VISION)}")
     vision_class, strategy = VISION[kind]
@@ -307,7 +313,7 @@ class AlignedModel(nn.Module):
         super().__init__()
         self.llava, self.align, self.residuals, self.reconstruct = llava, align, tuple(residuals), reconstruct
         if (self.residuals or reconstruct) and is_tiled(self.config):
-            raise ValueError("re-injection and reconstruction take LLaVA-1.5's one map of tokens: no LLaVA-NeXT has them")
+            raise ValueError("re-injection and reconstruction take the one map of tokens that LLaVA-1.5 has")
         core = base_llava(llava).model
         width, encoder_width = self.config.text_config.hidden_size, self.config.vision_config.hidden_size
         self.heads, self.adapters = nn.ModuleDict(), nn.ModuleDict()

@@ -16,14 +16,15 @@ from viral_core.registry import Run, block_at
 from viral_core.schema import known
 
 KINDS = (
-    "pretrained", "world", "language", "vision", "teacher", "distil", "cache", "stage1", "stage2", "evaluate", "cknna",
-    *MEASUREMENTS, "notebook", "notebook2",
+    "pretrained", "world", "language", "vision", "teacher", "distil", "vae", "cache", "stage1", "projector", "stage2",
+    "evaluate", "cknna", *MEASUREMENTS, "notebook", "notebook2",
 )  # fmt: skip
 
 
 def _needed_models(profile: Profile, used: list[Run]) -> set[str]:
     """Paths of the models that the runs need, those that a teacher is distilled from included."""
     teachers = [profile.teachers[run.teacher] for run in used if run.teacher]
+    teachers += [profile.teachers[run.reconstruct.vae] for run in used if run.reconstruct]
     models = [
         *(profile.languages[run.language] for run in used), *(profile.visions[run.vision] for run in used), *teachers
     ]  # fmt: skip
@@ -57,11 +58,14 @@ def stages(profile: Profile) -> dict:
     paths, plain = RunPaths(profile.name), dataclasses.asdict
     used = [profile.registry[r] for r in profile.runs]
     bases = sorted({(r.language, r.vision) for r in used})
-    taught = sorted({(r.teacher, r.align.teacher_state, r.vision) for r in used if r.teacher})
+    taught = sorted(
+        {(r.teacher, r.align.teacher_state, r.vision) for r in used if r.teacher}
+        | {(r.reconstruct.vae, "intact", r.vision) for r in used if r.reconstruct}
+    )
     needed = _needed_models(profile, used)
     out: dict = {kind: {} for kind in KINDS}
     compute = {"compute": plain(profile.compute)}
-    common = {"seed": profile.seed, "data": plain(profile.data), **compute}
+    common = {"seed": profile.seed, "data": _data(profile, paths), **compute}
 
     def add(stage: str, thing: str, /, **entry) -> None:
         out[stage][f"{profile.name}-{thing}"] = {"profile": profile.name, **entry}
@@ -76,16 +80,22 @@ def stages(profile: Profile) -> dict:
             if model.train and model.path in needed:
                 facts = {k: v for k, v in plain(model).items() if k in ("kind", "template", "train")}
                 stage = "distil" if kind == "teacher" and "teachers" in model.train else kind
+                stage = "vae" if facts.get("kind") == "vae" else stage
                 add(stage, name, out=model.path, seed=profile.seed, pool=str(paths.data / "pool"), **facts)
     for teacher, state, vision in taught:
         kept, folder = profile.teachers[teacher], paths.cache(teacher, vision, state)
         if kept.cache:
-            add("cache", folder.name, data=common["data"], teacher={**plain(kept), "state": state},
-                vision=plain(profile.visions[vision]), out=str(folder))  # fmt: skip
+            add("cache", folder.name, data=common["data"], teacher={**_model(kept, paths), "state": state},
+                vision=_model(profile.visions[vision], paths), out=str(folder))  # fmt: skip
     for language, vision in bases:
-        base = {"language": plain(profile.languages[language]), "vision": plain(profile.visions[vision])}
-        name = f"{language}-{vision}"
-        add("stage1", name, **common, **base, recipe=profile.stage1, out=str(paths.stage1(language, vision)))
+        base = {
+            "language": _model(profile.languages[language], paths), "vision": _model(profile.visions[vision], paths)
+        }  # fmt: skip
+        name, folder = f"{language}-{vision}", str(paths.stage1(language, vision))
+        if name in profile.projectors:
+            add("projector", name, **base, source=profile.projectors[name], out=folder)
+        else:
+            add("stage1", name, **common, **base, recipe=profile.stage1, out=folder)
     for run, seeds in profile.runs.items():
         system = _system(profile, run)
         for seed in seeds:
@@ -110,16 +120,18 @@ def stages(profile: Profile) -> dict:
 def _system(profile: Profile, run: str) -> dict:
     """What the instruction tuning of a run depends on, seed and data aside; layers are numbers, folders are paths."""
     spec, paths, plain = profile.registry[run], RunPaths(profile.name), dataclasses.asdict
-    language, vision, align = profile.languages[spec.language], profile.visions[spec.vision], spec.align
-    teacher, targets = None, vision.path  # for DVC: where alignment targets come from
+    language, align, reconstruct = profile.languages[spec.language], spec.align, spec.reconstruct
+    vision = _model(profile.visions[spec.vision], paths)
+    teacher, targets = None, vision["tracked"]  # for DVC: where alignment targets come from
     if spec.teacher:
-        kept = profile.teachers[spec.teacher]
-        teacher = {**plain(kept), "state": align.teacher_state, "shuffled": align.shuffled}
-        targets = str(paths.cache(spec.teacher, spec.vision, align.teacher_state)) if kept.cache else kept.path
+        kept = _model(profile.teachers[spec.teacher], paths)
+        teacher = {**kept, "state": align.teacher_state, "shuffled": align.shuffled}
+        cached = str(paths.cache(spec.teacher, spec.vision, align.teacher_state))
+        targets = cached if kept["cache"] else kept["tracked"]
     curve = profile.learning_curve
     return {
-        "language": plain(language),
-        "vision": plain(vision),
+        "language": _model(language, paths),
+        "vision": vision,
         "align": align and {
             "layers": align.layers(language.depth),
             **{key: getattr(align, key) for key in ("target", "objective", "weight", "shared_head", "train_head")},
@@ -128,10 +140,15 @@ def _system(profile: Profile, run: str) -> dict:
         "residual": spec.residual and {
             "layer": block_at(spec.residual.depth, language.depth), "source": spec.residual.source
         },
+        "reconstruct": reconstruct and {
+            "layer": block_at(reconstruct.depth, language.depth), "weight": reconstruct.weight,
+            **plain(profile.denoiser),
+        },
         "teacher": teacher,
         "recipe": {**profile.stage2, "checkpoints": curve.fractions if curve and run in curve.runs else []},
         "projector": str(paths.stage1(spec.language, spec.vision)),
         "targets": targets,
+        "latents": str(paths.cache(reconstruct.vae, spec.vision)) if reconstruct else vision["tracked"],
     }  # fmt: skip
 
 

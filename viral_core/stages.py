@@ -4,6 +4,7 @@ A stage only connects: the work is done by the modules it imports, when it needs
 """
 
 import hashlib
+import math
 from pathlib import Path
 
 
@@ -48,6 +49,13 @@ def teacher(entry: dict) -> None:
 def distil(entry: dict) -> None:
     """Distil several embedded teachers into one, as RADIO is."""
     teacher(entry)
+
+
+def vae(entry: dict) -> None:
+    """Train the embedded VAE, whose latents the ROSS runs reconstruct."""
+    from viral_core.world.vae import train_vae
+
+    train_vae(entry["pool"], entry["out"], seed=entry["seed"], **entry["train"])
 
 
 def _assemble(entry: dict, projector: str | None = None):
@@ -108,6 +116,20 @@ def stage1(entry: dict) -> None:
     train_stage1(llava, processor, samples, recipe, entry["out"], template=template)
 
 
+def projector(entry: dict) -> None:
+    """Take existing projector weights instead of training stage 1."""
+    from transformers import AutoConfig
+
+    from viral_core.projector import import_projector
+
+    encoder, language = (
+        AutoConfig.from_pretrained(entry[kind]["path"], revision=entry[kind]["revision"])
+        for kind in ("vision", "language")
+    )
+    encoder = getattr(encoder, "vision_config", encoder)
+    import_projector(entry["source"], entry["out"], encoder.hidden_size, language.hidden_size)
+
+
 def cache(entry: dict) -> None:
     """Keep a teacher's features of the instruction images."""
     from viral_core.cache import write_cache
@@ -132,7 +154,7 @@ def _teacher(entry: dict):
     grid = student.image_size // student.patch_size
     loaded = load_teacher(
         teacher["kind"], teacher["path"], grid, revision=teacher["revision"], clip_pixels=released,
-        device=distributed.device(),
+        subfolder=teacher["subfolder"], device=distributed.device(),
     )  # fmt: skip
     if released:
         randomise_linears(loaded, seed=0)  # one draw for all seeds of the run, as a cache holds one
@@ -146,7 +168,7 @@ def stage2(entry: dict) -> None:
     from viral_core.cache import FeatureCache
     from viral_core.data import load_conversations, shuffle_targets
     from viral_core.launch import deepspeed_config
-    from viral_core.model import Align, AlignedModel, Residual, add_lora
+    from viral_core.model import Align, AlignedModel, Reconstruct, Residual, add_lora
     from viral_core.templates import TEMPLATES
     from viral_core.trainer import Recipe, train_stage2
 
@@ -164,7 +186,11 @@ def stage2(entry: dict) -> None:
     dim = next((source.dim for source in sources.values()), None)
     align = Align(**entry["align"], dim=dim) if entry["align"] else None
     residuals = (Residual(**entry["residual"]),) if entry["residual"] else ()
-    aligned = AlignedModel(llava, align, residuals)
+    reconstruct = None
+    if entry["reconstruct"]:
+        sources["latents"] = latents = FeatureCache(entry["latents"])
+        reconstruct = Reconstruct(**entry["reconstruct"], dim=latents.dim, grid=math.isqrt(latents.tokens))
+    aligned = AlignedModel(llava, align, residuals, reconstruct)
     if teacher and teacher["shuffled"]:
         samples = shuffle_targets(samples, entry["seed"])
     facts = {"run": entry["run"], "name": entry["name"], "profile": entry["profile"], "entry": entry}
