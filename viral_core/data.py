@@ -8,6 +8,7 @@ Design choices:
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset, Sampler
 
+from viral_core.llava_next import cut, is_tiled, patch_index, tile_keys
 from viral_core.templates import IMAGE_MARKER, Template, segments
 
 IGNORE = -100  # label of a token that is not supervised, as in transformers
@@ -38,21 +40,26 @@ class Sample:
     folder: Path
     targets: tuple[str, ...] | None = None
 
-    def open_images(self) -> list[Image.Image]:
-        """Open the images as RGB, padded to squares with the mean colour.
+    def open_images(self, square: bool = True) -> list[Image.Image]:
+        """Open the images as RGB, padded to squares with the mean colour (LLaVA-NeXT takes them as they are).
 
         Raises:
             ValueError: a file that is no readable image; names the sample and the file.
         """
-        return [pad_to_square(self._open(name)) for name in self.images]
+        return [pad_to_square(image) if square else image for image in map(self._open, self.images)]
 
-    def open_targets(self) -> list[Image.Image]:
+    def open_targets(self, square: bool = True) -> list[Image.Image]:
         """Open the images that a teacher sees, as `open_images` does."""
-        return [pad_to_square(self._open(name)) for name in self.targets or self.images]
+        return [pad_to_square(image) if square else image for image in map(self._open, self.targets or self.images)]
 
-    def _open(self, name: str) -> Image.Image:
+    def image_sizes(self) -> list[tuple[int, int]]:
+        """(height, width) of the images, of which only the headers are read."""
+        return [self._open(name, lambda image: (image.height, image.width)) for name in self.images]
+
+    def _open(self, name: str, read: Callable = lambda image: image.convert("RGB")):
         try:
-            return Image.open(find_image(self.folder, name) or self.folder / name).convert("RGB")
+            with Image.open(find_image(self.folder, name) or self.folder / name) as image:
+                return read(image)
         except OSError as error:
             raise ValueError(
                 f"sample {self.id}: cannot read image {self.folder / name} ({error}): restore it"
@@ -178,17 +185,31 @@ def _faults(entry: object, folder: Path) -> list[str]:
     return faults
 
 
-def image_token_count(processor) -> int:
-    """Visual tokens N of one image: the patches of the processor's fixed input size, as LlavaProcessor counts them."""
+def image_token_count(processor, size: tuple[int, int] | None = None) -> int:
+    """Visual tokens N of one image: the patches of the processor's fixed input size, as LlavaProcessor counts them.
+
+    Of LLaVA-NeXT, which needs the image's `size` (height, width): those of all its tiles, and the newlines.
+    """
     images = processor.image_processor
+    if is_tiled(images):
+        return len(patch_index(size, images.image_grid_pinpoints, images.crop_size["height"], processor.patch_size))
     size = images.crop_size if getattr(images, "do_center_crop", False) else images.size
     patches = (size["height"] // processor.patch_size) * (size["width"] // processor.patch_size)
     return patches + processor.num_additional_image_tokens - (processor.vision_feature_select_strategy == "default")
 
 
-def expand_image_tokens(text: str, n: int) -> str:
-    """Replace every `<image>` marker by `n` image tokens."""
-    return text.replace(IMAGE_MARKER, IMAGE_MARKER * n)
+def visual_tokens(sample: Sample, processor) -> list[int]:
+    """Visual tokens of each of a sample's images; their files are read only where that depends on their sizes."""
+    if is_tiled(processor):
+        return [image_token_count(processor, size) for size in sample.image_sizes()]
+    return [image_token_count(processor)] * len(sample.images)
+
+
+def expand_image_tokens(text: str, n: int | Iterator[int]) -> str:
+    """Replace every `<image>` marker by `n` image tokens, or by the next number of an iterator."""
+    if isinstance(n, int):
+        return text.replace(IMAGE_MARKER, IMAGE_MARKER * n)
+    return re.sub(re.escape(IMAGE_MARKER), lambda _: IMAGE_MARKER * next(n, 1), text)
 
 
 def encode(sample: Sample, processor, template: Template, max_length: int) -> dict[str, torch.Tensor]:
@@ -201,8 +222,9 @@ def encode(sample: Sample, processor, template: Template, max_length: int) -> di
         ValueError: naming the sample, when a token straddles an answer's border, the stop string yields no token, no
             supervised token is left, or truncation would cut visual tokens.
     """
-    n = image_token_count(processor)
-    pieces = [(expand_image_tokens(text, n), supervised) for text, supervised in segments(template, sample.turns)]
+    counts = visual_tokens(sample, processor)
+    left = iter(counts)
+    pieces = [(expand_image_tokens(text, left), supervised) for text, supervised in segments(template, sample.turns)]
     encoded = processor.tokenizer("".join(text for text, _ in pieces), return_offsets_mapping=True, verbose=False)
     ids = torch.tensor(encoded["input_ids"])
     start, end = np.array(encoded["offset_mapping"]).T
@@ -225,10 +247,10 @@ def encode(sample: Sample, processor, template: Template, max_length: int) -> di
         low = high
     labels = ids.masked_fill(~answer, IGNORE)
 
-    expected = n * len(sample.images)
+    expected = sum(counts)
     visual = ids == processor.image_token_id
     if visual.sum() != expected:
-        raise ValueError(f"sample {sample.id}: {int(visual.sum())} image tokens for {len(sample.images)} images of {n}")
+        raise ValueError(f"sample {sample.id}: {int(visual.sum())} image tokens for images of {counts}")
     if visual[:max_length].sum() != expected:
         raise ValueError(f"sample {sample.id}: cutting {len(ids)} tokens to {max_length} loses visual tokens: raise it")
     if (labels[:max_length] == IGNORE).all():
@@ -246,12 +268,12 @@ def check_supervision(samples: Sequence[Sample], processor, template: Template, 
     Raises:
         ValueError: with what `encode` says about each such sample.
     """
-    n, faults = image_token_count(processor), []
+    faults = []
     for sample in samples:
         last = max((i for i, turn in enumerate(sample.turns) if IMAGE_MARKER in turn["value"]), default=0)
         text = sum(len(turn["value"].encode()) for turn in sample.turns[: last + 1])
         roles = len(template.system) + 32 * (last + 2)  # 32 bytes for a turn's role, stop string and spaces
-        if text + roles + n * len(sample.images) >= max_length:
+        if text + roles + sum(visual_tokens(sample, processor)) >= max_length:
             try:
                 encode(sample, processor, template, max_length)
             except ValueError as error:
@@ -264,7 +286,8 @@ def check_supervision(samples: Sequence[Sample], processor, template: Template, 
 class ConversationDataset(Dataset):
     """Samples as `{"id", "input_ids" (S,), "labels" (S,), "images", "keys", "teacher_images"}`.
 
-    `images` and `teacher_images` are squared PIL images, `keys` the names of the latter: they differ if targets do.
+    `images` and `teacher_images` are squared PIL images (LLaVA-NeXT: as they are), `keys` the names of the latter: they
+    differ if targets do.
     """
 
     def __init__(self, samples: Sequence[Sample], processor, template: Template, max_length: int):
@@ -276,8 +299,9 @@ class ConversationDataset(Dataset):
     def __getitem__(self, index: int) -> dict:
         sample = self.samples[index]
         encoded = encode(sample, self.processor, self.template, self.max_length)
-        images = sample.open_images()
-        shown = sample.open_targets() if sample.targets else images
+        square = not is_tiled(self.processor)
+        images = sample.open_images(square)
+        shown = sample.open_targets(square) if sample.targets else images
         keys = sample.targets or sample.images
         return {"id": sample.id, "images": images, "keys": keys, "teacher_images": shown, **encoded}
 
@@ -287,7 +311,8 @@ class Collator:
     """Batch samples of B conversations with n images in total (n may be 0), padded on the right.
 
     `features` maps image names to cached teacher features (n, N, d), `latents` to cached VAE latents (n, N, c);
-    `keep_images` passes the squared PIL images on, for a teacher that runs online.
+    `keep_images` passes the squared PIL images on, for a teacher that runs online. Of LLaVA-NeXT a teacher sees the
+    tiles, tile by tile, and cached features are named by them.
     """
 
     processor: object
@@ -299,26 +324,32 @@ class Collator:
         """Returns `input_ids`, `attention_mask`, `labels` (B, S) and `image_tokens`, the visual tokens of each image.
 
         With n > 0 also `pixel_values` (n, 3, H, W), images in reading order, and `teacher_features` (n, N, d),
-        `latents` (n, N, c) or `images` where asked for.
+        `latents` (n, N, c) or `images` where asked for. LLaVA-NeXT: `pixel_values` (n, tiles, 3, H, W), filled up with
+        blank tiles, `image_sizes` (n, 2), and as many `images` or `teacher_features` as there are tiles.
         """
         ids = [item["input_ids"] for item in items]
         images = [image for item in items for image in item["images"]]
         keys = [key for item in items for key in item["keys"]]
+        shown = [image for item in items for image in item["teacher_images"]]
         pad = self.processor.tokenizer.pad_token_id
         batch = {
             "input_ids": _pad(ids, pad),
             "labels": _pad([item["labels"] for item in items], IGNORE),
             "attention_mask": _pad([torch.ones_like(x) for x in ids], 0),
-            "image_tokens": [image_token_count(self.processor)] * len(images),
+            "image_tokens": [image_token_count(self.processor, (image.height, image.width)) for image in images],
         }
         if images:
-            batch["pixel_values"] = self.processor.image_processor(images, return_tensors="pt")["pixel_values"]
+            pixels = self.processor.image_processor
+            batch.update(pixels(images, return_tensors="pt"))
+            if is_tiled(pixels):
+                pairs = zip(keys, shown, strict=True)
+                keys = [tile for key, image in pairs for tile in tile_keys(pixels, key, (image.height, image.width))]
             if self.features is not None:
                 batch["teacher_features"] = self.features(keys)
             if self.latents is not None:
                 batch["latents"] = self.latents(keys)
             if self.keep_images:
-                batch["images"] = [image for item in items for image in item["teacher_images"]]
+                batch["images"] = [t for image in shown for t in cut(pixels, image)] if is_tiled(pixels) else shown
         return batch
 
 
@@ -335,8 +366,13 @@ class GroupedSampler(Sampler[int]):
     the run ends at once. The order depends on the arguments alone, hence a resumed run only has to skip batches.
     """
 
-    def __init__(self, samples: Sequence[Sample], image_tokens: int, batch_size: int, steps: int, seed: int):
-        self.lengths = [approximate_length(sample, image_tokens) for sample in samples]
+    def __init__(
+        self, samples: Sequence[Sample], image_tokens: int | Sequence[int], batch_size: int, steps: int, seed: int
+    ):
+        """`image_tokens`: visual tokens of any image, or of each sample where images differ."""
+        if isinstance(image_tokens, int):
+            image_tokens = [image_tokens * len(sample.images) for sample in samples]
+        self.lengths = [approximate_length(*pair) for pair in zip(samples, image_tokens, strict=True)]
         self.groups = [
             [i for i, sample in enumerate(samples) if bool(sample.images) is modality] for modality in (True, False)
         ]
@@ -371,5 +407,5 @@ class GroupedSampler(Sampler[int]):
 
 
 def approximate_length(sample: Sample, image_tokens: int) -> int:
-    """Words of the conversation plus visual tokens: cheap, and close enough to group by."""
-    return sum(len(turn["value"].split()) for turn in sample.turns) + image_tokens * len(sample.images)
+    """Words of the conversation plus all its visual tokens: cheap, and close enough to group by."""
+    return sum(len(turn["value"].split()) for turn in sample.turns) + image_tokens

@@ -77,13 +77,25 @@ class Vision:
 
 @dataclass(frozen=True)
 class Teacher:
-    """A vision foundation model and how its features are kept: online, or cached as float16 or int8."""
+    """A vision foundation model, or ROSS's VAE, and how its features are kept: online, or cached as float16 or int8."""
 
     kind: str
     path: str
     cache: str | None = "float16"
     revision: str | None = None
     train: dict | None = None
+    subfolder: str = ""  # of the hub repository, for the VAE of a diffusion model
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """The denoiser of ROSS, a DiT: its sizes, and how many timesteps are drawn for each image of a batch."""
+
+    blocks: int = 3
+    width: int = 1024
+    heads: int = 16
+    mlp_ratio: float = 4.0
+    repeats: int = 4
 
 
 @dataclass(frozen=True)
@@ -192,6 +204,7 @@ class Profile:
     registry: dict[str, Run] = field(repr=False)
     world: World | None = None
     head: Head = Head()
+    denoiser: Denoiser = Denoiser()
     learning_curve: LearningCurve | None = None
     attention: Attention | None = None
     permutation: Permutation | None = None
@@ -261,6 +274,11 @@ def load(name: str) -> Profile:
         _known("vision", spec.vision, profile.visions, where)
         if spec.teacher:
             _known("teacher", spec.teacher, profile.teachers, where)
+        if spec.reconstruct:
+            vae = spec.reconstruct.vae
+            _known("vae", vae, [name for name, model in profile.teachers.items() if model.kind == "vae"], where)
+            if not profile.teachers[vae].cache:
+                raise ProfileError(f"{where}: reconstruction reads cached latents: give teacher {vae} a cache")
         try:
             spec.check_layers(profile.languages[spec.language].depth)
         except ValueError as error:

@@ -100,6 +100,23 @@ class Residual:
 
 
 @dataclass(frozen=True)
+class Reconstruct:
+    """ROSS's objective (Table 6): a denoiser recovers the image's latents from the visual tokens at `depth`.
+
+    At depth 1.0, ROSS's own, these are the last hidden states after the final norm; elsewhere a block's output.
+    """
+
+    depth: float = 1.0
+    weight: float = 1.0
+    vae: str = "vae"  # among the profile's teachers: whose latents
+
+    def __post_init__(self):
+        _check_depth(self.depth)
+        if self.weight <= 0:
+            raise ValueError(f"weight {self.weight} must be above 0")
+
+
+@dataclass(frozen=True)
 class Run:
     """One system of the paper, as it differs from the baseline.
 
@@ -110,6 +127,7 @@ class Run:
     vision: str = "clip"
     align: Align | None = None
     residual: Residual | None = None
+    reconstruct: Reconstruct | None = None
     uses: dict[str, list[str]] = field(default_factory=dict)
 
     @property

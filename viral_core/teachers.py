@@ -7,6 +7,8 @@ Design choices (method facts, section 4):
   patches of 14, 384 px for patches of 16, and a 24 x 24 grid.  A teacher with its own input `size` has another grid;
   its features are then brought to the student's, by area if they are finer, bilinearly if they are coarser.
 - Weights are loaded by `from_pretrained` and never touched again: a missing weight is an error, not a random number.
+- ROSS's VAE looks like a teacher too: its tokens are latents, 2 x 2 of them to a token, which are cached the same way.
+  Their grid is made equal to the student's by the size of the input; latents are never resampled.
 """
 
 import json
@@ -50,6 +52,7 @@ class Teacher:
     std: tuple[float, ...]
     resample: Image.Resampling
     revision: str | None = None
+    subfolder: str = ""  # of the checkpoint's, that holds the model
     randomised: int | None = None  # seed of `randomise_linears`, if that was done
 
     def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
@@ -72,7 +75,7 @@ class Teacher:
         """What decides the features: checkpoint and preprocessing, as plain values."""
         return {
             "kind": self.kind,
-            "checkpoint": fingerprint(self.path, self.revision),
+            "checkpoint": fingerprint(self.path, self.revision, self.subfolder),
             "size": self.size,
             "grid": self.grid,
             "dim": self.dim,
@@ -107,11 +110,13 @@ def load_teacher(
     revision: str | None = None,
     clip_pixels: bool = False,
     device: str | torch.device = "cpu",
+    subfolder: str = "",
 ) -> Teacher:
-    """Load a teacher: `dinov2`, `clip`, `sam`, `depth_anything` or `radio`, from a folder or hub id.
+    """Load a teacher: `dinov2`, `clip`, `sam`, `depth_anything`, `radio` or `vae`, from a folder or hub id.
 
     Features: DINOv2's normed patch tokens, CLIP's (or SigLIP's) penultimate layer without the class token, SAM's map
     after the neck, the last normed patch tokens of Depth Anything's backbone, RADIO's spatial features.
+    For the VAE see `load_vae`; it alone may lie in a `subfolder`.
 
     Args:
         grid: side of the student's grid of visual tokens; features are resampled to it where they differ.
@@ -123,8 +128,10 @@ def load_teacher(
         ValueError: unknown kind, a size that does not fit, or a checkpoint that lacks weights.
         OSError: no checkpoint there.
     """
+    if kind == "vae":
+        return load_vae(path, grid, size, revision, subfolder, device)
     if kind not in KINDS:
-        raise ValueError(f"no teacher {kind!r}; there are: {', '.join(KINDS)}")
+        raise ValueError(f"no teacher {kind!r}; there are: {', '.join([*KINDS, 'vae'])}")
     model, patch, dim, extract = KINDS[kind](str(path), revision)
     fixed = model.config.image_size if kind == "clip" else None
     size = size or fixed or grid * patch
@@ -140,6 +147,49 @@ def load_teacher(
     return Teacher(
         kind, str(path), model.requires_grad_(False).eval().to(device), extract, dim, size, grid, tuple(mean),
         tuple(std), Image.Resampling(int(processor.resample)), revision,
+    )  # fmt: skip
+
+
+def load_vae(
+    path: str | Path,
+    grid: int,
+    size: int | None = None,
+    revision: str | None = None,
+    subfolder: str = "",
+    device: str | torch.device = "cpu",
+) -> Teacher:
+    """ROSS's target (method facts, section 6): an AutoencoderKL whose "features" are the latents of the image.
+
+    Pixels in -1..1, resized bilinearly; latents, shifted and scaled as the VAE's config says, 2 x 2 of them to a token
+    (B, grid * grid, 4 * channels), channels before places. They are the mode of the VAE's distribution: ROSS draws a
+    sample in every step, a cache would keep a single draw for the whole training, so it keeps the centre of all draws.
+
+    Args:
+        size: input pixels a side; None: the only size that fits, 16 pixels a token for a VAE that shrinks by 8.
+
+    Raises:
+        ValueError: another size, whose latents would not lie on the student's grid, or a checkpoint that lacks weights.
+        OSError: no checkpoint there.
+    """
+    from diffusers import AutoencoderKL
+
+    model, report = AutoencoderKL.from_pretrained(
+        str(path), revision=revision, subfolder=subfolder or None, output_loading_info=True
+    )
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(f"{path} lacks {len(missing)} weights of AutoencoderKL, such as {missing[0]}")
+    fitting = grid * 2 * 2 ** (len(model.config.block_out_channels) - 1)
+    if size not in (None, fitting):
+        raise ValueError(f"input size {size} does not fit the VAE of {path}: a {grid} x {grid} grid needs {fitting}")
+    shift, scale = model.config.shift_factor or 0.0, model.config.scaling_factor
+
+    def latents(m: nn.Module, x: Tensor) -> Tensor:
+        z = (m.encode(x).latent_dist.mode() - shift) * scale
+        return F.pixel_unshuffle(z, 2).flatten(2).transpose(1, 2)
+
+    return Teacher(
+        "vae", str(path), model.requires_grad_(False).eval().to(device), latents, 4 * model.config.latent_channels,
+        fitting, grid, (0.5,) * 3, (0.5,) * 3, Image.Resampling.BILINEAR, revision, subfolder,
     )  # fmt: skip
 
 

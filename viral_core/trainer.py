@@ -5,6 +5,7 @@ Design choices:
   ranks; they are summed on the device and read only at logging steps, for every arm.
 - The order of samples depends on the seed alone and a run is one "epoch" for the Trainer, so that a killed run resumes
   exactly: weights, optimiser, schedule, random states, position in the data.
+- Before its first step a process tries the longest batches, forward and backward, and throws the gradients away.
 - Everything is written to a work folder and moved to its destination when the run is complete: a destination that a
   pipeline deletes before it runs a stage loses nothing.
 """
@@ -24,14 +25,26 @@ import torch
 import transformers.trainer
 from PIL import Image
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 
-from viral_core.data import IGNORE, Collator, ConversationDataset, GroupedSampler, Sample, image_token_count
+from viral_core import environment
+from viral_core.data import (
+    IGNORE,
+    Collator,
+    ConversationDataset,
+    GroupedSampler,
+    Sample,
+    check_supervision,
+    visual_tokens,
+)
+from viral_core.llava_next import is_tiled
 from viral_core.model import PROJECTOR, AlignedModel, base_llava, gathered, save_projector, save_run
 from viral_core.templates import TEMPLATES, Template
 
-LOG = "log.jsonl"
+LOG, ENVIRONMENT = "log.jsonl", "environment.json"
+COMPLETE = "complete"  # marks a resume state that every process has written
 
 
 @dataclass(frozen=True)
@@ -71,11 +84,16 @@ def train_stage1(
     template: Template = TEMPLATES["plain"],
     work: str | Path | None = None,
 ) -> None:
-    """Train the projector alone on captions; `folder` gets `projector.safetensors` and `log.jsonl`.
+    """Train the projector alone on captions; `folder` gets `projector.safetensors`, `log.jsonl` and `environment.json`.
 
     `llava` is what `assemble` returns. Interrupted and called again with the same arguments, it resumes from `work`
     (default: `<folder>.work` beside `folder`; removed at the end).
+
+    Raises:
+        ValueError: `llava` is a LLaVA-NeXT, whose projector is that of the LLaVA with the same parts.
     """
+    if is_tiled(llava.config):
+        raise ValueError("LLaVA-NeXT shares the stage-1 projector of LLaVA-1.5: assemble it without tile_grids")
     aligned = AlignedModel(llava)
     trained = list(base_llava(llava).model.multi_modal_projector.parameters())
 
@@ -99,14 +117,16 @@ def train_stage2(
     template: Template,
     features: Callable[[list[str]], Tensor] | None = None,
     teacher: Callable[[list[Image.Image]], Tensor] | None = None,
+    latents: Callable[[list[str]], Tensor] | None = None,
     work: str | Path | None = None,
     training: dict | None = None,
 ) -> None:
-    """Train what `aligned` trains on the instruction mix; `folder` gets a run (`load_run`) and `log.jsonl`.
+    """Train what `aligned` trains on the instruction mix; `folder` gets a run (`load_run`), its log and environment.
 
     Args:
         features: cached teacher features (n, N, d) of image names; or
         teacher: the teacher itself, called on the squared images of each batch.
+        latents: cached VAE latents (n, N, c) of image names, for the reconstruction.
         work: as in `train_stage1`.
         training: further facts for `run.json`.
 
@@ -115,21 +135,31 @@ def train_stage2(
     needed = int(aligned.align is not None and aligned.align.target == "teacher")
     if (features is not None) + (teacher is not None) != needed:
         raise ValueError("alignment to a teacher takes either cached features or the teacher, other runs take neither")
+    if (latents is None) != (aligned.reconstruct is None):
+        raise ValueError("reconstruction takes cached latents, other runs take none")
 
     def save(target: Path, step: int) -> None:
         facts = {**(training or {}), "recipe": asdict(recipe), "step": step}
         save_run(target, aligned, template, recipe.seed, facts)
 
-    _train(aligned, processor, samples, recipe, Path(folder), template, save, work, features, teacher)
+    _train(aligned, processor, samples, recipe, Path(folder), template, save, work, features, teacher, latents)
 
 
-def _train(aligned, processor, samples, recipe, folder, template, save, work, features=None, teacher=None) -> None:
+def _train(
+    aligned, processor, samples, recipe, folder, template, save, work, features=None, teacher=None, latents=None
+) -> None:
     work = Path(work) if work else folder.with_name(folder.name + ".work")
     steps = recipe.total_steps(len(samples))
-    sampler = GroupedSampler(samples, image_token_count(processor), recipe.batch_size, steps, recipe.seed)
+    check_supervision(samples, processor, template, recipe.max_length)
+    sizes = tqdm(samples, "sizes of images", unit="sample", disable=not is_tiled(processor))
+    image_tokens = [sum(visual_tokens(sample, processor)) for sample in sizes]
+    sampler = GroupedSampler(samples, image_tokens, recipe.batch_size, steps, recipe.seed)
     args = _arguments(recipe, steps, work / "state")
     if args.n_gpu > 1:
-        raise ValueError("several GPUs are visible to one process: launch with torchrun, or set CUDA_VISIBLE_DEVICES=0")
+        raise ValueError(
+            "several GPUs are visible to one process: say `launch: {gpus: ...}` in the profile, or set "
+            "CUDA_VISIBLE_DEVICES=0"
+        )
     trained = [p for p in aligned.parameters() if p.requires_grad]
     if not (recipe.bf16 or recipe.deepspeed) and any(p.dtype != torch.float32 for p in aligned.parameters()):
         raise ValueError("the model is in half precision: set bf16 in the recipe, or assemble it in float32")
@@ -139,8 +169,11 @@ def _train(aligned, processor, samples, recipe, folder, template, save, work, fe
         aligned.gradient_checkpointing_enable()
 
     source = teacher.identity() if hasattr(teacher, "identity") else getattr(features, "teacher", None)
-    state = _resume_point(work, _settings(aligned, samples, recipe, template, source), _is_main())
+    sources = {"teacher": source, "latents": getattr(latents, "teacher", None)}
+    state = _resume_point(work, _settings(aligned, samples, recipe, template, sources), _is_main())
     start = int(state.name.split("-")[1]) if state else 0
+    if _is_main():
+        environment.record(work / "run" / ENVIRONMENT, start)
     trainer = AlignmentTrainer(
         aligned,
         args,
@@ -150,8 +183,11 @@ def _train(aligned, processor, samples, recipe, folder, template, save, work, fe
         work / "run" / LOG,
         start,
         train_dataset=ConversationDataset(samples, processor, template, recipe.max_length),
-        data_collator=Collator(processor, features, keep_images=teacher is not None),
-        callbacks=[_KeepRuns({max(1, round(f * steps)) for f in recipe.checkpoints} - {steps}, save, work / "run")],
+        data_collator=Collator(processor, features, keep_images=teacher is not None, latents=latents),
+        callbacks=[
+            _MarkComplete(),
+            _KeepRuns({max(1, round(f * steps)) for f in recipe.checkpoints} - {steps}, save, work / "run"),
+        ],
     )
     trainer.train(resume_from_checkpoint=None if state is None else str(state))
     save(work / "run", steps)
@@ -192,7 +228,7 @@ def _arguments(recipe: Recipe, steps: int, output: Path) -> TrainingArguments:
         logging_nan_inf_filter=False,
         save_strategy="no" if recipe.save_every is None else "steps",
         save_steps=recipe.save_every or steps,
-        save_total_limit=1,
+        save_total_limit=2,  # the one before stays until a new one is complete
         report_to="none",
         remove_unused_columns=False,
         ddp_find_unused_parameters=False,
@@ -207,7 +243,7 @@ def _is_main() -> bool:
     return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
 
 
-def _settings(aligned: AlignedModel, samples: Sequence[Sample], recipe: Recipe, template: Template, source) -> str:
+def _settings(aligned, samples: Sequence[Sample], recipe: Recipe, template: Template, sources: dict) -> str:
     """Everything a resume state depends on, as json; data and initial projector by their hashes."""
     data, projector = hashlib.sha256(), hashlib.sha256()
     for sample in samples:
@@ -222,7 +258,8 @@ def _settings(aligned: AlignedModel, samples: Sequence[Sample], recipe: Recipe, 
             "base": asdict(llava.base),
             "align": aligned.align and asdict(aligned.align),
             "residuals": [asdict(residual) for residual in aligned.residuals],
-            "teacher": source,
+            "reconstruct": aligned.reconstruct and asdict(aligned.reconstruct),
+            **sources,
             "data": data.hexdigest(),
             "projector": projector.hexdigest(),
         },
@@ -241,19 +278,12 @@ def _resume_point(work: Path, settings: str, main: bool) -> Path | None:
     if main:
         work.mkdir(parents=True, exist_ok=True)
         known.write_text(settings)
-    states = [path for path in (work / "state").glob("checkpoint-*") if _complete(path / "trainer_state.json")]
+    states = [path for path in (work / "state").glob("checkpoint-*") if (path / COMPLETE).is_file()]
     return max(states, key=lambda path: int(path.name.split("-")[1]), default=None)
 
 
-def _complete(state_file: Path) -> bool:
-    try:
-        return bool(json.loads(state_file.read_text()))
-    except (OSError, ValueError):
-        return False
-
-
 class AlignmentTrainer(Trainer):
-    """transformers' Trainer with global loss means, two learning rates, both losses in a log file, and a gate.
+    """transformers' Trainer with global loss means, two learning rates, each loss in a log file, and a gate.
 
     Raises:
         FloatingPointError: at a logging step (the first step is one), when a loss is not finite.
@@ -264,8 +294,9 @@ class AlignmentTrainer(Trainer):
         self.remove_callback(transformers.trainer.DEFAULT_PROGRESS_CALLBACK)
         self.add_callback(_Progress)
         self.recipe, self.sampler, self.teacher = recipe, sampler, teacher
-        self._sums = torch.zeros(3, device=args.device)  # lm_loss, vra_loss, steps with images
+        self._sums = torch.zeros(4, device=args.device)  # lm_loss, vra_loss, ross_loss, steps with images
         self._steps = 0  # since the last log
+        self._tried = False  # the longest batches
         self._log_file, self._began = log_file, time.monotonic()
         self._teacher_clock, self._teacher_before = _Clock(args.device), 0.0
         if self.is_world_process_zero():
@@ -304,9 +335,40 @@ class AlignmentTrainer(Trainer):
         tokens = sum((batch["labels"][:, 1:] != IGNORE).sum() for batch in batch_samples).to(device)
         images = torch.tensor(sum(len(batch["image_tokens"]) for batch in batch_samples), device=device)
         totals = self.accelerator.gather(torch.stack([tokens, images])).view(-1, 2).sum(0)
-        self._sums[2] += totals[1] > 0
+        self._sums[3] += totals[1] > 0
         self._steps += 1
         return totals
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        if not self._tried:
+            self._tried = True
+            self._try_longest_batches()
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def _try_longest_batches(self) -> None:
+        """Forward and backward pass on the longest micro-batch with images and on the longest without.
+
+        If memory does not suffice, the run ends at once, resumed or not.  Weights, gradients, losses and random states
+        stay as they were: the model is run without DDP or DeepSpeed around it, and `autograd.grad` hands the gradients
+        out, so that no hook on a parameter's gradient runs.
+        """
+        size, lengths = self.args.per_device_train_batch_size, self.sampler.lengths
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        with torch.random.fork_rng([self.args.device] if self.args.device.type == "cuda" else []):
+            for group in filter(None, self.sampler.groups):
+                longest = sorted(group, key=lambda i: -lengths[i])[:size]
+                batch = self._prepare_inputs(self.data_collator([self.train_dataset[i] for i in longest]))
+                try:
+                    if images := batch.pop("images", None):
+                        batch["teacher_features"] = self.teacher(images).to(self.args.device)
+                    with self.compute_loss_context_manager():
+                        loss = self.model(**batch)["loss"]
+                    torch.autograd.grad(loss, trained, allow_unused=True)
+                except torch.OutOfMemoryError as error:
+                    raise RuntimeError(
+                        f"the longest batch does not fit into memory ({tuple(batch['input_ids'].shape)} tokens): lower "
+                        "micro_batch (the global batch stays), set gradient_checkpointing, or launch with zero3"
+                    ) from error
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         images = inputs.pop("images", None)
@@ -314,18 +376,20 @@ class AlignmentTrainer(Trainer):
             with torch.no_grad(), self._teacher_clock:
                 inputs["teacher_features"] = self.teacher(images).to(self.args.device)
         losses = model(**inputs, totals=num_items_in_batch)
-        self._sums[0] += losses["lm_loss"].detach()
-        if "vra_loss" in losses:
-            self._sums[1] += losses["vra_loss"].detach()
+        for i, name in enumerate(("lm_loss", "vra_loss", "ross_loss")):
+            if name in losses:
+                self._sums[i] += losses[name].detach()
         loss = losses["loss"] * self.accelerator.num_processes  # ranks are averaged, these are parts of one mean
         return (loss, losses) if return_outputs else loss
 
     def log(self, logs, start_time=None):
         if "loss" in logs:
-            lm_loss, vra_loss, aligned = self.accelerator.reduce(self._sums, "sum").tolist()
+            lm_loss, vra_loss, ross_loss, pictured = self.accelerator.reduce(self._sums, "sum").tolist()
             logs["lm_loss"] = lm_loss / self._steps
-            aligned /= self.accelerator.num_processes
-            logs["vra_loss"] = vra_loss / aligned if self.model.align is not None and aligned else None
+            pictured /= self.accelerator.num_processes
+            logs["vra_loss"] = vra_loss / pictured if self.model.align is not None and pictured else None
+            if self.model.reconstruct is not None:
+                logs["ross_loss"] = ross_loss / pictured if pictured else None
             self._sums.zero_()
             self._steps = 0
             self._write(logs)
@@ -335,7 +399,9 @@ class AlignmentTrainer(Trainer):
         step = self.state.global_step
         entry = {
             "step": step,
-            **{key: logs.get(key) for key in ("loss", "lm_loss", "vra_loss", "learning_rate", "grad_norm")},
+            **{key: logs.get(key) for key in ("loss", "lm_loss", "vra_loss")},
+            **({"ross_loss": logs["ross_loss"]} if "ross_loss" in logs else {}),
+            **{key: logs.get(key) for key in ("learning_rate", "grad_norm")},
             "seconds": round(time.monotonic() - self._began, 3),
         }
         if self.teacher is not None:
@@ -343,7 +409,7 @@ class AlignmentTrainer(Trainer):
         if self.is_world_process_zero():
             with self._log_file.open("a") as file:
                 file.write(json.dumps(entry) + "\n")
-        losses = {key: entry[key] for key in ("loss", "lm_loss", "vra_loss") if entry[key] is not None}
+        losses = {key: value for key, value in entry.items() if key.endswith("loss") and value is not None}
         if not all(map(math.isfinite, losses.values())):
             raise FloatingPointError(f"step {step}: the loss is not finite ({losses}): lower the learning rate")
 
@@ -381,8 +447,18 @@ class _Progress(ProgressCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero and self.training_bar is not None and "lm_loss" in (logs or {}):
-            shown = {key: logs[key] for key in ("lm_loss", "vra_loss") if logs.get(key) is not None}
+            shown = {key: logs[key] for key in ("lm_loss", "vra_loss", "ross_loss") if logs.get(key) is not None}
             self.training_bar.set_postfix({key: f"{value:.3f}" for key, value in shown.items()})
+
+
+class _MarkComplete(TrainerCallback):
+    """Marks a resume state once every process has written its part of it."""
+
+    def on_save(self, args, state, control, **kwargs):
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()
+        if state.is_world_process_zero:
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
 
 
 class _KeepRuns(TrainerCallback):
