@@ -9,6 +9,7 @@ import pytest
 
 from viral_core import claims
 from viral_core.benchmarks.answers import append, continue_file, settings
+from viral_core.results import reading
 
 QUESTIONS = 60
 
@@ -17,6 +18,7 @@ QUESTIONS = 60
 def evidence(tmp_path, monkeypatch):
     """Evidence of the smoke profile, on an empty folder."""
     monkeypatch.setattr(claims, "ROOT", tmp_path)
+    monkeypatch.setattr(reading, "ROOT", tmp_path)
     return claims.Evidence("smoke")
 
 
@@ -84,11 +86,11 @@ def test_half_of_a_benchmark_and_unknown_runs_are_missing(evidence, tmp_path):
 
 def test_a_partial_evaluation_is_refused(evidence, tmp_path):
     folder = tmp_path / evidence.paths.evaluation("viral-s0")
-    answer(folder, "pope_random", np.ones(9, bool), "random")
+    pope(evidence, tmp_path, "viral", np.ones(9, bool))
     lines = (folder / "pope_random.jsonl").read_text().splitlines()
     (folder / "pope_random.jsonl").write_text("\n".join(lines[:-1]) + "\n")
     with pytest.raises(ValueError, match="partial"):
-        claims.answered(folder, "pope")
+        claims.gain(evidence, "viral", "baseline", ["pope"])
 
 
 def test_cknna_changes_are_paired_by_image(evidence, tmp_path):
@@ -136,6 +138,21 @@ def test_entropy_is_paired_by_question_and_read_twice(evidence, tmp_path):
     first, second = claims.entropy_gain(evidence, "viral", "baseline", 0.5)
     assert first.value == pytest.approx(-0.2)
     assert "reading raw" in second.missing
+
+
+def test_an_early_checkpoint_is_compared_with_the_final_baseline(evidence, tmp_path):
+    run = tmp_path / evidence.paths.run("viral-s0")
+    run.mkdir(parents=True)
+    (run / "run.json").write_text(json.dumps({"training": {"step": 100}}))
+    kept = tmp_path / evidence.paths.root / "learning_curve" / "viral-s0"
+    for step, share in ((20, 0.1), (60, 0.8)):
+        right = np.arange(QUESTIONS) < share * QUESTIONS
+        for part in ("random", "popular"):
+            answer(kept / f"checkpoint-{step}", f"pope_{part}", right, part)
+    pope(evidence, tmp_path, "baseline", np.arange(QUESTIONS) < 0.5 * QUESTIONS)
+    (found,) = claims.early_gain(evidence, "viral", "baseline", 0.577, ["pope"])
+    assert found.value == pytest.approx(30)
+    assert found.low > 0
 
 
 def test_overhead_is_the_ratio_of_step_times(evidence, tmp_path):

@@ -24,6 +24,7 @@ from viral_core.benchmarks import PAPER, differences
 from viral_core.benchmarks.answers import read_answers
 from viral_core.benchmarks.registry import read
 from viral_core.paths import ROOT, RunPaths
+from viral_core.results.reading import Answered, answers, checkpoints
 
 LEDGER = Path(__file__).with_name("claims.yaml")
 VERDICTS = ("reproduced", "contradicted", "inconclusive", "not run")
@@ -135,43 +136,18 @@ class Evidence:
             raise Missing(f"{run}: {kind.name}")
         return found
 
-    def _answers(self, run: str, benchmark: str) -> dict[int, list[list[dict]]]:
-        """Answered rows of a run to one of the paper's benchmarks, by seed; one list, or one per sampled answer."""
-        found = {}
-        for seed, folder in self.folders(run, self.paths.evaluations).items():
-            if runs := answered(folder, benchmark):
-                found[seed] = runs
-        if not found:
+    def _answers(self, run: str, benchmark: str) -> Answered:
+        """Answered rows of a run to one of the paper's benchmarks, all its files, by seed."""
+        self.seeds(run)
+        if not (found := answers(self.settings.name, run, benchmark)):
             raise Missing(f"{run}: {' and '.join(PAPER[benchmark])}")
         return found
-
-    def blocks(self, run: str) -> int:
-        """Blocks of a run's language model, from its similarities."""
-        return int(self.similarity(run)["layer"].max())
 
     def similarity(self, run: str) -> pd.DataFrame:
         """CKNNA per seed, image and layer: token reading, unclamped."""
         files = self.folders(run, self.paths.similarities, ".csv")
         table = pd.concat([pd.read_csv(file) for file in files.values()])
         return table[(table["reading"] == "tokens") & (table["clamp"] == 1.0)]
-
-
-def answered(folder: Path, benchmark: str) -> list[list[dict]]:
-    """Rows that one run has answered of all files of one of the paper's benchmarks; empty while a file is missing.
-
-    Raises:
-        ValueError: a partial evaluation.
-    """
-    parts = []
-    for part in PAPER[benchmark]:
-        file = folder / f"{part}.jsonl"
-        if not file.is_file():
-            return []
-        settings, runs = read_answers(file)
-        if settings["limit"] is not None or any(len(run) != settings["rows"] for run in runs):
-            raise ValueError(f"{file} is partial: evaluate it in full, partial results decide nothing")
-        parts.append(runs)
-    return [sum(rows, []) for rows in zip(*parts, strict=True)]
 
 
 def _unit(benchmark: str) -> tuple[float, str]:
@@ -394,13 +370,10 @@ def early_gain(evidence: Evidence, run: str, over: str, fraction: float, benchma
     facts = {"part": f"at {fraction:.0%} of the steps", "unit": "points"}
     cells = []
     try:
-        kept = evidence.folders(run, evidence.paths.root / "learning_curve")
+        step = _checkpoint(evidence, run, fraction)
         for benchmark in benchmarks:
-            early = {seed: _checkpoint(evidence, run, seed, folder, fraction) for seed, folder in kept.items()}
-            early = {seed: answered(folder, benchmark) for seed, folder in early.items()}
-            final = evidence.answers(over, benchmark)
-            seeds = [seed for seed in sorted(final) if early.get(seed)]
-            if not seeds:
+            early, final = answers(evidence.settings.name, run, benchmark, step), evidence.answers(over, benchmark)
+            if not (seeds := sorted(set(early) & set(final))):
                 raise Missing(f"{run}: {benchmark} of its checkpoints")
             pairs = _paired([[early[seed] for seed in seeds], [final[seed] for seed in seeds]])
             found = differences(benchmark, *pairs, resamples=RESAMPLES)["official"]
@@ -413,16 +386,13 @@ def early_gain(evidence: Evidence, run: str, over: str, fraction: float, benchma
     return [Measured(**facts, value=value, low=low, high=high, n=n)]
 
 
-def _checkpoint(evidence: Evidence, run: str, seed: int, folder: Path, fraction: float) -> Path:
-    """Folder of a checkpoint's answers."""
-    description = ROOT / evidence.paths.run(f"{run}-s{seed}") / "run.json"
-    if not description.is_file():
-        raise Missing(f"{run}: stage2")
-    steps = json.loads(description.read_text())["training"]["step"]
-    kept = list(folder.glob("checkpoint-*"))
-    if not kept:
-        raise Missing(f"{run}: checkpoints")
-    return min(kept, key=lambda path: abs(int(path.name.split("-")[1]) / steps - fraction))
+def _checkpoint(evidence: Evidence, run: str, fraction: float) -> int:
+    """Step of the evaluated checkpoint nearest to a fraction of the training."""
+    described = evidence.folders(run, evidence.paths.root / "stage2", "/run.json")
+    steps = json.loads(next(iter(described.values())).read_text())["training"]["step"]
+    if not (kept := checkpoints(evidence.settings.name, run)):
+        raise Missing(f"{run}: learning_curve")
+    return min(kept, key=lambda step: abs(step / steps - fraction))
 
 
 def overhead(evidence: Evidence, run: str, over: str) -> list[Measured]:
