@@ -1,0 +1,78 @@
+"""What a result was made with: code, packages and machine, kept beside the result."""
+
+import json
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+from viral_core.paths import ROOT
+
+PACKAGES = (
+    "torch", "transformers", "peft", "accelerate", "safetensors", "tokenizers", "numpy", "pillow", "timm", "diffusers",
+    "deepspeed", "flash-attn",
+)  # fmt: skip
+CODE = ("viral_core", "profiles", "notebooks", "dvc.yaml", "pyproject.toml")  # what a result may depend on
+
+
+def describe(root: Path = ROOT) -> dict:
+    """Git commit (with what differs from it), Python, packages (null: not installed), platform, CPU, GPUs, threads."""
+    import torch
+
+    gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    return {
+        "git": git_state(root),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "cpu": {"model": _cpu(), "cores": os.cpu_count()},
+        "gpus": [{"model": gpu.name, "memory_bytes": gpu.total_memory} for gpu in gpus],
+        "cuda": torch.version.cuda,
+        "torch_threads": torch.get_num_threads(),
+        "processes": int(os.environ.get("WORLD_SIZE", 1)),
+    }
+
+
+def git_state(root: Path = ROOT) -> dict:
+    """`commit`, and `changed`: the files of the code that differ from it.  Both are "unknown" without git."""
+    try:
+        commit = _git(root, "rev-parse", "HEAD").strip()
+        changed = _git(root, "status", "--porcelain", "--", *CODE).splitlines()
+    except (OSError, subprocess.SubprocessError):
+        return {"commit": "unknown", "changed": "unknown"}
+    return {"commit": commit, "changed": [line[3:] for line in changed]}
+
+
+def _git(root: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(root), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+def record(file: Path, step: int) -> None:
+    """Note the environment in which a training goes on from `step`: a json list, one entry per start.
+
+    Of a training that was interrupted the entries up to `step` stay; what is unreadable is written anew.
+    """
+    try:
+        kept = [entry for entry in json.loads(file.read_text()) if entry["from_step"] < step]
+    except (OSError, ValueError, TypeError, KeyError):
+        kept = []
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps([*kept, {"from_step": step, **describe()}], indent=2) + "\n")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor()
