@@ -1,0 +1,141 @@
+"""Every training image opened once, in parallel, before a GPU waits for it: what it is, or what is wrong with it.
+
+A manifest is two files.  `<part>.json` is a summary that changes only with the content: a pipeline tracks it in place
+of hundreds of thousands of images.  `<part>.images.jsonl` has one line per image with size, time and sha256, so that a
+second start opens only what has changed since.  An interrupted pass goes on where it was.
+"""
+
+import hashlib
+import io
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from viral_core.data import check_conversations, describe_faults, find_image
+
+FACTS = ("name", "file", "size", "sha256", "width", "height")  # of an image; with its time they are one line
+
+
+def write_manifest(conversations: str | Path, folder: str | Path, out: str | Path, workers: int | None = None) -> dict:
+    """Check a json file of conversations and all its images, and write the manifest `out`.
+
+    Args:
+        workers: threads that read and decode; None: four for each core, since disks are slower than decoders.
+
+    Returns:
+        The summary: counts, bytes, the sha256 of the json file and of all images together.
+
+    Raises:
+        FileNotFoundError: no json file or image folder.
+        ValueError: faults of entries and images, all in one message, and all in full in `<part>.faults.txt`.
+    """
+    conversations, folder, out = Path(conversations), Path(folder), Path(out)
+    samples, faults = check_conversations(conversations, folder)
+    positions = [i for i in range(len(samples) + len(faults)) if i not in faults]
+    names = list(dict.fromkeys(name for sample in samples for name in sample.images))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    images, unreadable = _open_all(names, folder, out.with_suffix(".images.jsonl"), workers)
+    for position, sample in zip(positions, samples, strict=True):
+        if broken := [unreadable[name] for name in sample.images if name in unreadable]:
+            faults[position] = f"sample {sample.id}: {'; '.join(broken)}"
+    report = out.with_suffix(".faults.txt")
+    report.unlink(missing_ok=True)
+    if faults:
+        out.unlink(missing_ok=True)
+        report.write_text("".join(f"{position}\t{fault}\n" for position, fault in sorted(faults.items())))
+        listed = describe_faults(conversations, [fault for _, fault in sorted(faults.items())])
+        raise ValueError(f"{listed}\n  (all of them: {report})")
+    digest = hashlib.sha256()
+    for image in images:
+        digest.update(json.dumps([image[key] for key in FACTS]).encode())
+    summary = {
+        "conversations": str(conversations),
+        "conversations_sha256": _sha256(conversations),
+        "samples": len(samples),
+        "samples_with_images": sum(bool(sample.images) for sample in samples),
+        "images": len(images),
+        "bytes": sum(image["size"] for image in images),
+        "found_under_another_suffix": sum(image["file"] != image["name"] for image in images),
+        "images_sha256": digest.hexdigest(),
+    }
+    text = json.dumps(summary, indent=2) + "\n"
+    if not out.is_file() or out.read_text() != text:
+        out.write_text(text)
+    return summary
+
+
+def drop_faulty(conversations: str | Path, manifest: str | Path) -> int:
+    """Take the entries that the last `write_manifest` found faulty out of a json file; returns how many.
+
+    The file as it was is kept beside it, as `<name>.original`.  Nothing is dropped without this call.
+    """
+    conversations, report = Path(conversations), Path(manifest).with_suffix(".faults.txt")
+    if not report.is_file():
+        return 0
+    faulty = {int(line.split("\t")[0]) for line in report.read_text().splitlines()}
+    entries = json.loads(conversations.read_text(encoding="utf-8"))
+    original = conversations.with_name(conversations.name + ".original")
+    if not original.exists():
+        conversations.rename(original)
+    kept = [entry for position, entry in enumerate(entries) if position not in faulty]
+    conversations.write_text(json.dumps(kept), encoding="utf-8")
+    report.unlink()
+    return len(faulty)
+
+
+def _open_all(names: list[str], folder: Path, details: Path, workers: int | None) -> tuple[list[dict], dict[str, str]]:
+    """One line per image, in the order of `names`, and the faults of those that do not open, by name."""
+    known = {}
+    if details.is_file():
+        for line in details.read_text().splitlines():
+            try:
+                image = json.loads(line)
+            except ValueError:  # the last line of an interrupted pass
+                continue
+            known[image["name"]] = image
+    files = {name: find_image(folder, name) for name in names}
+    stats = {name: file.stat() for name, file in files.items()}
+    changed = [
+        name for name in names
+        if name not in known
+        or (known[name]["file"], known[name]["size"], known[name]["mtime_ns"])
+        != (str(files[name].relative_to(folder)), stats[name].st_size, stats[name].st_mtime_ns)
+    ]  # fmt: skip
+    unreadable = {}
+    if changed:
+        workers = workers or 4 * (os.cpu_count() or 1)
+        with details.open("a") as kept, ThreadPoolExecutor(workers) as pool:
+            found = pool.map(_look, [files[name] for name in changed])
+            for name, facts in zip(changed, tqdm(found, "opening images", len(changed), unit="image"), strict=True):
+                if isinstance(facts, str):
+                    unreadable[name] = facts
+                    continue
+                image = {"name": name, "file": str(files[name].relative_to(folder)), **facts}
+                known[name] = {**image, "mtime_ns": stats[name].st_mtime_ns}
+                kept.write(json.dumps(known[name]) + "\n")
+        whole = details.with_suffix(".part")
+        whole.write_text("".join(json.dumps(known[name]) + "\n" for name in names if name in known))
+        os.replace(whole, details)
+    return [known[name] for name in names if name not in unreadable], unreadable
+
+
+def _look(file: Path) -> dict | str:
+    """Size, sha256 and shape of an image file that decodes to its end; else what is wrong with it."""
+    try:
+        data = file.read_bytes()
+        with Image.open(io.BytesIO(data)) as image:
+            width, height = image.size
+            image.draft("RGB", (32, 32))  # JPEG at reduced size: as thorough, and faster
+            image.load()
+    except Exception as error:  # Pillow's decoders raise many kinds; whatever it is becomes a listed fault
+        return f"image {file} cannot be read ({error})"
+    return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest(), "width": width, "height": height}
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
