@@ -1,7 +1,37 @@
-"""Execute a notebook kept as a jupytext script, with papermill, after checking its parameters."""
+"""What notebooks begin and end with; executing one, a jupytext script, with papermill after checking its parameters."""
 
 import tempfile
 from pathlib import Path
+
+from viral_core.paths import ROOT, RunPaths
+from viral_core.profile import Profile, load
+
+
+def begin(profile: str, name: str) -> tuple[Profile, Path]:
+    """What every notebook starts with: the profile, and the folder for the tables and figures of the notebook `name`.
+
+    Applies the figures' style and shows which profile it is.
+
+    Raises:
+        ProfileError: no such profile; the message lists those there are.
+    """
+    from IPython.display import Markdown, display
+
+    from viral_core import plots
+
+    settings = load(profile)
+    out = ROOT / RunPaths(profile).results(name)
+    out.mkdir(parents=True, exist_ok=True)
+    plots.style()
+    display(Markdown(f"Profile **{profile}**: {settings.label}."))
+    return settings, out
+
+
+def conclude(lines: list[str]) -> None:
+    """Show sentences as a list."""
+    from IPython.display import Markdown, display
+
+    display(Markdown("\n".join(f"- {line}" for line in lines)))
 
 
 def execute(source: str | Path, out: str | Path, parameters: dict) -> None:

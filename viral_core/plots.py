@@ -5,6 +5,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+import pandas as pd
 import seaborn as sns
 
 # Okabe and Ito's colours, told apart by colour-blind readers, ordered so that neighbours differ in grey too.
@@ -28,6 +29,97 @@ def save(figure: plt.Figure, folder: str | Path, name: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / f"{name}.svg", metadata={"Date": None, "Creator": None})
     figure.savefig(folder / f"{name}.png", metadata={"Software": None})
+
+
+def line(i: int) -> dict:
+    """Colour, marker and dashes of the i-th line of a figure: told apart without colour too."""
+    i %= len(COLOURS)
+    return {"color": COLOURS[i], "marker": MARKERS[i], "linestyle": (0, DASHES[i]) if DASHES[i] else "-"}
+
+
+def curves(axis: plt.Axes, table: pd.DataFrame, x: str, y: str, names: dict[str, str] | None = None) -> None:
+    """Draw a line per run with its interval, from columns run, `x`, `y`, low and high; `names` are for the legend.
+
+    A run keeps its look in every panel: the i-th of `names` (or of the table) has the i-th colour, marker and dashes.
+    """
+    names = names or {run: run for run in dict.fromkeys(table["run"])}
+    for i, (run, name) in enumerate(names.items()):
+        rows = table[table["run"] == run].sort_values(x)
+        if len(rows):
+            axis.plot(rows[x], rows[y], label=name, markersize=4, **line(i))
+            axis.fill_between(rows[x], rows["low"], rows["high"], color=COLOURS[i % len(COLOURS)], alpha=0.15, lw=0)
+
+
+def mark_layers(axis: plt.Axes, layers: list[int], chance: float | None = None) -> None:
+    """Mark the layers that are aligned, and the level of chance."""
+    for layer in layers:
+        axis.axvline(layer, color="grey", linewidth=0.8, linestyle="--", zorder=0)
+    if chance is not None:
+        axis.axhline(chance, color="grey", linestyle=":", linewidth=1.2, label="chance", zorder=0)
+
+
+def score_panels(table: pd.DataFrame, titles: dict[str, str], value: str = "ours", zero: bool = False) -> plt.Figure:
+    """A panel per benchmark and a line of text per run: dots with intervals; a run that has not been run says so.
+
+    Args:
+        table: what `results.side_by_side` returns.
+        titles: of the benchmarks.
+        value: "ours", beside the dotted score of the best constant answer, or "gain".
+        zero: mark zero.
+    """
+    low, high = ("low", "high") if value == "ours" else ("gain_low", "gain_high")
+    runs, benchmarks = list(dict.fromkeys(table["run"])), list(dict.fromkeys(table["benchmark"]))
+    size = (2.2 + 1.7 * len(benchmarks), 0.9 + 0.3 * len(runs))
+    figure, axes = plt.subplots(1, len(benchmarks), figsize=size, sharey=True, squeeze=False)
+    for axis, benchmark in zip(axes[0], benchmarks, strict=True):
+        rows = table[table["benchmark"] == benchmark].set_index("run").loc[runs]
+        for i, row in enumerate(rows.itertuples()):
+            centre = getattr(row, value)
+            if pd.notna(centre):
+                ends = [getattr(row, low), getattr(row, high)]
+                axis.plot(ends, [i, i], color="black", linewidth=1.2)
+                decided = value == "gain" and (ends[0] > 0 or ends[1] < 0)
+                face = "black" if value == "ours" or decided else "white"
+                axis.plot(centre, i, "o", color="black", markerfacecolor=face, markersize=5)
+        for i, empty in enumerate(rows["n"] == 0):
+            if empty:
+                axis.annotate("not run", (0.5, i), xycoords=("axes fraction", "data"), color="grey", ha="center",
+                              va="center", fontsize="x-small")  # fmt: skip
+        if value == "ours" and rows["constant"].notna().any():
+            axis.axvline(rows["constant"].max(), color="grey", linestyle=":", linewidth=1.2, zorder=0)
+        if zero:
+            axis.axvline(0, color="grey", linewidth=0.8, zorder=0)
+        axis.set_title(titles[benchmark], fontsize="small")
+        axis.set_xlabel("points" if benchmark == "mme" else "%", fontsize="small")
+        axis.tick_params(labelsize="small")
+        axis.set(yticks=range(len(runs)), ylim=(len(runs) - 0.5, -0.5))
+    axes[0, 0].set_yticklabels(runs)
+    return figure
+
+
+def tiles(columns: dict[str, list], rows: list[str], side: float = 1.15) -> plt.Figure:
+    """A grid of pictures: per column its title and one array (H, W, 3), (H, W) or None for each of `rows`.
+
+    An (H, W) array is drawn from white (0) to black (its largest value).
+    """
+    figure, axes = plt.subplots(len(rows), len(columns), squeeze=False,
+                                figsize=(side * len(columns) + 1.2, side * len(rows) + 0.5))  # fmt: skip
+    for j, (title, pictures) in enumerate(columns.items()):
+        axes[0, j].set_title(title, fontsize="x-small")
+        for i, picture in enumerate(pictures):
+            axis = axes[i, j]
+            axis.set(xticks=[], yticks=[])
+            sns.despine(ax=axis, left=True, bottom=True)
+            if picture is None:
+                axis.annotate("not run", (0.5, 0.5), xycoords="axes fraction", ha="center", color="grey",
+                              fontsize="x-small")  # fmt: skip
+            elif picture.ndim == 2:
+                axis.imshow(picture, cmap="Greys", vmin=0, interpolation="nearest")
+            else:
+                axis.imshow(picture, interpolation="nearest")
+    for axis, name in zip(axes[:, 0], rows, strict=True):
+        axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize="x-small")
+    return figure
 
 
 def wrap(text: str, width: int = 70) -> str:

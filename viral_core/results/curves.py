@@ -52,9 +52,7 @@ def layer_curve(table: pd.DataFrame, value: str, item: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["run", "layer", value, "low", "high", "items", "seeds", "undefined"])
 
 
-def layer_difference(
-    table: pd.DataFrame, value: str, item: str, run: str, reference: str = "baseline"
-) -> pd.DataFrame:
+def layer_difference(table: pd.DataFrame, value: str, item: str, run: str, reference: str = "baseline") -> pd.DataFrame:
     """Paired difference of two runs per layer, same items and seeds: layer, difference, low, high, items, seeds."""
     rows = []
     if len(table) and {run, reference} <= set(table["run"]):
@@ -120,9 +118,7 @@ def learning_curve(profile: str, runs: Iterable[str] | None = None) -> pd.DataFr
 
 def _average(rows: list[dict]) -> dict:
     mean = np.mean([row["score"] for row in rows])
-    below, above = (
-        np.sqrt(sum((row[end] - row["score"]) ** 2 for row in rows)) / len(rows) for end in ("low", "high")
-    )
+    below, above = (np.sqrt(sum((row[end] - row["score"]) ** 2 for row in rows)) / len(rows) for end in ("low", "high"))
     return rows[0] | {
         "benchmark": "average", "score": mean, "low": mean - below, "high": mean + above,
         "n": sum(row["n"] for row in rows), "seeds": min(row["seeds"] for row in rows),

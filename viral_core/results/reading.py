@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from viral_core import pipeline
 from viral_core import profile as profiles
 from viral_core.benchmarks import PAPER
 from viral_core.benchmarks.answers import read_answers
@@ -39,7 +40,7 @@ def not_run(profile: str, kind: str = "evaluate", runs: Iterable[str] | None = N
     `runs`: only of these; one of them that the profile does not train is named without a seed.
     """
     settings = settings_of(profile)
-    wanted = {entry["name"] for entry in profiles.stages(settings)[kind].values()}
+    wanted = {entry["name"] for entry in pipeline.stages(settings)[kind].values()}
     absent = [run for run in runs or () if not any(f"{run}-s{seed}" in wanted for seed in settings.runs.get(run, ()))]
     folder = ROOT / RunPaths(profile).measured(kind)
     made = {path.name.removesuffix(".csv") for path in folder.glob("*")} if folder.is_dir() else set()
