@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -25,6 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from viral_core import distributed
+from viral_core.llava_next import cut, tile_keys
 from viral_core.teachers import Teacher
 
 DTYPES = {"float16": torch.float16, "int8": torch.int8}
@@ -56,21 +58,33 @@ def unpack(packed: Mapping[str, Tensor]) -> Tensor:
     return features * packed["scale"] if "scale" in packed else features
 
 
-class _Pixels(Dataset):
-    """Preprocessed pixels (3, size, size) of image files, made in the loader's workers."""
+class _Tile(NamedTuple):
+    """One of the tiles that LLaVA-NeXT's image processor cuts an image file into."""
 
-    def __init__(self, teacher: Teacher, files: Sequence[Path]):
+    file: Path
+    number: int
+    image_processor: object
+
+
+class _Pixels(Dataset):
+    """Preprocessed pixels (3, size, size) of image files or tiles, made in the loader's workers."""
+
+    def __init__(self, teacher: Teacher, files: Sequence[Path | _Tile]):
         self.teacher, self.files = teacher, files
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, i: int) -> Tensor:
+        tile = self.files[i] if isinstance(self.files[i], _Tile) else None
+        file = tile.file if tile else self.files[i]
         try:
-            with Image.open(self.files[i]) as image:
+            with Image.open(file) as image:
+                if tile:
+                    image = cut(tile.image_processor, image.convert("RGB"))[tile.number]
                 return self.teacher.preprocess([image])[0]
         except OSError as error:
-            raise ValueError(f"cannot read image {self.files[i]} ({error}): restore it") from error
+            raise ValueError(f"cannot read image {file} ({error}): restore it") from error
 
 
 def write_cache(
@@ -81,8 +95,11 @@ def write_cache(
     shard_size: int = 1024,
     batch_size: int = 32,
     workers: int = 0,
+    image_processor=None,
 ) -> None:
     """Write the teacher's features of all images, {name: file}, into `folder`; finished shards are kept.
+
+    With a LLaVA-NeXT's `image_processor`, features of each image's tiles, named `<name>#<tile>`.
 
     Processes that were launched together (`viral_core.distributed`) divide the shards among them.
 
@@ -101,6 +118,14 @@ def write_cache(
     if distributed.is_main():
         (folder / INDEX).unlink(missing_ok=True)
     identity = {"teacher": teacher.identity(), "dtype": dtype}
+    if image_processor is not None:
+        identity["tiles"] = image_processor.image_grid_pinpoints
+        tiles = {}
+        for name in tqdm(names, "sizes of images", unit="image"):
+            with Image.open(images[name]) as image:
+                keys = tile_keys(image_processor, name, (image.height, image.width))
+            tiles |= {key: _Tile(Path(images[name]), number, image_processor) for number, key in enumerate(keys)}
+        images, names = tiles, list(tiles)
 
     shards, mine = {}, distributed.share(range(math.ceil(len(names) / shard_size)))
     images_here = sum(len(names[i * shard_size : (i + 1) * shard_size]) for i in mine)
@@ -112,7 +137,7 @@ def write_cache(
             expected = json.dumps({**identity, "names": chosen})
             checksums = _finished(file, expected)
             if checksums is None:
-                pixels = _Pixels(teacher, [Path(images[name]) for name in chosen])
+                pixels = _Pixels(teacher, [images[name] for name in chosen])
                 loader = DataLoader(pixels, batch_size, num_workers=workers)
                 batches = []
                 for batch in loader:

@@ -1,7 +1,7 @@
 """The runner of all benchmarks: greedy (or sampled) answers in batches, appended to a file that can be continued.
 
 Design choices:
-- Images are padded to squares and prompts built by the functions that training uses.
+- Images are padded to squares (LLaVA-NeXT cuts them as they are) and prompts built by the functions that training uses.
 - Batches are padded on the left and sorted by length, the longest first, so that running out of memory shows at once;
   rows come back in their own order.  Padding does not change an answer (tested).
 - Nothing is asked twice: answers are appended after every batch, and a finished file is only read.
@@ -28,6 +28,7 @@ from viral_core.benchmarks.answers import (
     summarise,
 )
 from viral_core.data import expand_image_tokens, image_token_count, pad_to_square
+from viral_core.llava_next import is_tiled
 from viral_core.templates import IMAGE_MARKER, Template, prompt, stop_token_id
 
 __all__ = ["evaluate", "generate", "results_table", "sampled", "summarise"]
@@ -143,10 +144,12 @@ def generate(
     The model answers in its own device and dtype; its training mode is left as it was found.
     """
     weights, tokenizer = next(model.parameters()), processor.tokenizer
-    texts = [expand_image_tokens(text, image_token_count(processor)) for text in prompts]
+    if not is_tiled(processor):
+        images = [pad_to_square(image) for image in images]
+    counts = [image_token_count(processor, (image.height, image.width)) for image in images]
+    texts = [expand_image_tokens(text, n) for text, n in zip(prompts, counts, strict=True)]
     tokens = tokenizer(texts, padding=True, padding_side="left", return_tensors="pt").to(weights.device)
-    squares = [pad_to_square(image) for image in images]
-    pixels = processor.image_processor(squares, return_tensors="pt")["pixel_values"]
+    pixels = processor.image_processor(images, return_tensors="pt").to(weights.device, weights.dtype)
     stop = stop_token_id(tokenizer, template)
     draw = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
     training = model.training
@@ -154,7 +157,7 @@ def generate(
     produced = model.generate(
         input_ids=tokens["input_ids"],
         attention_mask=tokens["attention_mask"],
-        pixel_values=pixels.to(weights.device, weights.dtype),
+        **pixels,
         max_new_tokens=max_new_tokens,
         eos_token_id=tokenizer.eos_token_id if stop is None else stop,
         pad_token_id=tokenizer.pad_token_id,

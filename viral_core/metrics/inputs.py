@@ -8,6 +8,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from viral_core.data import pad_to_square
+from viral_core.llava_next import is_tiled
 from viral_core.tap import base_llava
 
 
@@ -25,7 +26,7 @@ def batches(
     """Encode images and prompts batch by batch, behind a progress bar over the images.
 
     Args:
-        images: PIL images or paths; each is padded to a square, as in training.
+        images: PIL images or paths; each is padded to a square (not for LLaVA-NeXT), as in training.
         prompts: as many, or one for all, each with one `<image>`.
 
     Yields:
@@ -48,7 +49,7 @@ def batches(
         for start in range(0, len(images), batch_size):
             chosen = slice(start, min(start + batch_size, len(images)))
             inputs = processor(
-                images=[_open(image) for image in images[chosen]],
+                images=[_open(image, not is_tiled(processor)) for image in images[chosen]],
                 text=prompts[chosen],
                 padding=True,
                 padding_side="left",
@@ -58,6 +59,6 @@ def batches(
             bar.update(chosen.stop - start)
 
 
-def _open(image) -> Image.Image:
-    image = image if isinstance(image, Image.Image) else Image.open(image)
-    return pad_to_square(image.convert("RGB"))
+def _open(image, square: bool) -> Image.Image:
+    image = (image if isinstance(image, Image.Image) else Image.open(image)).convert("RGB")
+    return pad_to_square(image) if square else image

@@ -13,6 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from viral_core.llava_next import NEWLINE, batch_patch_index, is_tiled
 from viral_core.metrics.inputs import batches
 from viral_core.metrics.permutation import patch_order
 from viral_core.metrics.similarity import cknna_batch, clamp_outliers
@@ -25,12 +26,14 @@ class ImageStates:
     """Of one image with N visual tokens, on the model's device.
 
     position: of the image in the input.  states: (layers, N, D).  features: (N, Dz), what the encoder gave to the
-    projector, for LLaVA the patches of its penultimate layer.
+    projector, for LLaVA the patches of its penultimate layer.  tiles: (N,), the tile of each token, on the CPU: 0, but
+    for LLaVA-NeXT, whose newlines and unpadded patches are left out.
     """
 
     position: int
     states: torch.Tensor
     features: torch.Tensor
+    tiles: torch.Tensor
 
 
 def stream_states(
@@ -54,9 +57,14 @@ def stream_states(
         with torch.inference_mode(), VisualTap(llava, layers) as tap:
             llava(**inputs, use_cache=False, logits_to_keep=1)
             per_layer = [tap.states[layer].split(counts) for layer in layers]
-            features = tap.features
-        for row, states in enumerate(zip(*per_layer, strict=True)):
-            yield ImageStates(chosen.start + row, torch.stack(states), features[row])
+            features = tap.features.flatten(0, 1)
+        n, sizes = tap.features.shape[1], inputs.get("image_sizes")
+        patches = torch.arange(len(features)).split(n) if sizes is None else batch_patch_index(llava.config, sizes)
+        for row, (index, *states) in enumerate(zip(patches, *per_layer, strict=True)):
+            shown = (index != NEWLINE).nonzero().squeeze(1)
+            index = index[shown]
+            tiles = index // n - index[0] // n  # counted on over the batch; an image begins with its tile 0
+            yield ImageStates(chosen.start + row, torch.stack(states)[:, shown], features[index], tiles)
 
 
 def layerwise_cknna(
@@ -75,9 +83,10 @@ def layerwise_cknna(
     batch_size: int = 8,
     csv=None,
 ) -> pd.DataFrame:
-    """CKNNA between a model's visual tokens and its encoder's features, layer by layer: Figure 2(d).
+    """CKNNA between a model's visual tokens and its encoder's features, layer by layer: Figures 2(d) and 9.
 
-    Two readings.  "tokens": the N visual tokens of one image are the samples, one value per image and layer.
+    Two readings.  "tokens": the N visual tokens of one image are the samples, one value per image and layer; of
+    LLaVA-NeXT those of one tile, one value per tile, to be averaged over an image's tiles and then over images.
     "pooled": the images are the samples, each the mean of its tokens, one value per layer; the literature takes 1000
     images or more.  What counts as high depends on k / n, so every value has its chance level beside it: the same
     measurement against the same features in an arbitrary order.
@@ -94,7 +103,8 @@ def layerwise_cknna(
 
     Returns:
         One row per reading, clamp, image and layer: run, seed, reading, layer, image ("all" for the pooled reading),
-        cknna and chance (NaN where undefined), k, n, clamp.
+        cknna and chance (NaN where undefined), k, n, clamp.  LLaVA-NeXT: one row per tile, named in a column `tile`; a
+        tile of which unpadding leaves fewer than k + 2 tokens is not measured and has NaN.
 
     Raises:
         ValueError: no more than k images for the pooled reading; features that are not finite or k out of range, with
@@ -108,7 +118,13 @@ def layerwise_cknna(
     frames, means = [], []
     for image in stream_states(model, processor, images, prompts, layers, batch_size, "CKNNA"):
         name = ids[image.position]
-        frames += _rows("tokens", name, image.states, image.features, layers, k, clamps)
+        if not is_tiled(processor):
+            frames += _rows("tokens", name, image.states, image.features, layers, k, clamps)
+        for tile in image.tiles.unique().tolist() if is_tiled(processor) else ():
+            own = image.tiles == tile
+            states, features = image.states[:, own], image.features[own]
+            rows = _rows("tokens", f"{name}#{tile}", states, features, layers, k, clamps, least=k + 2)
+            frames += [table.assign(image=name, tile=tile) for table in rows]
         if pooled:
             means.append((image.states.float().mean(1).cpu(), image.features.float().mean(0).cpu()))
     if pooled:
@@ -117,8 +133,8 @@ def layerwise_cknna(
     return write_csv(label(pd.concat(frames, ignore_index=True), run, seed), csv)
 
 
-def _rows(reading, name, states, features, layers, k, clamps) -> list[pd.DataFrame]:
-    """A table per clamp of one set of samples: states (layers, n, D) against features (n, Dz)."""
+def _rows(reading, name, states, features, layers, k, clamps, least=0) -> list[pd.DataFrame]:
+    """A table per clamp of a set of samples: states (layers, n, D) against features (n, Dz); NaN if n < `least`."""
     n = len(features)
     if states.shape[1] != n:
         raise ValueError(f"image {name}: {states.shape[1]} visual tokens in the model and {n} from the encoder")
@@ -127,7 +143,10 @@ def _rows(reading, name, states, features, layers, k, clamps) -> list[pd.DataFra
     for clamp in clamps:
         x, y = clamp_outliers(states.float(), clamp), clamp_outliers(features.float(), clamp)
         try:
-            values, _ = cknna_batch(x, torch.stack([y, y[order]])[:, None], k)  # (2, layers)
+            if n < least:
+                values = torch.full((2, len(layers)), torch.nan)
+            else:
+                values, _ = cknna_batch(x, torch.stack([y, y[order]])[:, None], k)  # (2, layers)
         except ValueError as error:
             raise ValueError(f"image {name}: {error}") from error
         cknna, chance = values.cpu().numpy()
@@ -179,7 +198,8 @@ def export_states(
 
     size = 0
     for image in stream_states(model, processor, images, prompts, layers, batch_size, "export"):
-        parts = [*zip(map(str, layers), image.states, strict=True), ("features", image.features)]
+        parts = [*zip(map(str, layers), image.states, strict=True)]
+        parts += [("features", image.features), ("tiles", image.tiles)]
         pending[ids[image.position]] = [
             (key, value.cpu().clone(memory_format=torch.contiguous_format)) for key, value in parts
         ]
@@ -221,6 +241,10 @@ class ExportedStates:
     def features(self, image: str) -> torch.Tensor:
         """(N, Dz) features of an image that the encoder gave to the projector."""
         return self._read(image, "features")
+
+    def tiles(self, image: str) -> torch.Tensor:
+        """(N,) tile of each token of an image: 0, but for LLaVA-NeXT."""
+        return self._read(image, "tiles")
 
     def _read(self, image: str, key: str) -> torch.Tensor:
         if image not in self._shard:
