@@ -28,6 +28,7 @@ from viral_core.results.reading import Answered, answers, checkpoints
 
 LEDGER = Path(__file__).with_name("claims.yaml")
 VERDICTS = ("reproduced", "contradicted", "inconclusive", "not run")
+COLOURS = dict(zip(VERDICTS, ("#009E73", "#D55E00", "#666666", "#999999"), strict=True))
 FACTS = {"id", "section", "claim", "quantity", "expect", "threshold"}  # the other keys are the quantity's arguments
 COLUMNS = ["id", "section", "claim", "expect", "threshold", "quantity", "part", "value", "low", "high", "unit", "n",
            "paper", "verdict", "missing"]  # fmt: skip
@@ -115,6 +116,66 @@ def summary(ledger: pd.DataFrame) -> pd.DataFrame:
     return ledger.drop_duplicates("id").set_index("id")[["section", "claim"]].join(counts)
 
 
+def styled(ledger: pd.DataFrame, caption: str):
+    """The ledger to read: the claim once, then its parts; the paper's value in italics, verdicts coloured."""
+    decided = [_decided(row) for row in ledger.itertuples()]
+    table = pd.DataFrame({
+        "section": ledger["section"].where(~ledger["id"].duplicated(), ""),
+        "claim": ledger["claim"].where(~ledger["id"].duplicated(), ""),
+        "part": ledger["part"],
+        "claimed": [f"{row.expect} {row.threshold:g}" for row in ledger.itertuples()],
+        "paper": [_number(row.paper, row.unit) for row in ledger.itertuples()],
+        "ours [95 % interval]": decided,
+        "n": ledger["n"].where(ledger["missing"] == "", ledger["missing"]),
+        "verdict": ledger["verdict"],
+    })  # fmt: skip
+    return (
+        table.style.hide(axis="index").set_caption(caption).set_uuid("claims")
+        .set_properties(subset="paper", **{"font-style": "italic", "color": "#666666"})
+        .map(lambda word: f"font-weight: bold; color: {COLOURS[word]}", subset="verdict")
+    )  # fmt: skip
+
+
+def _number(value: float, unit: str) -> str:
+    if math.isnan(value):
+        return ""
+    digits = {"CKNNA": 3, "nats": 3, "share": 3, "MME points": 1}.get(unit, 2)
+    return f"{value:+.{digits}f}"
+
+
+def _decided(row) -> str:
+    if row.missing:
+        return "not run"
+    bounds = "no interval" if math.isnan(row.low) else f"{_number(row.low, row.unit)}, {_number(row.high, row.unit)}"
+    return f"{_number(row.value, row.unit)} [{bounds}] {row.unit}"
+
+
+def conclusions(ledger: pd.DataFrame) -> list[str]:
+    """Sentences that count the verdicts, the paper's claims and our controls apart."""
+    lines = []
+    for name, part in (
+        ("Paper's claims", ledger["section"] != "control"),
+        ("Controls", ledger["section"] == "control"),
+    ):
+        rows = ledger[part]
+        if rows.empty:
+            continue
+        said = rows["verdict"].value_counts()
+        found = ", ".join(f"{said.get(word, 0)} {word}" for word in VERDICTS)
+        ran = len(rows) - said.get("not run", 0)
+        lines.append(f"{name}: {rows['id'].nunique()} with {len(rows)} rows: {found}.")
+        if ran:
+            lines.append(
+                f"{name}: of the {ran} rows that have been run, about {0.05 * ran:.1f} would be decided by chance "
+                "if nothing had an effect."
+            )
+    if one := sorted(set(ledger.loc[ledger["n"].str.contains(r"\b1 seed"), "part"])):
+        lines.append(
+            f"Rows with one seed ({', '.join(one)}) carry the noise of the questions, not that of the training."
+        )
+    return lines
+
+
 class Evidence:
     """What a profile's runs have shown, read once when it is asked for."""
 
@@ -152,6 +213,10 @@ class Evidence:
 
 def _unit(benchmark: str) -> tuple[float, str]:
     return (1.0, "MME points") if benchmark == "mme" else (100.0, "points")
+
+
+def _seeds(number: int) -> str:
+    return f"{number} seed{'s' * (number != 1)}"
 
 
 def _listed(names: str | Sequence[str]) -> list[str]:
@@ -200,7 +265,7 @@ def _gain(evidence: Evidence, runs: list[str], others: list[str], benchmark: str
     if len(runs) == len(others) == 1:
         seeds = sorted(set(sides[0][0]) & set(sides[1][0]))
         pairs = _paired([[side[0][seed] for seed in seeds] for side in sides])
-        repeated = f"{len(seeds)} seed{'s' * (len(seeds) != 1)}"
+        repeated = _seeds(len(seeds))
     else:  # all pairs of the two lists
         first = [[found[min(found)] for found in side] for side in sides]
         pairs = _paired([[a for a in first[0] for _ in first[1]], [b for _ in first[0] for b in first[1]]])
@@ -285,7 +350,7 @@ def cknna_change(evidence: Evidence, run: str, start: float, end: float) -> list
     except Missing as absent:
         return [Measured(**facts, missing=str(absent))]
     value, low, high = _mean_interval(change.to_numpy())
-    return [Measured(**facts, value=value, low=low, high=high, n=f"{change.count()} images, {seeds} seeds")]
+    return [Measured(**facts, value=value, low=low, high=high, n=f"{change.count()} images, {_seeds(seeds)}")]
 
 
 def cknna_gain(evidence: Evidence, run: str, over: str, start: float) -> list[Measured]:
@@ -297,7 +362,7 @@ def cknna_gain(evidence: Evidence, run: str, over: str, start: float) -> list[Me
     except Missing as absent:
         return [Measured(**facts, missing=str(absent))]
     value, low, high = _mean_interval(change.to_numpy())
-    return [Measured(**facts, value=value, low=low, high=high, n=f"{change.count()} images, {min(seeds)} seeds")]
+    return [Measured(**facts, value=value, low=low, high=high, n=f"{change.count()} images, {_seeds(min(seeds))}")]
 
 
 def entropy_gain(evidence: Evidence, run: str, over: str, depth: float | None = None) -> list[Measured]:
@@ -325,7 +390,7 @@ def entropy_gain(evidence: Evidence, run: str, over: str, depth: float | None = 
             continue
         change = (sides[0] - sides[1]).to_numpy()
         value, low, high = _mean_interval(change)
-        n = f"{np.count_nonzero(~np.isnan(change))} questions, {min(seeds)} seeds"
+        n = f"{np.count_nonzero(~np.isnan(change))} questions, {_seeds(min(seeds))}"
         rows.append(Measured(**facts, value=value, low=low, high=high, n=n))
     return rows
 
@@ -347,7 +412,7 @@ def permutation_gain(evidence: Evidence, run: str, over: str, category: str = "R
         return [Measured(**facts, missing=str(absent))]
     value, low, high = _mean_interval(100 * (sides[0] - sides[1]).to_numpy())
     (seeds, shuffles), _ = sorted(kept)
-    n = f"{len(sides[0])} questions, {seeds} seeds, {shuffles} permutations"
+    n = f"{len(sides[0])} questions, {_seeds(seeds)}, {shuffles} permutations"
     return [Measured(**facts, value=value, low=low, high=high, n=n)]
 
 
@@ -378,7 +443,7 @@ def early_gain(evidence: Evidence, run: str, over: str, fraction: float, benchma
             pairs = _paired([[early[seed] for seed in seeds], [final[seed] for seed in seeds]])
             found = differences(benchmark, *pairs, resamples=RESAMPLES)["official"]
             bounds = [100 * value for value in (found.value, found.low, found.high)]
-            cells.append(Measured(benchmark, "points", *bounds, n=f"{len(seeds)} seeds"))
+            cells.append(Measured(benchmark, "points", *bounds, n=f"{_seeds(len(seeds))}"))
     except Missing as absent:
         return [Measured(**facts, missing=str(absent))]
     value, low, high = _sum_interval(cells, [1 / len(cells)] * len(cells))
@@ -419,7 +484,7 @@ def overhead(evidence: Evidence, run: str, over: str) -> list[Measured]:
         return np.median(a, axis=axis) / np.median(b, axis=axis) - 1
 
     found = bootstrap(sides, ratio, n_resamples=RESAMPLES, method="percentile", rng=0).confidence_interval
-    n = f"{min(map(len, sides))} logging intervals, {min(seeds)} seeds"
+    n = f"{min(map(len, sides))} logging intervals, {_seeds(min(seeds))}"
     bounds = {"value": float(ratio(*sides)), "low": float(found.low), "high": float(found.high)}
     return [Measured(**facts, **bounds, n=n)]
 

@@ -6,6 +6,7 @@ patch_shuffle, drop and drop_percent) and value (percent; MME in points; Table 3
 printed_gain, the difference in brackets.  Figures 2e and 1b repeat numbers of Tables 4 and 1.
 """
 
+import functools
 from pathlib import Path
 
 import pandas as pd
@@ -22,6 +23,11 @@ def table(number: str | int) -> pd.DataFrame:
     """
     if str(number) not in TABLES:
         raise ValueError(f"the paper has no Table {number}; its tables are {', '.join(TABLES)}")
+    return _read(str(number)).copy()
+
+
+@functools.cache
+def _read(number: str) -> pd.DataFrame:
     return pd.read_csv(FOLDER / f"table_{number}.csv", dtype={"table": str})
 
 
