@@ -17,7 +17,6 @@ from torch import Tensor
 from transformers import AutoImageProcessor, LlavaNextConfig, LlavaNextImageProcessor
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
 
-GRIDS = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))  # LLaVA-NeXT's, tiles of 336 px
 NEWLINE = -1  # patch index of a newline token
 
 

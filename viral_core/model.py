@@ -157,8 +157,8 @@ def assemble(
 ) -> tuple[LlavaForConditionalGeneration | LlavaNextForConditionalGeneration, LlavaProcessor | LlavaNextProcessor]:
     """Build LLaVA-1.5 from a CLIP or SigLIP vision tower and a causal language model (folders or hub ids).
 
-    With `tile_grids` (`llava_next.GRIDS` are the original ones) it is LLaVA-NeXT: it has a newline token too, which is
-    new and trains like the projector.
+    With `tile_grids`, (rows, columns) each, it is LLaVA-NeXT: it has a newline token too, which is new and trains like
+    the projector.
 
     Everything is frozen but the projector, a new two-layer GELU MLP unless `projector` names saved weights. The
     tokenizer gets an `<image>` token and, if it has none, a padding token; embedding rows that the language model lacks

@@ -30,8 +30,9 @@ class RunPaths:
         """Records what the images of `captions` or `conversations` are; DVC tracks it in their place."""
         return self.root / "manifest" / f"{part}.json"
 
-    def cache(self, teacher: str, vision: str, state: str = "intact") -> Path:
-        return self.root / "cache" / "-".join([teacher, vision, *([] if state == "intact" else [state])])
+    def cache(self, teacher: str, vision: str, state: str = "intact", tiled: bool = False) -> Path:
+        name = [teacher, vision, *([] if state == "intact" else [state]), *(["tiles"] if tiled else [])]
+        return self.root / "cache" / "-".join(name)
 
     def stage1(self, language: str, vision: str) -> Path:
         return self.root / "stage1" / f"{language}-{vision}"

@@ -41,6 +41,18 @@ def _model(model: Language | Vision | Teacher, paths: RunPaths) -> dict:
     return {**facts, "revision": model.revision or hub.read_pin(ROOT / pin), "tracked": str(pin)}
 
 
+def _vision(profile: Profile, name: str, tiled: bool) -> dict:
+    """Facts of a vision encoder, with the grids of tiles where images are cut into them."""
+    facts = _model(profile.visions[name], RunPaths(profile.name))
+    return {**facts, "tile_grids": profile.tiles.grids} if tiled else facts
+
+
+def _teacher(profile: Profile, name: str, tiled: bool) -> dict:
+    """Facts of a teacher, with the way its features are kept."""
+    facts = _model(profile.teachers[name], RunPaths(profile.name))
+    return {**facts, "cache": profile.tiles.cache} if tiled else facts
+
+
 def _data(profile: Profile, paths: RunPaths) -> dict:
     """Where the data are, and what DVC tracks for the images: a drawn world's folders, else the manifests."""
     facts = {key: value for key, value in dataclasses.asdict(profile.data).items() if key != "downloads"}
@@ -59,8 +71,8 @@ def stages(profile: Profile) -> dict:
     used = [profile.registry[r] for r in profile.runs]
     bases = sorted({(r.language, r.vision) for r in used})
     taught = sorted(
-        {(r.teacher, r.align.teacher_state, r.vision) for r in used if r.teacher}
-        | {(r.reconstruct.vae, "intact", r.vision) for r in used if r.reconstruct}
+        {(r.teacher, r.align.teacher_state, r.vision, r.tiled) for r in used if r.teacher}
+        | {(r.reconstruct.vae, "intact", r.vision, False) for r in used if r.reconstruct}
     )
     needed = _needed_models(profile, used)
     out: dict = {kind: {} for kind in KINDS}
@@ -82,11 +94,11 @@ def stages(profile: Profile) -> dict:
                 stage = "distil" if kind == "teacher" and "teachers" in model.train else kind
                 stage = "vae" if facts.get("kind") == "vae" else stage
                 add(stage, name, out=model.path, seed=profile.seed, pool=str(paths.data / "pool"), **facts)
-    for teacher, state, vision in taught:
-        kept, folder = profile.teachers[teacher], paths.cache(teacher, vision, state)
-        if kept.cache:
-            add("cache", folder.name, data=common["data"], teacher={**_model(kept, paths), "state": state},
-                vision=_model(profile.visions[vision], paths), out=str(folder))  # fmt: skip
+    for teacher, state, vision, tiled in taught:
+        kept, folder = _teacher(profile, teacher, tiled), paths.cache(teacher, vision, state, tiled)
+        if kept["cache"]:
+            add("cache", folder.name, data=common["data"], teacher={**kept, "state": state},
+                vision=_vision(profile, vision, tiled), out=str(folder))  # fmt: skip
     for language, vision in bases:
         base = {
             "language": _model(profile.languages[language], paths), "vision": _model(profile.visions[vision], paths)
@@ -121,12 +133,12 @@ def _system(profile: Profile, run: str) -> dict:
     """What the instruction tuning of a run depends on, seed and data aside; layers are numbers, folders are paths."""
     spec, paths, plain = profile.registry[run], RunPaths(profile.name), dataclasses.asdict
     language, align, reconstruct = profile.languages[spec.language], spec.align, spec.reconstruct
-    vision = _model(profile.visions[spec.vision], paths)
+    vision = _vision(profile, spec.vision, spec.tiled)
     teacher, targets = None, vision["tracked"]  # for DVC: where alignment targets come from
     if spec.teacher:
-        kept = _model(profile.teachers[spec.teacher], paths)
+        kept = _teacher(profile, spec.teacher, spec.tiled)
         teacher = {**kept, "state": align.teacher_state, "shuffled": align.shuffled}
-        cached = str(paths.cache(spec.teacher, spec.vision, align.teacher_state))
+        cached = str(paths.cache(spec.teacher, spec.vision, align.teacher_state, spec.tiled))
         targets = cached if kept["cache"] else kept["tracked"]
     curve = profile.learning_curve
     return {
@@ -145,7 +157,11 @@ def _system(profile: Profile, run: str) -> dict:
             **plain(profile.denoiser),
         },
         "teacher": teacher,
-        "recipe": {**profile.stage2, "checkpoints": curve.fractions if curve and run in curve.runs else []},
+        "recipe": {
+            **profile.stage2,
+            **({"max_length": profile.tiles.max_length} if spec.tiled else {}),
+            "checkpoints": curve.fractions if curve and run in curve.runs else [],
+        },
         "projector": str(paths.stage1(spec.language, spec.vision)),
         "targets": targets,
         "latents": str(paths.cache(reconstruct.vae, spec.vision)) if reconstruct else vision["tracked"],

@@ -107,6 +107,25 @@ class Head:
 
 
 @dataclass(frozen=True)
+class Tiles:
+    """LLaVA-NeXT's tiles, of the encoder's input size: the grids that an image may fill, and what follows from them.
+
+    An image takes the grid that keeps most of its pixels, of several the smallest. `cache`: as a teacher's; online by
+    default, because the tiles of an image take the room of several images and few runs read them. `max_length`: of
+    stage 2, in place of the recipe's.
+    """
+
+    grids: list = field(default_factory=lambda: [[1, 2], [2, 1], [2, 2], [3, 1], [1, 3]])  # (rows, columns)
+    cache: str | None = None
+    max_length: int = 4096  # LLaVA-NeXT's: its own grids give up to 2928 visual tokens of 576 a tile
+
+    def __post_init__(self):
+        grids = [grid for grid in self.grids if isinstance(grid, list) and len(grid) == 2]
+        if not grids or len(grids) < len(self.grids) or not all(type(n) is int and n > 0 for g in grids for n in g):
+            raise ProfileError(f"tiles.grids: expected a list of [rows, columns], found {self.grids!r}")
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """What every run is asked."""
 
@@ -204,6 +223,7 @@ class Profile:
     registry: dict[str, Run] = field(repr=False)
     world: World | None = None
     head: Head = Head()
+    tiles: Tiles = field(default_factory=Tiles)
     denoiser: Denoiser = Denoiser()
     learning_curve: LearningCurve | None = None
     attention: Attention | None = None
@@ -273,7 +293,8 @@ def load(name: str) -> Profile:
         _known("language", spec.language, profile.languages, where)
         _known("vision", spec.vision, profile.visions, where)
         if spec.teacher:
-            _known("teacher", spec.teacher, profile.teachers, where)
+            teachers = [name for name, model in profile.teachers.items() if model.kind != "vae"]
+            _known("teacher", spec.teacher, teachers, where)
         if spec.reconstruct:
             vae = spec.reconstruct.vae
             _known("vae", vae, [name for name, model in profile.teachers.items() if model.kind == "vae"], where)

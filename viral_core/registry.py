@@ -120,15 +120,27 @@ class Reconstruct:
 class Run:
     """One system of the paper, as it differs from the baseline.
 
+    `architecture`: "llava" (LLaVA-1.5) or "llava_next", which takes images in tiles and LLaVA's stage-1 projector.
     `uses`: {table or figure: the rows, curves or panels of it that this run supplies, in the paper's words}.
     """
 
+    architecture: str = "llava"
     language: str = "vicuna-7b"
     vision: str = "clip"
     align: Align | None = None
     residual: Residual | None = None
     reconstruct: Reconstruct | None = None
     uses: dict[str, list[str]] = field(default_factory=dict)
+
+    def __post_init__(self):
+        _check_choice("architecture", self.architecture, ("llava", "llava_next"))
+        if self.tiled and (self.residual or self.reconstruct or (self.align and self.align.shuffled)):
+            raise ValueError("residual, reconstruct and shuffled take whole images: choose architecture llava")
+
+    @property
+    def tiled(self) -> bool:
+        """Whether images are cut into tiles."""
+        return self.architecture == "llava_next"
 
     @property
     def teacher(self) -> str | None:

@@ -69,7 +69,7 @@ def _assemble(entry: dict, projector: str | None = None):
     partitioned = (_launch(entry).deepspeed or "").startswith("zero3")
     return assemble(
         vision["path"], language["path"], vision_revision=vision["revision"], language_revision=language["revision"],
-        vision_feature_layer=vision["feature_layer"], projector=projector,
+        vision_feature_layer=vision["feature_layer"], tile_grids=vision.get("tile_grids"), projector=projector,
         dtype=torch.bfloat16 if entry["recipe"].get("bf16") else torch.float32,
         attn_implementation=entry["compute"]["attention"], device="cpu" if partitioned else distributed.device(),
     )  # fmt: skip
@@ -122,35 +122,39 @@ def projector(entry: dict) -> None:
 
     from viral_core.projector import import_projector
 
-    encoder, language = (
-        AutoConfig.from_pretrained(entry[kind]["path"], revision=entry[kind]["revision"])
-        for kind in ("vision", "language")
-    )
-    encoder = getattr(encoder, "vision_config", encoder)
-    import_projector(entry["source"], entry["out"], encoder.hidden_size, language.hidden_size)
+    language = AutoConfig.from_pretrained(entry["language"]["path"], revision=entry["language"]["revision"])
+    import_projector(entry["source"], entry["out"], _encoder(entry["vision"]).hidden_size, language.hidden_size)
 
 
 def cache(entry: dict) -> None:
     """Keep a teacher's features of the instruction images."""
     from viral_core.cache import write_cache
     from viral_core.data import find_image, load_conversations
+    from viral_core.llava_next import tile_processor
 
-    data = entry["data"]
+    data, vision = entry["data"], entry["vision"]
     samples = load_conversations(data["conversations"], data["conversation_images"])
     images = {name: find_image(data["conversation_images"], name) for sample in samples for name in sample.images}
-    write_cache(_teacher(entry), images, entry["out"], dtype=entry["teacher"]["cache"])
+    cutter = None
+    if grids := vision.get("tile_grids"):
+        cutter = tile_processor(vision["path"], _encoder(vision).image_size, grids, vision["revision"])
+    write_cache(_teacher(entry), images, entry["out"], dtype=entry["teacher"]["cache"], image_processor=cutter)
+
+
+def _encoder(vision: dict):
+    """Configuration of a vision encoder, whether its checkpoint is the encoder's alone or a pair's with a text encoder."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(vision["path"], revision=vision["revision"])
+    return getattr(config, "vision_config", config)
 
 
 def _teacher(entry: dict):
-    from transformers import AutoConfig
-
     from viral_core import distributed
     from viral_core.teachers import load_teacher, randomise_linears
 
-    teacher, vision = entry["teacher"], entry["vision"]
+    teacher, student = entry["teacher"], _encoder(entry["vision"])
     released = teacher["state"] == "as_released"
-    student = AutoConfig.from_pretrained(vision["path"], revision=vision["revision"])
-    student = getattr(student, "vision_config", student)
     grid = student.image_size // student.patch_size
     loaded = load_teacher(
         teacher["kind"], teacher["path"], grid, revision=teacher["revision"], clip_pixels=released,
