@@ -51,6 +51,11 @@ def test_the_core_needs_neither_dvc_nor_papermill_nor_deepspeed():
     _imports("import " + ", ".join(f"viral_core.{m}" for m in modules), ["dvc", "papermill", "deepspeed", "jupytext"])
 
 
+def test_only_ross_needs_diffusers():
+    modules = [p.stem for p in (ROOT / "viral_core").glob("*.py") if not p.stem.startswith("_") and p.stem != "ross"]
+    _imports("import " + ", ".join(f"viral_core.{m}" for m in modules), ["diffusers"])
+
+
 def test_the_package_itself_loads_no_torch():
     _imports("import viral_core, viral_core.profile", ["torch", "transformers"])
 

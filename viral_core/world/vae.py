@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
-from torch import Tensor
+from torch import Tensor, nn
 
 from viral_core.teachers import load_teacher
 
@@ -48,8 +48,10 @@ def train_vae(
     model = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=WIDTHS, layers_per_block=1, latent_channels=16, norm_num_groups=8, sample_size=SIZE,
-        scaling_factor=1.0, shift_factor=0.0, mid_block_add_attention=False,
+        scaling_factor=1.0, shift_factor=0.0, mid_block_add_attention=False, use_quant_conv=False,
+        use_post_quant_conv=False,
     )  # fmt: skip
+    nn.init.constant_(model.encoder.conv_out.bias[16:], -6.0)  # from unit noise it takes long to say anything
 
     def loss(rows: np.ndarray) -> Tensor:
         x = pixels(train, rows)
