@@ -333,7 +333,7 @@ def test_a_killed_run_resumes_exactly_and_logs_its_loss(tiny, samples, tmp_path)
 
     def killing(keys):
         read.append(keys)
-        if len(read) > 7:
+        if len(read) > 6:
             raise Killed
         return latents(keys)
 
