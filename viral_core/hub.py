@@ -47,8 +47,8 @@ def missing_files(folder: Path) -> list[str]:
     return missing
 
 
-def snapshot(hub_id: str, revision: str | None) -> Path | None:
-    """The folder of a model in the local hub cache, None if it is not there as a whole."""
+def snapshot(hub_id: str, revision: str | None, subfolder: str = "") -> Path | None:
+    """The folder of a model in the local hub cache, None if it (or the subfolder wanted) is not there as a whole."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -56,7 +56,7 @@ def snapshot(hub_id: str, revision: str | None) -> Path | None:
         folder = Path(snapshot_download(hub_id, revision=revision, local_files_only=True))
     except (LocalEntryNotFoundError, FileNotFoundError):
         return None
-    return None if missing_files(folder) else folder
+    return None if missing_files(folder / subfolder) else folder
 
 
 def commit(hub_id: str, revision: str | None = None) -> str:
@@ -84,18 +84,23 @@ def commit(hub_id: str, revision: str | None = None) -> str:
         raise HubError(f"the hub cannot be reached ({reason})") from None
 
 
-def download(hub_id: str, revision: str, dataset_folder: Path | None = None, files: list[str] | None = None) -> Path:
-    """Download a model into the hub cache, or a data set's `files` into a folder; what is there already is kept.
+def download(hub_id: str, revision: str, subfolder: str = "") -> None:
+    """Download a model (or a subfolder of it) into the hub cache; what is there already is kept.
 
-    Of a model, weights come as safetensors where there are any, as transformers chooses, and never twice.
+    Weights come as safetensors where there are any, as transformers chooses, and never twice.
     """
     from huggingface_hub import HfApi, snapshot_download
 
-    if dataset_folder is not None:
-        options = {"repo_type": "dataset", "local_dir": dataset_folder, "allow_patterns": files}
-        return Path(snapshot_download(hub_id, revision=revision, **options))
-    names = HfApi().list_repo_files(hub_id, revision=revision)
-    weights = "*.safetensors" if any(name.endswith(".safetensors") for name in names) else "pytorch_model*.bin"
-    small = ["*.json", "*.txt", "*.model", "*.jinja"]
-    ignored = ["*/*"]  # other formats' folders
-    return Path(snapshot_download(hub_id, revision=revision, allow_patterns=[*small, weights], ignore_patterns=ignored))
+    inside = f"{subfolder}/" if subfolder else ""
+    names = [name for name in HfApi().list_repo_files(hub_id, revision=revision) if name.startswith(inside)]
+    safe = any(name.endswith(".safetensors") for name in names)
+    kinds = (".json", ".txt", ".model", ".jinja", ".safetensors" if safe else ".bin")
+    wanted = [name for name in names if name.endswith(kinds) and "/" not in name.removeprefix(inside)]
+    snapshot_download(hub_id, revision=revision, allow_patterns=wanted)
+
+
+def download_dataset(hub_id: str, folder: Path, files: list[str]) -> None:
+    """Download files (or patterns) of a data set into a folder; what is there already is kept."""
+    from huggingface_hub import snapshot_download
+
+    snapshot_download(hub_id, repo_type="dataset", local_dir=folder, allow_patterns=files)
