@@ -25,6 +25,7 @@ from viral_core.benchmarks.answers import read_answers
 from viral_core.benchmarks.registry import read
 from viral_core.paths import ROOT, RunPaths
 from viral_core.results.reading import Answered, answers, checkpoints
+from viral_core.results.scores import TITLES
 
 LEDGER = Path(__file__).with_name("claims.yaml")
 VERDICTS = ("reproduced", "contradicted", "inconclusive", "not run")
@@ -75,6 +76,7 @@ def claims() -> list[dict]:
             raise ValueError(f"{where}: no quantity {entry['quantity']!r}; there are: {', '.join(QUANTITIES)}")
         if entry["expect"] not in ("above", "below"):
             raise ValueError(f"{where}: expect is above or below, not {entry['expect']!r}")
+        entry["section"] = str(entry["section"])
     return entries
 
 
@@ -122,18 +124,24 @@ def styled(ledger: pd.DataFrame, caption: str):
     table = pd.DataFrame({
         "section": ledger["section"].where(~ledger["id"].duplicated(), ""),
         "claim": ledger["claim"].where(~ledger["id"].duplicated(), ""),
-        "part": ledger["part"],
+        "part": ledger["part"].map(lambda part: TITLES.get(part, part)),
         "claimed": [f"{row.expect} {row.threshold:g}" for row in ledger.itertuples()],
         "paper": [_number(row.paper, row.unit) for row in ledger.itertuples()],
         "ours [95 % interval]": decided,
-        "n": ledger["n"].where(ledger["missing"] == "", ledger["missing"]),
         "verdict": ledger["verdict"],
+        "n, or what is missing": ledger["n"].where(ledger["missing"] == "", ledger["missing"].map(_first)),
     })  # fmt: skip
     return (
         table.style.hide(axis="index").set_caption(caption).set_uuid("claims")
         .set_properties(subset="paper", **{"font-style": "italic", "color": "#666666"})
         .map(lambda word: f"font-weight: bold; color: {COLOURS[word]}", subset="verdict")
     )  # fmt: skip
+
+
+def _first(missing: str, shown: int = 2) -> str:
+    """The first few of what is missing."""
+    names = missing.split("; ")
+    return "; ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
 
 
 def _number(value: float, unit: str) -> str:
@@ -201,7 +209,7 @@ class Evidence:
         """Answered rows of a run to one of the paper's benchmarks, all its files, by seed."""
         self.seeds(run)
         if not (found := answers(self.settings.name, run, benchmark)):
-            raise Missing(f"{run}: {' and '.join(PAPER[benchmark])}")
+            raise Missing(f"{run}: {benchmark}")
         return found
 
     def similarity(self, run: str) -> pd.DataFrame:

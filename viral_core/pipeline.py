@@ -17,8 +17,10 @@ from viral_core.schema import known
 
 KINDS = (
     "pretrained", "world", "language", "vision", "teacher", "distil", "vae", "cache", "stage1", "projector", "stage2",
-    "evaluate", "cknna", *MEASUREMENTS, "notebook", "notebook2",
+    "evaluate", "cknna", *MEASUREMENTS, "notebook", "notebook2", "claims", "report",
 )  # fmt: skip
+# Where a notebook's stage has more places for what it reads than the profile has: files that it depends on anyway.
+SPARE = ("profiles/runs.yaml", "viral_core/registry.py", "viral_core/profile.py")
 
 
 def _needed_models(profile: Profile, used: list[Run]) -> set[str]:
@@ -122,10 +124,14 @@ def stages(profile: Profile) -> dict:
                 add(kind, name, name=name, run=str(paths.run(name)), **settings, **compute,
                     rows=profile.data.benchmarks, out=str(paths.measured(kind) / name))  # fmt: skip
     for name in profile.notebooks:
-        reads = [kind for kind in NOTEBOOKS[name] if out[kind]] or ["evaluate"]
-        add({1: "notebook", 2: "notebook2"}[len(reads)], name, source=f"notebooks/{name}.py",
-            out=str(paths.notebook(name)), results=str(paths.results(name)),
-            reads=[str(paths.measured(kind)) for kind in reads])  # fmt: skip
+        reads = [str(paths.measured(kind)) for kind in NOTEBOOKS[name] if out[kind]]
+        kind = {0: "notebook", 1: "notebook", 2: "notebook2"}.get(len(reads), "claims")
+        places = {"notebook": 1, "notebook2": 2, "claims": 6}[kind]
+        add(kind, name, source=f"notebooks/{name}.py", out=str(paths.notebook(name)), results=str(paths.results(name)),
+            reads=[*reads, *SPARE][:places])  # fmt: skip
+    if profile.notebooks:
+        add("report", "report", out=str(paths.root / "report"), results=str(paths.root / "results"),
+            runs=str(paths.root / "stage2"))  # fmt: skip
     return out
 
 

@@ -249,6 +249,9 @@ NOTEBOOKS = {
     "efficiency": ("evaluate", "learning_curve"),
     "ross": ("evaluate",),
     "llava_next": ("cknna",),
+    "paper_arithmetic": (),
+    "claims": ("stage2", "evaluate", "cknna", *MEASUREMENTS),
+    "explorer": ("stage2", "evaluate"),
 }
 
 

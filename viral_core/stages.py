@@ -341,3 +341,15 @@ def notebook(entry: dict) -> None:
 def notebook2(entry: dict) -> None:
     """Execute a notebook that reads the outputs of two kinds of stages."""
     notebook(entry)
+
+
+def claims(entry: dict) -> None:
+    """Execute the notebook that evaluates the ledger of claims."""
+    notebook(entry)
+
+
+def report(entry: dict) -> None:
+    """Render the report of the profile."""
+    from viral_core.report import build
+
+    print(f"report: {build(entry['profile'], entry['out'])}")

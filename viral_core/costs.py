@@ -1,0 +1,46 @@
+"""What stages cost: their wall time, noted beside the results as they run.
+
+`runs/<profile>/costs.jsonl` has one line per run of a stage: stage, key, began (UTC), seconds, done (false if it failed
+or was interrupted).  It is no output of a stage: DVC leaves it alone, and a stage that runs again adds to it.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+FILE = "costs.jsonl"
+
+
+@contextmanager
+def timed(folder: str | Path, stage: str, key: str) -> Iterator[None]:
+    """Time a stage and note it in `folder`, the results of its profile; of several processes the first one does."""
+    if int(os.environ.get("RANK", 0)):
+        yield
+        return
+    began, start, done = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic(), False
+    try:
+        yield
+        done = True
+    finally:
+        line = {"stage": stage, "key": key, "began": began, "seconds": round(time.monotonic() - start, 3), "done": done}
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with (Path(folder) / FILE).open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def read_costs(folder: str | Path) -> dict[tuple[str, str], float]:
+    """Seconds of each stage as it last finished, the attempts that it continued included, by (stage, key)."""
+    file = Path(folder) / FILE
+    finished: dict[tuple[str, str], float] = {}
+    attempts: dict[tuple[str, str], float] = {}
+    for line in file.read_text().splitlines() if file.is_file() else ():
+        entry = json.loads(line)
+        name = entry["stage"], entry["key"]
+        attempts[name] = attempts.get(name, 0.0) + entry["seconds"]
+        if entry["done"]:
+            finished[name] = attempts.pop(name)
+    return finished
