@@ -58,7 +58,8 @@ def test_stage_1_changes_the_projector_and_nothing_else(tiny, samples, tmp_path)
     train_stage1(llava, processor, captions, RECIPE, tmp_path / "stage1")
     changed = {name for name, p in llava.named_parameters() if not torch.equal(p, before[name])}
     assert changed == {name for name in before if "multi_modal_projector" in name}
-    assert {path.name for path in (tmp_path / "stage1").iterdir()} == {"projector.safetensors", "log.jsonl"}
+    files = {path.name for path in (tmp_path / "stage1").iterdir()}
+    assert files == {"projector.safetensors", "log.jsonl", "environment.json"}
     again, _ = assemble(tiny / "clip", tiny / "llama", projector=tmp_path / "stage1" / "projector.safetensors")
     for name, p in llava.named_parameters():
         assert torch.equal(p, again.get_parameter(name))
