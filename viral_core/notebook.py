@@ -1,5 +1,6 @@
 """What notebooks begin and end with; executing one, a jupytext script, with papermill after checking its parameters."""
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from viral_core.profile import Profile, load
 def begin(profile: str, name: str) -> tuple[Profile, Path]:
     """What every notebook starts with: the profile, and the folder for the tables and figures of the notebook `name`.
 
-    Applies the figures' style and shows which profile it is.
+    Applies the figures' style, shows which profile it is, and goes to the repository's root, where a profile's paths
+    begin.
 
     Raises:
         ProfileError: no such profile; the message lists those there are.
@@ -19,6 +21,7 @@ def begin(profile: str, name: str) -> tuple[Profile, Path]:
 
     from viral_core import plots
 
+    os.chdir(ROOT)
     settings = load(profile)
     out = ROOT / RunPaths(profile).results(name)
     out.mkdir(parents=True, exist_ok=True)
@@ -61,5 +64,10 @@ def execute(source: str | Path, out: str | Path, parameters: dict) -> None:
                 raise ValueError(f"{source}: parameter {name} is a {default.__name__}, not {value!r}")
         out.parent.mkdir(parents=True, exist_ok=True)
         papermill.execute_notebook(
-            str(unexecuted), str(out), parameters=parameters, kernel_name="python3", cwd=str(source.parent)
+            str(unexecuted),
+            str(out),
+            parameters=parameters,
+            kernel_name="python3",
+            cwd=str(source.parent),
+            start_timeout=600,
         )

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
+from PIL import Image
 
 # Okabe and Ito's colours, told apart by colour-blind readers, ordered so that neighbours differ in grey too.
 COLOURS = ("#000000", "#D55E00", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#F0E442")
@@ -85,6 +87,8 @@ def score_panels(table: pd.DataFrame, titles: dict[str, str], value: str = "ours
             if empty:
                 axis.annotate("not run", (0.5, i), xycoords=("axes fraction", "data"), color="grey", ha="center",
                               va="center", fontsize="x-small")  # fmt: skip
+        if (rows["n"] == 0).all():
+            axis.set_xticks([])
         if value == "ours" and rows["constant"].notna().any():
             axis.axvline(rows["constant"].max(), color="grey", linestyle=":", linewidth=1.2, zorder=0)
         if zero:
@@ -97,10 +101,17 @@ def score_panels(table: pd.DataFrame, titles: dict[str, str], value: str = "ours
     return figure
 
 
-def tiles(columns: dict[str, list], rows: list[str], side: float = 1.15) -> plt.Figure:
+def pixels(image: Image.Image, side: int = 96) -> np.ndarray:
+    """An image as an array that `tiles` draws, at most `side` pixels wide so that figures stay small."""
+    image = image.convert("RGB")
+    image.thumbnail((side, side), Image.Resampling.BICUBIC)
+    return np.asarray(image)
+
+
+def tiles(columns: dict[str, list], rows: list[str], side: float = 1.15, empty: str = "not run") -> plt.Figure:
     """A grid of pictures: per column its title and one array (H, W, 3), (H, W) or None for each of `rows`.
 
-    An (H, W) array is drawn from white (0) to black (its largest value).
+    An (H, W) array is drawn from white (0) to black (its largest value); `empty` stands where there is none.
     """
     figure, axes = plt.subplots(len(rows), len(columns), squeeze=False,
                                 figsize=(side * len(columns) + 1.2, side * len(rows) + 0.5))  # fmt: skip
@@ -111,7 +122,7 @@ def tiles(columns: dict[str, list], rows: list[str], side: float = 1.15) -> plt.
             axis.set(xticks=[], yticks=[])
             sns.despine(ax=axis, left=True, bottom=True)
             if picture is None:
-                axis.annotate("not run", (0.5, 0.5), xycoords="axes fraction", ha="center", color="grey",
+                axis.annotate(empty, (0.5, 0.5), xycoords="axes fraction", ha="center", color="grey",
                               fontsize="x-small")  # fmt: skip
             elif picture.ndim == 2:
                 axis.imshow(picture, cmap="Greys", vmin=0, interpolation="nearest")

@@ -10,13 +10,17 @@
 
 from viral_core.results.conclusions import (
     difference_lines,
+    disagreement_lines,
     drop_lines,
+    efficiency_lines,
     gain_lines,
     missing_line,
     similarity_lines,
     verdict,
 )
 from viral_core.results.curves import (
+    costs,
+    gpu_benchmarks,
     layer_curve,
     layer_difference,
     learning_curve,
@@ -25,8 +29,17 @@ from viral_core.results.curves import (
 )
 from viral_core.results.permutation import drop_differences, permutation_table
 from viral_core.results.reading import aligned_layers, answers, attention_maps, measured, not_run, similarity
-from viral_core.results.scores import TITLES, asked, constant_score, gains, scores, seed_noise
-from viral_core.results.tables import reference, side_by_side, styled
+from viral_core.results.scores import (
+    TITLES,
+    asked,
+    constant_score,
+    disagreements,
+    gains,
+    reference,
+    scores,
+    seed_noise,
+)
+from viral_core.results.tables import side_by_side, styled, styled_drops
 
 __all__ = [
     "TITLES",
@@ -35,11 +48,16 @@ __all__ = [
     "asked",
     "attention_maps",
     "constant_score",
+    "costs",
     "difference_lines",
+    "disagreement_lines",
+    "disagreements",
     "drop_differences",
     "drop_lines",
+    "efficiency_lines",
     "gain_lines",
     "gains",
+    "gpu_benchmarks",
     "layer_curve",
     "layer_difference",
     "learning_curve",
@@ -55,6 +73,7 @@ __all__ = [
     "similarity_curve",
     "similarity_lines",
     "styled",
+    "styled_drops",
     "training_logs",
     "verdict",
 ]

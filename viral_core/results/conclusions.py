@@ -4,7 +4,8 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from viral_core.results.scores import TITLES
+from viral_core.results.curves import layer_drop
+from viral_core.results.scores import TITLES, disagreements, reference
 
 
 def verdict(low: float, high: float) -> str:
@@ -49,8 +50,6 @@ def missing_line(missing: Iterable[str]) -> list[str]:
 
 def similarity_lines(similarity: pd.DataFrame, curve: pd.DataFrame) -> list[str]:
     """Where each run's similarity to the encoder starts, ends and is lowest, and whether the loss is told apart."""
-    from viral_core.results.curves import layer_drop
-
     lines = []
     for run, line in curve.groupby("run", sort=False):
         line = line.set_index("layer")
@@ -94,4 +93,43 @@ def drop_lines(table: pd.DataFrame, differences: pd.DataFrame) -> list[str]:
         f"`{row.run}` loses {row.difference:+.1f} [{row.low:+.1f}, {row.high:+.1f}] more answers of {row.n} than "
         f"`{row.reference}` ({row.category}): **{verdict(row.low, row.high)}**."
         for row in differences.itertuples()
+    ]
+
+
+def efficiency_lines(curve: pd.DataFrame, costs: pd.DataFrame) -> list[str]:
+    """When each aligned run passes its finished baseline on the average, and what its steps cost more."""
+    lines = []
+    average = curve[curve["benchmark"] == "average"] if len(curve) else curve
+    for run in dict.fromkeys(average["run"]) if len(average) else ():
+        base, mine = average[average["run"] == reference(run)], average[average["run"] == run]
+        end = base[base["fraction"] == 1]
+        if reference(run) == run or end.empty:
+            continue
+        passed = mine[mine["score"] > end["score"].iat[0]]
+        when = (f"is first above it after step {passed['step'].iat[0]} of {mine['step'].max()}" if len(passed)
+                else "never is above it")  # fmt: skip
+        own = base[base["score"] > end["score"].iat[0]]
+        early = f"; so is the baseline itself after step {own['step'].iat[0]}" if len(own) else ""
+        lines.append(
+            f"`{run}`: the finished baseline averages {end['score'].iat[0]:.2f} % [{end['low'].iat[0]:.2f}, "
+            f"{end['high'].iat[0]:.2f}]; the aligned run {when}{early} ({int(mine['seeds'].min())} seed(s))."
+        )
+    for run, rows in costs[costs["run"] != costs["reference"]].groupby("run", sort=False) if len(costs) else ():
+        spread = f" (from {rows['overhead'].min():+.1%} to {rows['overhead'].max():+.1%})" if len(rows) > 1 else ""
+        lines.append(f"`{run}`: a step takes {rows['overhead'].mean():+.1%}{spread} compared with its baseline, "
+                     f"{len(rows)} seed(s).")  # fmt: skip
+    return lines or ["No learning curve has been measured in this profile."]
+
+
+def disagreement_lines(profile: str, run: str, reference: str, benchmark: str) -> list[str]:
+    """How often one of two runs alone is right, with the exact test of no difference (McNemar)."""
+    from scipy.stats import binomtest
+
+    found = disagreements(profile, run, reference, benchmark)
+    if found.empty:
+        return [f"`{run}` and `{reference}` do not disagree on {TITLES[benchmark]}, or have not been evaluated."]
+    mine = int((found["right"] == run).sum())
+    return [
+        f"On {TITLES[benchmark]}, first seed: `{run}` alone is right on {mine} questions, `{reference}` alone on "
+        f"{len(found) - mine} (McNemar's exact test: p = {binomtest(mine, len(found)).pvalue:.3f})."
     ]

@@ -1,13 +1,15 @@
 """Curves over layers, heads and training steps, with intervals over what was measured and over seeds."""
 
+import json
 from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
 
 from viral_core.benchmarks import intervals
+from viral_core.paths import ROOT, RunPaths
 from viral_core.results.reading import answers, checkpoints, measured, names, settings_of
-from viral_core.results.scores import unit
+from viral_core.results.scores import reference, unit
 
 RESAMPLES = 2000
 
@@ -134,3 +136,25 @@ def last_step(profile: str, run: str) -> int | None:
 def training_logs(profile: str, runs: Iterable[str] | None = None) -> pd.DataFrame:
     """Losses and seconds over the steps of the runs whose learning curve has been measured; empty without any."""
     return measured(profile, "learning_curve", "log.csv", runs)
+
+
+def costs(profile: str, runs: Iterable[str]) -> pd.DataFrame:
+    """`metrics.step_costs` of aligned runs against the baseline of the same models; empty without measured logs."""
+    from viral_core.metrics import step_costs  # loads the model libraries, which most notebooks do without
+
+    logs, tables = training_logs(profile, runs), []
+    for run in dict.fromkeys(logs["run"]) if len(logs) else ():
+        base = reference(run)
+        if base == run or base not in set(logs["run"]):
+            continue
+        table = step_costs(logs[logs["run"].isin([run, base])], base)
+        tables.append(table[table["run"] == run].assign(reference=base))
+        tables.append(table[table["run"] == base].assign(reference=base))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def gpu_benchmarks() -> pd.DataFrame:
+    """The small measurements of `runs/gpu/benchmark/*.json`, one row per file, nested keys joined by a dot."""
+    files = sorted((ROOT / RunPaths("gpu").root / "benchmark").glob("*.json"))
+    tables = [pd.json_normalize(json.loads(file.read_text())).assign(file=file.name) for file in files]
+    return pd.concat(tables, ignore_index=True).set_index("file") if tables else pd.DataFrame()

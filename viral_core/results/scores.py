@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from viral_core.benchmarks import PAPER, differences, intervals, score
+from viral_core.benchmarks.registry import read
 from viral_core.results.reading import Answered, answers, names, settings_of
 
 COLUMNS = ["run", "benchmark", "score_name", "n", "seeds"]
@@ -21,6 +22,12 @@ TITLES = {"cv_bench": "CV-Bench2D", "mmvp": "MMVP", "whats_up": "What's Up", "po
 def unit(benchmark: str) -> float:
     """What an accuracy is multiplied with: percent; MME has points."""
     return 1.0 if benchmark == "mme" else 100.0
+
+
+def reference(run: str) -> str:
+    """The run that a run is compared with: the baseline of the same language model and encoder."""
+    family = next((name for name in ("qwen", "13b", "siglip2", "next") if run.startswith(f"{name}-")), None)
+    return f"{family}-baseline" if family else "baseline"
 
 
 def _flat(found: Answered, seeds: Iterable[int] | None = None) -> list[list[dict]]:
@@ -121,3 +128,27 @@ def seed_noise(profile: str, run: str = "baseline", benchmarks: Iterable[str] | 
             "range": np.ptp(values) if several else np.nan,
         })  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def disagreements(profile: str, run: str, reference: str, benchmark: str, each: int | None = None) -> pd.DataFrame:
+    """Questions that one of two runs answers right and the other wrong, of the first seed that both have.
+
+    Args:
+        each: the first so many of each kind; all by default.
+
+    Returns:
+        id, question, answer, and what each of the two said, in columns with their names, and right, the one that was.
+    """
+    both = [answers(profile, name, benchmark) for name in (run, reference)]
+    seeds = [seed for seed in both[0] if seed in both[1]]
+    rows: dict[str, list] = {run: [], reference: []}
+    for mine, theirs in zip(*(found[seeds[0]][0] for found in both), strict=True) if seeds else ():
+        right = [named[0] == row["answer"] for row in (mine, theirs) for named in [read(benchmark, [row], "official")]]
+        if right[0] != right[1]:
+            rows[run if right[0] else reference].append({
+                "id": mine["id"], "question": mine["question"], "answer": mine["answer"], run: mine["response"],
+                reference: theirs["response"], "right": run if right[0] else reference,
+            })  # fmt: skip
+    return pd.DataFrame(
+        rows[run][:each] + rows[reference][:each], columns=["id", "question", "answer", run, reference, "right"]
+    )

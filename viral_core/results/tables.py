@@ -9,7 +9,7 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from viral_core import paper
-from viral_core.results.scores import TITLES, asked, gains, scores
+from viral_core.results.scores import TITLES, asked, gains, reference, scores
 
 NOT_RUN, DASH = "not run", "–"
 
@@ -50,12 +50,6 @@ def side_by_side(profile: str, number: str | int, extra: Mapping[str, str] | Non
     return frame.assign(**{column: frame[column].fillna(0).astype(int) for column in ("n", "seeds", "gain_seeds")})
 
 
-def reference(run: str) -> str:
-    """The run that a run is compared with: the baseline of the same language model and encoder."""
-    family = next((name for name in ("qwen", "13b", "siglip2", "next") if run.startswith(f"{name}-")), None)
-    return f"{family}-baseline" if family else "baseline"
-
-
 def number(value: float, low: float, high: float, digits: int, sign: bool = False) -> str:
     """A value with its interval, or "not run"."""
     if pd.isna(value):
@@ -84,14 +78,7 @@ def styled(frame: pd.DataFrame, caption: str, gain: bool = True) -> Styler:
     weights = pd.DataFrame(bold, index=table.index).replace({True: "font-weight: bold", False: ""})
     weights = weights.reindex(columns=table.columns, fill_value="")
     papers = [column for column in table.columns if column[1] == "paper"]
-    return (
-        table.style.set_caption(caption)
-        .set_uuid("scores")  # else the page would differ every time
-        .apply(lambda _: weights, axis=None)
-        .set_properties(subset=papers, **{"font-style": "italic", "color": "#666666"})
-        .map(lambda text: "color: #999999" if text == NOT_RUN else "")
-        .set_table_styles([{"selector": "caption", "props": "caption-side: bottom; text-align: left"}])
-    )
+    return _dress(table.style.apply(lambda _: weights, axis=None), caption, papers)
 
 
 def _ours(row, digits: int) -> str:
@@ -105,3 +92,28 @@ def _ours(row, digits: int) -> str:
 
 def _gain(row, digits: int) -> str:
     return DASH if row.run == reference(row.run) else number(row.gain, row.gain_low, row.gain_high, digits, sign=True)
+
+
+def styled_drops(frame: pd.DataFrame, caption: str) -> Styler:
+    """What `permutation_table` returns, as the paper prints it; its numbers are italic and grey."""
+    columns = {("paper", key): frame[f"paper_{key}"].map("{:.0f}".format) for key in ("original", "shuffled", "drop")}
+    for key in ("original", "shuffled"):
+        columns["ours", key] = [NOT_RUN if pd.isna(value) else f"{value:.1f}" for value in frame[key]]
+    columns["ours", "drop"] = [number(row.drop, row.low, row.high, 1) for row in frame.itertuples()]
+    columns["ours", "drop (%)"] = [NOT_RUN if pd.isna(value) else f"{value:.1f}" for value in frame["drop_percent"]]
+    for key in ("n", "seeds", "permutations"):
+        columns["ours", key] = frame[key].to_numpy()
+    table = pd.DataFrame({key: list(values) for key, values in columns.items()},
+                         index=pd.MultiIndex.from_frame(frame[["row", "run", "category"]]))  # fmt: skip
+    papers = [column for column in table.columns if column[0] == "paper"]
+    return _dress(table.style, caption, papers)
+
+
+def _dress(style: Styler, caption: str, papers: list) -> Styler:
+    return (
+        style.set_caption(caption)
+        .set_uuid("scores")  # else the page would differ every time
+        .set_properties(subset=papers, **{"font-style": "italic", "color": "#666666"})
+        .map(lambda text: "color: #999999" if text == NOT_RUN else "")
+        .set_table_styles([{"selector": "caption", "props": "caption-side: bottom; text-align: left"}])
+    )
