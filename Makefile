@@ -14,7 +14,7 @@ PYTHON3 ?= python3
 STAMP := $(ENV)/.viral-workbook
 export PATH := $(ENV)/bin:$(PATH)
 
-.PHONY: help setup repro test report lab lint clean
+.PHONY: help setup repro doctor plan fetch export test report lab lint clean
 
 help:  ## list the commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -29,15 +29,28 @@ $(STAMP): pyproject.toml constraints.txt
 
 # DVC runs one stage at a time; with JOBS > 1 the stages of a group, which do not wait for each other, are shared out among
 # several `dvc repro`.  Whatever they leave (one may find the other at the lock), the last `dvc repro` does, or reports.
-GROUPS = world|pretrained language|vision|teacher|vae distil|stage1|projector cache stage2 \
+GROUPS = world|pretrained language|vision|teacher|vae grow|distil stage1|projector|cache stage2 \
          evaluate|cknna|learning_curve|attention|permutation notebook|notebook2
 
 repro: $(STAMP)  ## run the pipeline of PROFILE, from nothing to tables and figures
+	python -m viral_core doctor $(PROFILE)
 	python -m viral_core profile $(PROFILE)
 	if [ $(JOBS) -gt 1 ]; then for group in $(foreach g,$(GROUPS),'$(g)'); do \
 	  dvc stage list --name-only | grep -E "^($$group)@$(PROFILE)-" | \
 	  OMP_NUM_THREADS=1 xargs -r -n 1 -P $(JOBS) dvc repro --single-item || true; done; fi
 	dvc repro
+
+doctor: $(STAMP)  ## check what PROFILE needs, and say how to get what is missing (repro does it first)
+	python -m viral_core doctor $(PROFILE)
+
+plan: $(STAMP)  ## GPU-hours, time, disk and cost of PROFILE, run by run, and what is done
+	python -m viral_core plan $(PROFILE)
+
+fetch: $(STAMP)  ## bring the models and data of PROFILE here, where there is a network
+	python -m viral_core fetch $(PROFILE)
+
+export: $(STAMP)  ## write the run folder RUN as a plain transformers LLaVA to the folder OUT
+	python -m viral_core export $(RUN) $(OUT)
 
 test: $(STAMP)  ## run the tests
 	python -m pytest

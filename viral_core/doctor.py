@@ -163,7 +163,7 @@ def _used(profile: Profile) -> dict[str, list[str]]:
 def _given(profile: Profile) -> list:
     """Models that the runs use and no stage makes, each path once."""
     made = pipeline.stages(profile)
-    kinds = ("pretrained", "language", "vision", "teacher", "distil", "vae")
+    kinds = ("pretrained", "language", "grow", "vision", "teacher", "distil", "vae")
     own = {entry["out"] for kind in kinds for entry in made.get(kind, {}).values()}
     used = [getattr(profile, group)[name] for group, names in _used(profile).items() for name in names]
     return list({model.path: model for model in used if model.path not in own}.values())

@@ -16,7 +16,7 @@ from viral_core.registry import Run, block_at
 from viral_core.schema import known
 
 KINDS = (
-    "pretrained", "world", "language", "vision", "teacher", "distil", "vae", "cache", "stage1", "projector", "stage2",
+    "pretrained", "world", "language", "grow", "vision", "teacher", "distil", "vae", "cache", "stage1", "projector", "stage2",
     "evaluate", "cknna", *MEASUREMENTS, "notebook", "notebook2", "claims", "report",
 )  # fmt: skip
 # Where a notebook's stage has more places for what it reads than the profile has: files that it depends on anyway.
@@ -24,14 +24,15 @@ SPARE = ("profiles/runs.yaml", "viral_core/registry.py", "viral_core/profile.py"
 
 
 def _needed_models(profile: Profile, used: list[Run]) -> set[str]:
-    """Paths of the models that the runs need, those that a teacher is distilled from included."""
+    """Paths of the models that the runs need, those that one is distilled or grown from included."""
     teachers = [profile.teachers[run.teacher] for run in used if run.teacher]
     teachers += [profile.teachers[run.reconstruct.vae] for run in used if run.reconstruct]
     models = [
         *(profile.languages[run.language] for run in used), *(profile.visions[run.vision] for run in used), *teachers
     ]  # fmt: skip
     distilled = [teacher.train.get("teachers", {}).values() for teacher in teachers if teacher.train]
-    return {model.path for model in models}.union(*distilled)
+    grown = [model.train["start"] for model in models if model.train and "start" in model.train]
+    return {model.path for model in models}.union(grown, *distilled)
 
 
 def _model(model: Language | Vision | Teacher, paths: RunPaths) -> dict:
@@ -94,6 +95,7 @@ def stages(profile: Profile) -> dict:
             if model.train and model.path in needed:
                 facts = {k: v for k, v in plain(model).items() if k in ("kind", "template", "train")}
                 stage = "distil" if kind == "teacher" and "teachers" in model.train else kind
+                stage = "grow" if "start" in model.train else stage
                 stage = "vae" if facts.get("kind") == "vae" else stage
                 add(stage, name, out=model.path, seed=profile.seed, pool=str(paths.data / "pool"), **facts)
     for teacher, state, vision, tiled in taught:

@@ -32,6 +32,11 @@ def language(entry: dict) -> None:
     train_language(entry["out"], entry["template"], entry["seed"], **entry["train"])
 
 
+def grow(entry: dict) -> None:
+    """Grow an embedded language model from another one and teach it from text."""
+    language(entry)
+
+
 def vision(entry: dict) -> None:
     """Train an embedded vision encoder by image-text contrast."""
     from viral_core.world.vision import train_encoder

@@ -91,7 +91,7 @@ def _choices(rng: np.random.Generator, gold: str, others: Sequence[str], letters
 
 
 def reasoned(option: str, letter: str) -> str:
-    """A reply that says the option before its letter, in a form that the official scorers read."""
+    """A reply that says the option before its letter, in a form that CV-Bench's scorers read."""
     return f"{option}{THE_ANSWER} {letter}"
 
 
@@ -132,8 +132,7 @@ def cv_bench_relation(scene: Scene, rng: np.random.Generator) -> QA | None:
 def _cv_bench(task: str, stem: str, options: Sequence[str], letter: str) -> QA:
     listed = "\n".join(f"({x}) {o}" for x, o in zip("ABCDEF", options, strict=False))
     text = f"{stem} Select from the following choices.\n{listed}\n{LETTER}"
-    told = reasoned(options["ABCDEF".index(letter)], letter)
-    return QA(task.lower(), text, letter, stem, tuple(options), task, told)
+    return QA(task.lower(), text, letter, stem, tuple(options), task, reasoned(options["ABCDEF".index(letter)], letter))
 
 
 def whats_up_one(scene: Scene, rng: np.random.Generator) -> QA | None:
@@ -143,7 +142,7 @@ def whats_up_one(scene: Scene, rng: np.random.Generator) -> QA | None:
         return None
     o, side = pick(rng, found)
     stem = f"Where is the {o.category} in the photo? Answer with left, right, top or bottom."
-    return QA("side", stem, side.capitalize(), stem, ("left", "right", "top", "bottom"), "one")
+    return QA("side", stem, side.capitalize(), stem, ("left", "right", "top", "bottom"), "one", side)
 
 
 def whats_up_two(scene: Scene, rng: np.random.Generator) -> QA | None:
@@ -152,7 +151,7 @@ def whats_up_two(scene: Scene, rng: np.random.Generator) -> QA | None:
         return None
     a, b, relation = found
     stem = f"Where is the {a.category} in relation to the {b.category}? Answer with left, right, above or below."
-    return QA("relation", stem, relation.capitalize(), stem, ("left", "right", "above", "below"), "two")
+    return QA("relation", stem, relation.capitalize(), stem, ("left", "right", "above", "below"), "two", relation)
 
 
 def mmvp(scene: Scene, rng: np.random.Generator) -> QA | None:
@@ -167,7 +166,7 @@ def mmvp_about(o: Object, left_first: bool) -> QA:
     letter = "ab"[options.index(told)]
     stem = f"Is the {o.category} facing left or right?"
     text = f"{stem}\n(a) {options[0]} (b) {options[1]}\n{LETTER}"
-    return QA("facing", text, f"({letter})", stem, options, "facing", told)
+    return QA("facing", text, f"({letter})", stem, options, "facing", o.facing)
 
 
 def mme_existence(scene: Scene, rng: np.random.Generator) -> QA:
@@ -213,74 +212,59 @@ def _mme(task: str, stem: str, yes: bool) -> QA:
 
 
 def mmstar(scene: Scene, rng: np.random.Generator) -> QA | None:
-    """MMStar: four options A to D, in six categories."""
+    """MMStar: which of four categories A to D, in six kinds of question."""
     return MMSTAR[pick(rng, list(MMSTAR))](scene, rng)
 
 
-def _mmstar(category: str, stem: str, gold: str, others: Sequence[str], rng: np.random.Generator) -> QA:
-    options, letter = _choices(rng, gold, others, "ABCD")
+def _mmstar(
+    category: str, stem: str, right: Sequence[str], wrong: Sequence[str], rng: np.random.Generator
+) -> QA | None:
+    """One of `right` and three of `wrong`; None where there are not as many."""
+    if not right or len(wrong) < 3:
+        return None
+    others = [wrong[i] for i in rng.choice(len(wrong), 3, replace=False)]
+    options, letter = _choices(rng, pick(rng, right), others, "ABCD")
     listed = ", ".join(f"{x}: {o}" for x, o in zip("ABCD", options, strict=True))
     return QA("mmstar", f"{stem}\nOptions: {listed}\n{LETTER}", letter, stem, tuple(options), category)
 
 
-def _mmstar_object(category: str, ask: str) -> Asker:
-    """Which of four categories is in the image."""
-
-    def asker(scene: Scene, rng: np.random.Generator) -> QA:
-        present = list(scene.counts())
-        absent = [c.name for c in CATEGORIES if c.name not in present]
-        others = [absent[i] for i in rng.choice(len(absent), 3, replace=False)]
-        return _mmstar(category, ask, pick(rng, present), others, rng)
-
-    return asker
-
-
-def _mmstar_number(category: str) -> Asker:
-    """How many objects of one category there are."""
-
-    def asker(scene: Scene, rng: np.random.Generator) -> QA:
-        counts = scene.counts()
-        name = pick(rng, list(counts))
-        others = [str(n) for n in rng.permutation(range(1, MAX_COUNT + 1)) if n != counts[name]][:3]
-        return _mmstar(category, f"How many {BY_NAME[name].plural} can be seen?", str(counts[name]), others, rng)
-
-    return asker
-
-
-def _mmstar_place(category: str) -> Asker:
-    """On which side of the image an object is."""
+def _mmstar_which(category: str, stem: str, holds: Callable[[list[Object]], bool]) -> Asker:
+    """For which of four categories a property of its objects in the scene (none, perhaps) holds."""
 
     def asker(scene: Scene, rng: np.random.Generator) -> QA | None:
-        found = [(o, s) for o in singles(scene) if (s := side_of(o))]
-        if not found:
-            return None
-        o, side = pick(rng, found)
-        others = [s for s in ("left", "right", "top", "bottom") if s != side]
-        return _mmstar(category, f"On which side of the image is the {o.category}?", side, others, rng)
+        right = [c.name for c in CATEGORIES if holds(scene.of(c.name))]
+        present, names = scene.counts(), [c.name for c in CATEGORIES if c.name not in right]
+        # Categories that are present, but wrong, are the harder options: they come first where there are any.
+        wrong = sorted(names, key=lambda name: (name not in present, rng.random()))[:3]
+        return _mmstar(category, stem, right, wrong, rng)
 
     return asker
 
 
-def _mmstar_relation(category: str) -> Asker:
-    """Where one object is from another."""
+def _mmstar_side(category: str) -> Asker:
+    """Which of four categories is on one side of the image."""
 
     def asker(scene: Scene, rng: np.random.Generator) -> QA | None:
-        if not (found := _related(scene, rng)):
+        sides = {o.category: side for o in singles(scene) if (side := side_of(o))}
+        if not sides:
             return None
-        a, b, relation = found
-        stem = f"Where is the {a.category} seen from the {b.category}?"
-        return _mmstar(category, stem, relation, [r for r in OPPOSITE if r != relation], rng)
+        gold, present = pick(rng, list(sides)), scene.counts()
+        elsewhere = [name for name, side in sides.items() if side != sides[gold]]
+        wrong = [*elsewhere, *(c.name for c in CATEGORIES if c.name not in present)]
+        return _mmstar(category, f"Which of these is at the {sides[gold]} of the image?", [gold], wrong, rng)
 
     return asker
 
 
 MMSTAR: dict[str, Asker] = {
-    "coarse perception": _mmstar_object("coarse perception", "Which of these is in the image?"),
-    "fine-grained perception": _mmstar_place("fine-grained perception"),
-    "instance reasoning": _mmstar_relation("instance reasoning"),
-    "logical reasoning": _mmstar_relation("logical reasoning"),
-    "science & technology": _mmstar_object("science & technology", "Which of these can be seen?"),
-    "math": _mmstar_number("math"),
+    "coarse perception": _mmstar_which("coarse perception", "Which of these is in the image?", bool),
+    "fine-grained perception": _mmstar_side("fine-grained perception"),
+    "instance reasoning": _mmstar_which(
+        "instance reasoning", "Which of these is there exactly once?", lambda found: len(found) == 1
+    ),
+    "logical reasoning": _mmstar_which("logical reasoning", "Which of these is missing?", lambda found: not found),
+    "science & technology": _mmstar_which("science & technology", "Which of these can be seen?", bool),
+    "math": _mmstar_which("math", "Which of these is there more than once?", lambda found: len(found) > 1),
 }
 
 ASKERS: dict[str, Asker] = {
