@@ -130,7 +130,7 @@ by_hand = -F.cosine_similarity(aligned.heads[str(middle)](aligned.tap.states[mid
 trained = {name: p for name, p in aligned.named_parameters() if p.requires_grad}
 frozen = {name: p for name, p in aligned.named_parameters() if not p.requires_grad}
 before = {name: p.detach().double().sum() for name, p in {**trained, **frozen}.items()}
-optimizer = torch.optim.AdamW(trained.values(), lr=settings.stage2["lr"])
+optimizer = torch.optim.AdamW(trained.values(), lr=settings.stage2["lr"], weight_decay=0)
 losses["loss"].backward()
 optimizer.step()
 changed = {name for name, p in {**trained, **frozen}.items() if p.detach().double().sum() != before[name]}
@@ -143,8 +143,7 @@ after = aligned(**step, teacher_features=y[None])
 count = sum(p.numel() for p in trained.values()), sum(p.numel() for p in frozen.values())
 conclude([
     f"One step changes {len(changed & set(trained))} of {len(trained)} tensors that train ({count[0]:,} parameters) "
-    f"and {len(changed & set(frozen))} of {len(frozen)} frozen ones ({count[1]:,} parameters). LoRA's first matrices wait "
-    "for their partners, which start at zero.",
+    f"and {len(changed & set(frozen))} of {len(frozen)} frozen ones ({count[1]:,} parameters).",
     f"The loss of this one sample goes from {float(losses['loss']):.4f} to {float(after['loss']):.4f}, the language "
     f"part from {float(losses['lm_loss']):.4f} to {float(after['lm_loss']):.4f}, the alignment part from "
     f"{float(losses['vra_loss']):.4f} to {float(after['vra_loss']):.4f}.",

@@ -82,13 +82,13 @@ plots.save(figure, out, "figure_10")
 teachers = {"clip": "teacher-clip", "dinov2": "viral", "sam": "teacher-sam", "depth_anything": "teacher-depth_anything",
             "radio": "teacher-radio"}  # fmt: skip
 columns = {
-    "image": [plots.pixels(pictures[0]), None],
-    "baseline": [None, token_colours(states["baseline"], middle, 1)[0]],
+    "image": [plots.pixels(pictures[0]), ""],
+    "baseline": ["", token_colours(states["baseline"], middle, 1)[0]],
 }
 for teacher, run in teachers.items():
     trained = states[run] if run in states else layer_states(profile, run, pictures[:1])
     columns[teacher] = [teacher_tokens(profile, teacher, pictures[0]), token_colours(trained, middle, 1)[0]]
-figure = plots.tiles(columns, ["teacher", f"layer {middle}"], empty="")
+figure = plots.tiles(columns, ["teacher", f"layer {middle}"])
 figure.suptitle(plots.wrap(settings.label, 90), fontsize="small")
 plots.save(figure, out, "figure_11")
 

@@ -63,10 +63,10 @@ for axis, part in zip(axes, tables, strict=True):
                 "not run", (0.5, i), xycoords=("axes fraction", "data"), color="grey", ha="center", va="center"
             )
     axis.axvline(0, color="grey", linewidth=0.8, zorder=0)
-    axis.set(title=f"{part['category'].iat[0]} (n = {part['n'].max()})", xlabel="change when shuffled (% of questions)")
+    axis.set(title=f"{part['category'].iat[0]} (n = {part['n'].max()})", xlabel="change (% of questions)")
 axes[0].set(yticks=range(len(tables[0])), ylim=(len(tables[0]) - 0.5, -0.5))
 axes[0].set_yticklabels(tables[0]["run"])
-figure.suptitle(plots.wrap(settings.label, 90), fontsize="small")
+figure.suptitle(plots.wrap(f"{settings.label}; change of right answers when shuffled", 90), fontsize="small")
 plots.save(figure, out, "table_3")
 
 # %% [markdown]

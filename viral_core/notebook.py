@@ -1,6 +1,7 @@
 """What notebooks begin and end with; executing one, a jupytext script, with papermill after checking its parameters."""
 
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -21,6 +22,8 @@ def begin(profile: str, name: str) -> tuple[Profile, Path]:
 
     from viral_core import plots
 
+    if "transformers" in sys.modules:  # its reports of weights that a part of a model does without
+        sys.modules["transformers"].logging.set_verbosity_error()
     os.chdir(ROOT)
     settings = load(profile)
     out = ROOT / RunPaths(profile).results(name)

@@ -108,10 +108,10 @@ def pixels(image: Image.Image, side: int = 96) -> np.ndarray:
     return np.asarray(image)
 
 
-def tiles(columns: dict[str, list], rows: list[str], side: float = 1.15, empty: str = "not run") -> plt.Figure:
-    """A grid of pictures: per column its title and one array (H, W, 3), (H, W) or None for each of `rows`.
+def tiles(columns: dict[str, list], rows: list[str], side: float = 1.15) -> plt.Figure:
+    """A grid of pictures: per column its title and one array (H, W, 3) or (H, W), text or None for each of `rows`.
 
-    An (H, W) array is drawn from white (0) to black (its largest value); `empty` stands where there is none.
+    An (H, W) array is drawn from white (0) to black (its largest value); None says "not run".
     """
     figure, axes = plt.subplots(len(rows), len(columns), squeeze=False,
                                 figsize=(side * len(columns) + 1.2, side * len(rows) + 0.5))  # fmt: skip
@@ -121,8 +121,8 @@ def tiles(columns: dict[str, list], rows: list[str], side: float = 1.15, empty: 
             axis = axes[i, j]
             axis.set(xticks=[], yticks=[])
             sns.despine(ax=axis, left=True, bottom=True)
-            if picture is None:
-                axis.annotate(empty, (0.5, 0.5), xycoords="axes fraction", ha="center", color="grey",
+            if picture is None or isinstance(picture, str):
+                axis.annotate("not run" if picture is None else picture, (0.5, 0.5), xycoords="axes fraction", ha="center", color="grey",
                               fontsize="x-small")  # fmt: skip
             elif picture.ndim == 2:
                 axis.imshow(picture, cmap="Greys", vmin=0, interpolation="nearest")

@@ -25,7 +25,7 @@ def gain_lines(gains: pd.DataFrame) -> list[str]:
     official = gains[gains["score_name"] == "official"] if len(gains) else gains
     lines = [
         f"`{row.run}` against `{row.reference}` on {TITLES[row.benchmark]}: {row.gain:+.2f} "
-        f"[{row.low:+.2f}, {row.high:+.2f}] {'points' if row.benchmark == 'mme' else '%'} "
+        f"[{row.low:+.2f}, {row.high:+.2f}] points "
         f"(n = {row.n}, {seeds_text(row.seeds)}): **{verdict(row.low, row.high)}**."
         for row in official.itertuples()
     ]
