@@ -244,7 +244,8 @@ def test_a_residual_adds_to_the_visual_positions_after_its_block_and_nowhere_els
         blocks[index].register_forward_pre_hook(
             lambda _m, args, kwargs, index=index: seen.update({index: (args, kwargs)}), with_kwargs=True
         )
-    found.model(**{key: batch[key] for key in ("input_ids", "attention_mask", "pixel_values")})
+    pieces = {key: batch[key] for key in ("input_ids", "attention_mask", "pixel_values")}
+    found.model(**pieces, use_cache=False)
     visual = batch["input_ids"] == llava.config.image_token_id
     z = encoded(llava, batch)
     if run == "residual-post":
