@@ -179,10 +179,10 @@ def _unpack(archive: Path, folder: Path, strip: int) -> None:
         with zipfile.ZipFile(archive) as packed:
             members = [member for member in packed.infolist() if not member.is_dir()]
             for member in tqdm(members, f"unpacking {archive.name}", unit="file"):
-                parts = PurePosixPath(member.filename).parts[strip:]
-                if not parts or ".." in parts or parts[0] in ("/", "__MACOSX"):
+                parts = PurePosixPath(member.filename).parts
+                if len(parts) <= strip or ".." in parts or parts[0] in ("/", "__MACOSX"):
                     continue
-                target = folder.joinpath(*parts)
+                target = folder.joinpath(*parts[strip:])
                 if target.is_file() and target.stat().st_size == member.file_size:
                     continue
                 target.parent.mkdir(parents=True, exist_ok=True)
