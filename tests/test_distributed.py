@@ -2,17 +2,20 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from distributed_worker import RECIPE, ask, train
 from safetensors.torch import load_file
 
 from viral_core.data import GroupedSampler, load_conversations
 from viral_core.evaluate import sampled
+from viral_core.paths import ROOT
 
 pytest.importorskip("deepspeed")
 WORKER = Path(__file__).with_name("distributed_worker.py")
@@ -89,6 +92,37 @@ def test_a_killed_training_resumes_exactly(folder, engine):
     assert all((whole[name] == killed[name]).all() for name in whole)
     for one, two in zip(log(folder / f"{engine}-whole"), log(folder / f"{engine}-killed"), strict=True):
         assert {**one, "seconds": 0} == {**two, "seconds": 0}
+
+
+def test_a_stage_starts_itself_on_two_processes(tiny, conversations, tmp_path):
+    """`python -m viral_core stage1 KEY`, as DVC calls it, of a profile that wants two processes and ZeRO-2."""
+    skipped = shutil.ignore_patterns("__pycache__")
+    for part in ("viral_core", "profiles"):
+        shutil.copytree(ROOT / part, tmp_path / part, ignore=skipped)
+    data, images = map(str, conversations)
+    change = {
+        "extends": "smoke",
+        "label": "two processes",
+        "data": {"captions": data, "caption_images": images, "conversations": data, "conversation_images": images},
+        "languages": {"vicuna-7b": {"path": str(tiny / "llama"), "train": None, "blocks": 4}},
+        "visions": {"clip": {"path": str(tiny / "clip"), "train": None}},
+        "stage1": {"batch_size": 4, "micro_batch": 2, "steps": 2, "max_length": 512},
+        "launch": {"gpus": 2, "deepspeed": "zero2"},
+        "runs": {"baseline": [0]},
+        **dict.fromkeys(("learning_curve", "attention", "permutation")),
+    }
+    (tmp_path / "profiles/two.yaml").write_text(yaml.safe_dump(change))
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "OMP_WAIT_POLICY": "passive", "DS_ACCELERATOR": "cpu"}
+    for command in (("profile", "two"), ("stage1", "two-vicuna-7b-clip")):
+        done = subprocess.run([sys.executable, "-m", "viral_core", *command], cwd=tmp_path, env=environment,
+                              capture_output=True, text=True, timeout=LIMIT)  # fmt: skip
+        assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
+    assert "torch.distributed.run --nproc-per-node 2" in done.stdout
+    out = tmp_path / "runs/two/stage1/vicuna-7b-clip"
+    assert [entry["step"] for entry in log(out)] == [1, 2]
+    assert (out / "projector.safetensors").is_file()
+    described = json.loads((out / "environment.json").read_text())
+    assert [entry["processes"] for entry in described] == [2]
 
 
 @pytest.mark.parametrize("kind", ["greedy", "sampled"])

@@ -190,3 +190,23 @@ def test_answers_of_a_killed_group_are_kept(tiny, tmp_path):
     expected = {row["id"]: row["response"] for row in read_answers(whole)[1][0]}
     assert said == expected | {marked["id"]: "kept"}
     assert not list(tmp_path.glob("*.part-*"))
+
+
+def test_a_state_of_another_number_of_processes_is_refused_and_kept(tiny, conversations, tmp_path):
+    samples, recipe = load_conversations(*conversations), replace(RECIPE, save_every=1)
+
+    def dying(keys):
+        if list((tmp_path / "run.work/state").glob("checkpoint-1/complete")):
+            raise Replaced
+        return features(keys)
+
+    model, processor = build(tiny)
+    with pytest.raises(Replaced):
+        train_stage2(model, processor, samples, recipe, tmp_path / "run", template=TEMPLATE, features=dying)
+    marked = tmp_path / "run.work/state/checkpoint-1/complete"
+    assert marked.read_text() == "1\n"
+    marked.write_text("8\n")
+    model, processor = build(tiny)
+    with pytest.raises(ValueError, match="state of 8 processes, and these are 1: go on with as many"):
+        train_stage2(model, processor, samples, recipe, tmp_path / "run", template=TEMPLATE, features=features)
+    assert marked.is_file()

@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 
-from viral_core import environment
+from viral_core import distributed, environment
 from viral_core.data import (
     IGNORE,
     Collator,
@@ -44,7 +44,7 @@ from viral_core.model import PROJECTOR, AlignedModel, base_llava, gathered, save
 from viral_core.templates import TEMPLATES, Template
 
 LOG, ENVIRONMENT = "log.jsonl", "environment.json"
-COMPLETE = "complete"  # marks a resume state that every process has written
+COMPLETE = "complete"  # marks a resume state that every process has written, and says how many there were
 
 
 @dataclass(frozen=True)
@@ -268,7 +268,11 @@ def _settings(aligned, samples: Sequence[Sample], recipe: Recipe, template: Temp
 
 
 def _resume_point(work: Path, settings: str, main: bool) -> Path | None:
-    """The newest complete resume state in `work`; what other settings have left there is removed."""
+    """The newest complete resume state in `work`; what other settings have left there is removed.
+
+    Raises:
+        ValueError: the state is of another number of processes, whose optimiser and random states it holds.
+    """
     known = work / "settings.json"
     if work.is_dir() and not (known.is_file() and known.read_text() == settings) and main:
         warnings.warn(f"{work} holds an interrupted run with other settings: starting over", stacklevel=2)
@@ -279,7 +283,13 @@ def _resume_point(work: Path, settings: str, main: bool) -> Path | None:
         work.mkdir(parents=True, exist_ok=True)
         known.write_text(settings)
     states = [path for path in (work / "state").glob("checkpoint-*") if (path / COMPLETE).is_file()]
-    return max(states, key=lambda path: int(path.name.split("-")[1]), default=None)
+    newest = max(states, key=lambda path: int(path.name.split("-")[1]), default=None)
+    if newest and (before := int((newest / COMPLETE).read_text())) != distributed.world_size():
+        raise ValueError(
+            f"{newest} is the state of {before} processes, and these are {distributed.world_size()}: go on with as many"
+            f" (`launch` in the profile), or remove {work} to start over"
+        )
+    return newest
 
 
 class AlignmentTrainer(Trainer):
@@ -458,7 +468,8 @@ class _MarkComplete(TrainerCallback):
         if torch.distributed.is_initialized():
             torch.distributed.barrier()
         if state.is_world_process_zero:
-            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+            complete = Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE
+            complete.write_text(f"{distributed.world_size()}\n")
 
 
 class _KeepRuns(TrainerCallback):
