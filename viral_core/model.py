@@ -446,8 +446,10 @@ class AlignedModel(nn.Module):
             patches = torch.cat(batch_patch_index(self.config, image_sizes))
             shown = (patches != NEWLINE).nonzero().squeeze(1)
             chosen = shown if self.align.target == "projector" else patches[shown]
-            if len(target) == (tokens if chosen is shown else self.tap.features.shape[:2].numel()):
-                target = target[chosen]  # another length is refused below
+            rows = tokens if chosen is shown else self.tap.features.shape[:2].numel()
+            if len(target) != rows:
+                raise ValueError(f"alignment target of {len(target)} rows does not match the {rows} of the tiles")
+            target = target[chosen]
             image_ids = image_ids[shown]
         losses = []
         for layer in self.align.layers:
