@@ -25,6 +25,11 @@
 profile = "laptop"
 
 # %%
+import os
+
+# A look takes a second: no progress bars, no reports of what was loaded.
+os.environ.update(TQDM_DISABLE="1", TRANSFORMERS_VERBOSITY="error")
+
 from IPython.display import Image, Markdown, display
 
 from viral_core.notebook import begin

@@ -1,6 +1,8 @@
 """Tiny random models of the real classes, saved as the real ones are, and a tiny data set in LLaVA's format."""
 
 import json
+import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import viral_core  # noqa: F401  (before torch and transformers)
 
 # isort: split
 import torch
+from commands import run
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -25,6 +28,7 @@ from transformers import (
     SiglipVisionModel,
 )
 
+from viral_core.paths import ROOT
 from viral_core.templates import SYSTEM
 
 torch.set_num_threads(1)
@@ -104,3 +108,16 @@ def conversations(tmp_path_factory):
     path = folder / "mix.json"
     path.write_text(json.dumps(entries))
     return path, folder / "images"
+
+
+@pytest.fixture(scope="session")
+def smoke_copy(tmp_path_factory):
+    """A copy of the repository in which the smoke profile has been reproduced; minutes, once for all tests."""
+    pytest.importorskip("dvc")
+    folder = tmp_path_factory.mktemp("workbook")
+    skipped = shutil.ignore_patterns(".git", ".venv", "runs", "__pycache__", "cache", "tmp", "*.egg-info", "dvc.lock")
+    shutil.copytree(ROOT, folder, dirs_exist_ok=True, ignore=skipped)
+    run(folder, "git", "init", "-q")
+    run(folder, sys.executable, "-m", "viral_core", "profile", "smoke")
+    run(folder, "dvc", "repro")
+    return folder

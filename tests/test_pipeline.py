@@ -2,26 +2,12 @@
 
 import json
 import os
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
-
-from viral_core.paths import ROOT
-
-pytest.importorskip("dvc")
-
-
-def run(folder: Path, *command: str) -> str:
-    """Run a command in the copy; its output, or a failure that shows it."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(folder), "OMP_WAIT_POLICY": "passive"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-3000:]}\n{done.stderr[-5000:]}"
-    return done.stdout
+from commands import run
 
 
 def status(folder: Path) -> set[str]:
@@ -29,16 +15,9 @@ def status(folder: Path) -> set[str]:
     return set(json.loads(run(folder, "dvc", "status", "--json")))
 
 
-@pytest.fixture(scope="module")
-def smoke(tmp_path_factory):
-    """A copy of the repository in which the smoke profile has been reproduced."""
-    folder = tmp_path_factory.mktemp("workbook")
-    skipped = shutil.ignore_patterns(".git", ".venv", "runs", "__pycache__", "cache", "tmp", "*.egg-info", "dvc.lock")
-    shutil.copytree(ROOT, folder, dirs_exist_ok=True, ignore=skipped)
-    run(folder, "git", "init", "-q")
-    run(folder, sys.executable, "-m", "viral_core", "profile", "smoke")
-    run(folder, "dvc", "repro")
-    return folder
+@pytest.fixture
+def smoke(smoke_copy):
+    return smoke_copy
 
 
 def test_every_stage_leaves_its_output(smoke):

@@ -100,7 +100,7 @@ def figure(image: Image.Image, looks: list[Look], layer: int, head: int | None, 
         label: stands under the figure, such as the profile's.
     """
     picture, rows = pad_to_square(image), max(1, len(looks))
-    drawn = plt.figure(figsize=(9.6, 2.5 * rows + 0.6))
+    drawn = plt.figure(figsize=(9.6, 2.6 * rows + 0.6), layout="constrained")
     grid = drawn.add_gridspec(rows, 4, width_ratios=(1, 1, 1, 1.5))
     for row, seen in enumerate(looks):
         axes = [drawn.add_subplot(grid[row, column]) for column in range(3)]
@@ -109,22 +109,22 @@ def figure(image: Image.Image, looks: list[Look], layer: int, head: int | None, 
         maps = seen.attention[block - 1]
         weights = maps.mean(0) if head is None else maps[min(head, len(maps) - 1)]
         axes[0].imshow(picture)
-        axes[0].set_title(seen.run)
+        axes[0].set_title(seen.run, fontsize="medium")
         axes[1].imshow(pca_map(seen.states[shown]), extent=(0, *picture.size, 0))
-        axes[1].set_title(f"PCA, layer {shown}")
+        axes[1].set_title(f"PCA, layer {shown}", fontsize="medium")
         axes[2].imshow(picture.convert("L"), cmap="gray", alpha=0.6)
         axes[2].imshow(
             weights, cmap="inferno", alpha=0.65, extent=(0, *picture.size, 0), vmin=0,
             vmax=np.nanmax(weights) if np.isfinite(weights).any() else 1,
         )  # fmt: skip
-        axes[2].set_title(f"attention, block {block}, {'mean of heads' if head is None else f'head {head}'}")
+        axes[2].set_title(f"attention {block}, {'mean' if head is None else f'head {head}'}", fontsize="medium")
         for axis in axes:
             axis.set(xticks=[], yticks=[])
     curves = drawn.add_subplot(grid[:, 3])
     for i, seen in enumerate(looks):
         curves.plot(seen.cknna, color=plots.COLOURS[i], marker=plots.MARKERS[i], label=seen.run)
     curves.axvline(layer, color="grey", linestyle="--", linewidth=1)
-    curves.set(xlabel="layer (dashed: chosen)", ylabel="CKNNA to the encoder", title="this image alone")
+    curves.set(xlabel="layer (dashed: chosen)", ylabel="CKNNA to the encoder, this image")
     if looks:
         curves.legend()
     drawn.supxlabel(plots.wrap(label, 110), fontsize="x-small", color="grey")
