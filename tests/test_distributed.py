@@ -119,7 +119,7 @@ def test_a_stage_starts_itself_on_two_processes(tiny, conversations, tmp_path):
         assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
     assert "torch.distributed.run --nproc-per-node 2" in done.stdout
     out = tmp_path / "runs/two/stage1/vicuna-7b-clip"
-    assert [entry["step"] for entry in log(out)] == [1, 2]
+    assert [entry["step"] for entry in log(out)] == [1]  # the first of two; the next would be the tenth
     assert (out / "projector.safetensors").is_file()
     described = json.loads((out / "environment.json").read_text())
     assert [entry["processes"] for entry in described] == [2]
