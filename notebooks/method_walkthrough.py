@@ -34,7 +34,7 @@ from viral_core.metrics import pca_map
 from viral_core.model import Align, AlignedModel, add_lora, assemble
 from viral_core.notebook import begin, conclude
 from viral_core.paths import RunPaths
-from viral_core.qualitative import teacher_of
+from viral_core.results.qualitative import teacher_of
 from viral_core.tap import VisualTap
 from viral_core.templates import TEMPLATES
 

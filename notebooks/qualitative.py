@@ -33,7 +33,7 @@ from viral_core import plots, results
 from viral_core.benchmarks import load_rows, open_image
 from viral_core.data import pad_to_square
 from viral_core.notebook import begin, conclude
-from viral_core.qualitative import layer_states, teacher_tokens, token_colours
+from viral_core.results.qualitative import layer_states, teacher_tokens, token_colours
 
 settings, out = begin(profile, "qualitative")
 systems = {"baseline": "baseline", "viral": "VIRAL"}

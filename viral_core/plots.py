@@ -122,8 +122,8 @@ def tiles(columns: dict[str, list], rows: list[str], side: float = 1.15) -> plt.
             axis.set(xticks=[], yticks=[])
             sns.despine(ax=axis, left=True, bottom=True)
             if picture is None or isinstance(picture, str):
-                axis.annotate("not run" if picture is None else picture, (0.5, 0.5), xycoords="axes fraction", ha="center", color="grey",
-                              fontsize="x-small")  # fmt: skip
+                said = "not run" if picture is None else picture
+                axis.annotate(said, (0.5, 0.5), xycoords="axes fraction", ha="center", color="grey", fontsize="x-small")
             elif picture.ndim == 2:
                 axis.imshow(picture, cmap="Greys", vmin=0, interpolation="nearest")
             else:

@@ -5,6 +5,7 @@
 - `curves`: over layers and training steps
 - `permutation`: Table 3
 - `tables`: the paper's tables beside ours
+- `qualitative`: states of runs and features of teachers for a few images
 - `conclusions`: sentences computed from all these
 """
 

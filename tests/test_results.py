@@ -1,0 +1,218 @@
+"""What the notebooks read: tables against direct computations, missing runs, intervals, figures, parameters."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from viral_core import plots, results
+from viral_core.benchmarks.answers import append, settings
+from viral_core.notebook import execute
+from viral_core.paths import ROOT
+from viral_core.results import curves, permutation, reading
+from viral_core.results.curves import interval
+
+RUNS = {"baseline": 0.4, "viral": 0.6}  # the share that each run answers right
+N = 40
+
+
+def rows_of(benchmark):
+    """Questions of a benchmark in the form that its module scores."""
+    rows = []
+    for i in range(N):
+        row = {"id": str(i), "question": f"question {i}", "group": f"group {i}", "options": ["yes", "no"],
+               "category": benchmark.removeprefix("pope_"), "answer": "yes" if i % 3 else "no"}  # fmt: skip
+        if benchmark == "cv_bench":
+            row |= {"options": ["left", "right"], "answer": "AB"[i % 2], "category": ("Count", "Relation")[i % 2]}
+            row |= {"source": ("ADE20K", "COCO")[i % 2]}
+        if benchmark == "mmvp":
+            row |= {"options": ["left", "right"], "answer": "(a)", "corrected_answer": "(a)", "group": f"pair {i // 2}"}
+        rows.append(row)
+    return rows
+
+
+def write_answers(file, benchmark, right, shift=0):
+    """Answers of which the first `right` are right, counted from row `shift` on."""
+    rows = rows_of(benchmark)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    asked = settings(benchmark, rows, model="m", template="t", prompts=["?"] * N, max_new_tokens=4)
+    file.write_text(json.dumps({"settings": asked}) + "\n")
+    answered = [row | {"run": 0, "response": row["answer"] if (i - shift) % N < right else "none"}
+                for i, row in enumerate(rows)]  # fmt: skip
+    append(file, answered)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Results of the smoke profile: baseline and viral evaluated on the files of three benchmarks; nothing else run."""
+    for module in (reading, curves, permutation):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
+    for run, share in RUNS.items():
+        for benchmark in ("cv_bench", "mmvp", "pope_random", "pope_popular"):
+            right = int(share * N) + (8 if benchmark == "pope_popular" else 0)
+            write_answers(tmp_path / f"runs/smoke/evaluation/{run}-s0/{benchmark}.jsonl", benchmark, right)
+    return tmp_path
+
+
+def official(table, run, benchmark, column):
+    cell = table[(table["run"] == run) & (table["benchmark"] == benchmark)]
+    return cell[cell["score_name"] == "official"][column].iat[0] if "score_name" in cell else cell[column].iat[0]
+
+
+def test_scores_are_the_papers_combination_and_gains_are_paired(folder):
+    table = results.scores("smoke", ["baseline", "viral"], ["cv_bench", "mmvp", "pope", "mme"])
+    assert official(table, "baseline", "cv_bench", "score") == pytest.approx(100 * 16 / 40)
+    assert official(table, "viral", "mmvp", "score") == pytest.approx(100 * 12 / 20)  # pairs
+    assert official(table, "viral", "pope", "n") == 2 * N
+    assert "mme" not in set(table["benchmark"])  # not evaluated
+    row = table[(table["score_name"] == "official") & (table["run"] == "viral") & (table["benchmark"] == "cv_bench")]
+    assert row["low"].iat[0] < row["score"].iat[0] < row["high"].iat[0]
+
+    gains = results.gains("smoke", ["baseline", "viral"], benchmarks=["cv_bench"])
+    assert set(gains["run"]) == {"viral"}
+    assert official(gains, "viral", "cv_bench", "gain") == pytest.approx(100 * (24 - 16) / 40)
+    assert official(gains, "viral", "cv_bench", "seeds") == 1
+
+
+def test_a_missing_run_says_so(folder):
+    table = results.side_by_side("smoke", 1, {"mine": "a run of mine"})
+    cells = table.set_index(["run", "benchmark"])
+    assert len(table) == 9 * 6
+    assert cells.loc[("qwen-baseline", "cv_bench"), "n"] == 0
+    assert np.isnan(cells.loc[("qwen-baseline", "cv_bench"), "ours"])
+    assert cells.loc[("viral", "cv_bench"), "paper"] == 59.67
+    assert np.isnan(cells.loc[("mine", "cv_bench"), "paper"])
+    html = results.styled(table, "caption").to_html()
+    assert html.count("not run") >= 6 * 6
+    assert "nan" not in html.split("</style>")[1]
+    assert html == results.styled(table, "caption").to_html()
+    missing = results.not_run("smoke", runs=["baseline", "viral", "qwen-viral", "mine"])
+    assert missing == ["mine", "qwen-viral-s0"]
+    assert "`qwen-viral-s0`" in results.missing_line(missing)[0]
+    assert results.missing_line([]) == []
+
+
+def test_a_partial_evaluation_enters_no_table(folder):
+    file = folder / "runs/smoke/evaluation/viral-s0/cv_bench.jsonl"
+    file.write_text("\n".join(file.read_text().splitlines()[:-1]) + "\n")
+    with pytest.raises(ValueError, match="partial"):
+        results.scores("smoke", ["viral"], ["cv_bench"])
+
+
+def test_disagreements_are_the_questions_that_one_run_alone_answers(folder):
+    found = results.disagreements("smoke", "viral", "baseline", "cv_bench")
+    assert list(found["id"]) == [str(i) for i in range(16, 24)]
+    assert set(found["right"]) == {"viral"}
+    assert len(results.disagreements("smoke", "viral", "baseline", "cv_bench", each=2)) == 2
+
+
+def test_the_interval_of_a_mean_is_that_of_theory_and_grows_with_the_noise_of_seeds():
+    rng = np.random.default_rng(1)
+    values = rng.normal(3, 2, (1, 400))
+    mean, low, high = interval(values)
+    assert mean == values.mean()
+    assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
+    seeds = values + np.array([[-1.0], [0.0], [1.0]])
+    assert interval(seeds)[2] - interval(seeds)[1] > 2 * (high - low)
+    holes = values.copy()
+    holes[0, ::2] = np.nan
+    assert interval(holes)[0] == pytest.approx(np.nanmean(holes))
+    assert np.isnan(interval(np.array([[1.0]]))[1])
+    assert all(np.isnan(interval(np.full((2, 3), np.nan))))
+
+
+def layers_table():
+    rows = [
+        {"run": run, "seed": seed, "layer": layer, "image": f"image {image}", "chance": 0.1,
+         "cknna": 0.9 - 0.1 * layer + 0.01 * image + (0.2 if run == "viral" and layer == 2 else 0)}
+        for run in RUNS for seed in (0, 1) for layer in range(4) for image in range(5)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_curves_over_layers_are_means_and_paired_differences():
+    table = layers_table()
+    curve = results.similarity_curve(table).set_index(["run", "layer"])
+    assert curve.loc[("baseline", 1), "cknna"] == pytest.approx(0.82)
+    assert tuple(curve.loc[("baseline", 1), ["images", "seeds", "chance"]]) == (5, 2, 0.1)
+    difference = results.layer_difference(table, "cknna", "image", "viral").set_index("layer")
+    assert list(difference["difference"].round(6)) == [0, 0, 0.2, 0]
+    assert difference.loc[2, "low"] == pytest.approx(0.2)  # every image differs by as much
+    assert "higher in layers 2;" in results.difference_lines(difference.reset_index(), "viral", "baseline", "CKNNA")[0]
+    lines = results.similarity_lines(table, curve.reset_index())
+    assert "a loss (-0.300 [-0.300, -0.300]" in lines[0]
+    empty = pd.DataFrame()
+    assert results.similarity_curve(empty).empty
+    assert "not run" in results.difference_lines(
+        results.layer_difference(empty, "cknna", "image", "viral"), "viral", "baseline", "CKNNA"
+    )[0]  # fmt: skip
+
+
+def test_permutation_table_counts_lost_answers(folder):
+    for run, share in RUNS.items():
+        base = folder / f"runs/smoke/permutation/{run}-s0"
+        write_answers(base / "original.jsonl", "cv_bench", int(share * N))
+        for number in range(2):
+            write_answers(base / f"permuted-{number}.jsonl", "cv_bench", 12 + 2 * number)
+    row = results.permutation_table("smoke").set_index("run").loc["viral"]
+    assert (row["n"], row["original"], row["shuffled"], row["drop"]) == (40, 24, 13, 11)
+    assert (row["permutations"], row["paper_drop"]) == (2, 54)
+    assert row["low"] < 11 < row["high"]
+    count = results.permutation_table("smoke", "Count").set_index("run")
+    assert (count.loc["viral", "n"], count.loc["viral", "original"]) == (20, 12)
+    assert count.loc["siglip2-viral", "n"] == 0
+    more = results.drop_differences("smoke", [("viral", "baseline"), ("siglip2-viral", "siglip2-baseline")])
+    assert list(more["difference"]) == [8]
+    html = results.styled_drops(results.permutation_table("smoke"), "caption").to_html()
+    assert html.count("not run") >= 2
+
+
+def test_sentences_say_what_the_intervals_say():
+    gains = pd.DataFrame({
+        "run": "viral", "reference": "baseline", "benchmark": ["pope", "mme", "mmvp"], "score_name": "official",
+        "gain": [2.0, -30.0, 1.0], "low": [1.0, -50.0, -1.0], "high": [3.0, -10.0, 3.0], "n": 100, "seeds": [3, 3, 1],
+    })  # fmt: skip
+    lines = results.gain_lines(gains)
+    assert lines[0] == "`viral` against `baseline` on POPE: +2.00 [+1.00, +3.00] points (n = 100, 3 seeds): **higher**."
+    assert "**lower**" in lines[1]
+    assert "1 seed, so the interval is over questions alone): **not told apart**" in lines[2]
+    assert lines[3].startswith("Of 3 comparisons 1 are higher, 1 lower and 1 not told apart")
+    assert results.verdict(np.nan, np.nan) == "no interval"
+
+
+def test_equal_data_give_equal_files(folder, tmp_path):
+    plots.style()
+    for name in ("first", "second"):
+        table = results.side_by_side("smoke", 1)
+        plots.save(plots.score_panels(table, results.TITLES), tmp_path / name, "panels")
+        figure, axis = plots.plt.subplots()
+        plots.curves(axis, results.similarity_curve(layers_table()), "layer", "cknna")
+        plots.save(figure, tmp_path / name, "curves")
+        picture = np.random.default_rng(0).random((4, 4, 3))
+        plots.save(
+            plots.tiles({"a": [picture, None], "b": ["", picture[..., 0]]}, ["x", "y"]), tmp_path / name, "tiles"
+        )
+    plots.plt.close("all")
+    files = sorted(file.name for file in (tmp_path / "first").iterdir())
+    assert files == [f"{name}.{kind}" for name in ("curves", "panels", "tiles") for kind in ("png", "svg")]
+    for file in files:
+        assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes(), file
+
+
+@pytest.mark.parametrize("name", ["ross", "main_table"])
+def test_a_misspelt_parameter_is_an_error(tmp_path, name):
+    with pytest.raises(ValueError, match="unknown parameter profil; it has: profile"):
+        execute(ROOT / f"notebooks/{name}.py", tmp_path / "out.ipynb", {"profil": "smoke"})
+    with pytest.raises(ValueError, match="parameter profile is a str"):
+        execute(ROOT / f"notebooks/{name}.py", tmp_path / "out.ipynb", {"profile": 3})
+
+
+def test_every_notebook_of_a_profile_exists_and_says_what_it_reads():
+    from viral_core import pipeline, profile
+
+    for name in profile.names():
+        for kind in ("notebook", "notebook2"):
+            for entry in pipeline.stages(profile.load(name))[kind].values():
+                assert (ROOT / entry["source"]).is_file()
+                assert len(entry["reads"]) == {"notebook": 1, "notebook2": 2}[kind]
