@@ -101,6 +101,27 @@ def test_what_is_done_and_measured_is_counted(here):
     assert not found["evaluate", "viral-s0"].done
 
 
+def test_a_measured_step_replaces_the_stated_utilisation(here):
+    shape = {"width": 4096, "mlp": 11008, "blocks": 32, "vocabulary": 32064, "samples": 8, "tokens": 2048, "lora": 128}
+    shape |= {"vision_width": 1024, "vision_mlp": 4096, "vision_blocks": 24, "image_size": 336, "patch": 14}
+    step = {
+        "shape": shape,
+        "settings": {"gradient_checkpointing": True},
+        "arms": {"baseline": {"seconds": {"median": 2.0}}},
+    }
+    step["environment"] = {"gpus": [{"model": "NVIDIA H100 80GB HBM3"}]}
+    before = plan.table(PAPER).loc["viral"]
+    file = here / "runs/gpu/benchmark/step.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(step))
+    found, notes = plan.gpus()
+    assert found["H100"]["utilisation"]["stage2"] == pytest.approx(3 * 2 * 6.6e9 * 16384 / (2.0 * 989e12), rel=0.2)
+    assert "measured by runs/gpu/benchmark/step.json" in notes[0]
+    after = plan.table(PAPER).loc["viral"]
+    assert after["8 x H100, h"] < before["8 x H100, h"]
+    assert after["8 x A100-80, h"] == before["8 x A100-80, h"]
+
+
 def test_which_runs_give_which_table(here):
     profile = replace(PAPER, runs={"baseline": [0], "viral": [0], "relation": [0]})
     places = {place: (needed, lacking) for place, needed, lacking in plan.places(profile, plan.table(profile))}

@@ -141,6 +141,19 @@ def training_operations(stage: str, entry: dict, facts: dict) -> float | None:
     return recipe["batch_size"] * (passes * forward + trained + seen)
 
 
+def benchmark_operations(shape: dict, checkpointing: bool) -> float:
+    """Floating-point operations of one step of `viral_core.metrics.benchmark_step`, whose `shape` this is."""
+    width, tokens, visual = shape["width"], shape["tokens"], (shape["image_size"] // shape["patch"]) ** 2
+    blocks, inner = shape["blocks"], shape["mlp"]
+    matrices = blocks * (4 * width * width + 3 * width * inner) + shape["vocabulary"] * width
+    forward = 2 * matrices * tokens + 2 * blocks * width * tokens**2
+    encoder = shape["vision_blocks"] * (
+        4 * shape["vision_width"] ** 2 + 2 * shape["vision_width"] * shape["vision_mlp"]
+    )
+    trained = 4 * blocks * shape["lora"] * (8 * width + 3 * (width + inner)) * tokens
+    return shape["samples"] * ((3 if checkpointing else 2) * forward + trained + 2 * encoder * visual)
+
+
 def cache_operations(entry: dict, images: int) -> float | None:
     """Floating-point operations of writing a teacher's features of so many images."""
     teacher, vision = architecture(entry["teacher"]["path"]), architecture(entry["vision"]["path"])

@@ -2,7 +2,7 @@
 
 Times on "this machine" are measured: the wall times that stages have noted, and the logs of trainings, from which those
 of the same models follow.  For the machines of profiles/reference/hardware.yaml they come from operations, peak and
-utilisation.
+utilisation; where runs/gpu/benchmark holds a step that was measured on such a GPU, its utilisation is used for stage 2.
 """
 
 import json
@@ -139,6 +139,24 @@ def _step_seconds(entries: dict) -> dict[tuple, float]:
     return {key: sum(paces) / len(paces) for key, paces in found.items()}
 
 
+def gpus() -> tuple[dict[str, dict], list[str]]:
+    """The GPUs of hardware.yaml, with the utilisation of stage 2 that benchmarks have reached, and a note on each."""
+    found = {name: {**gpu, "utilisation": {**gpu["utilisation"]}} for name, gpu in
+             estimates.reference("hardware")["gpus"].items()}  # fmt: skip
+    notes = []
+    for file in sorted((ROOT / "runs" / "gpu" / "benchmark").glob("*.json")):
+        step = json.loads(file.read_text())
+        if "shape" not in step or not (devices := step["environment"]["gpus"]):
+            continue
+        work = estimates.benchmark_operations(step["shape"], step["settings"]["gradient_checkpointing"])
+        for name, gpu in found.items():
+            if name in devices[0]["model"]:
+                share = work / (step["arms"]["baseline"]["seconds"]["median"] * gpu["peak"] * 1e12)
+                gpu["utilisation"]["stage2"] = share
+                notes.append(f"Stage 2 on {name}: utilisation {share:.2f}, measured by {file.relative_to(ROOT)}.")
+    return found, notes
+
+
 def hours(job: Job, machine: dict, gpu: dict) -> float | None:
     """Wall time in hours of a job on a machine of hardware.yaml."""
     if job.operations is None:
@@ -149,7 +167,7 @@ def hours(job: Job, machine: dict, gpu: dict) -> float | None:
 
 def table(profile: Profile, price: float | None = None) -> pd.DataFrame:
     """One row per run and shared job: status, GB, and per machine wall hours, GPU-hours and cost; `None`: unknown."""
-    hardware, rows = estimates.reference("hardware"), {}
+    hardware, rows, cards = estimates.reference("hardware"), {}, gpus()[0]
     for job in jobs(profile):
         row = rows.setdefault(job.owner, {"jobs": 0, "done": 0, "GB": 0.0, "this machine, h": 0.0})
         row["jobs"] += 1
@@ -158,7 +176,7 @@ def table(profile: Profile, price: float | None = None) -> pd.DataFrame:
         if job.measured is not None or job.stage in ("stage1", "stage2"):
             row["this machine, h"] = _add(row["this machine, h"], job.measured and job.measured / 3600)
         for name, machine in hardware["machines"].items():
-            wall = hours(job, machine, hardware["gpus"][machine["gpu"]])
+            wall = hours(job, machine, cards[machine["gpu"]])
             row[f"{name}, h"] = _add(row.get(f"{name}, h", 0.0), wall)
             gpu_hours = wall and wall * machine["gpus"]
             row[f"{name}, GPU-h"] = _add(row.get(f"{name}, GPU-h", 0.0), gpu_hours)
@@ -201,6 +219,7 @@ def show(profile: Profile, price: float | None = None) -> str:
     lines += ["Estimates, not measurements, but for `here` (this machine); how they are made and what they assume:",
               "profiles/reference/hardware.yaml.  * does not fit a GPU as configured: lower micro_batch, or take",
               "launch.deepspeed zero3.", ""]  # fmt: skip
+    lines += gpus()[1]
     width = max(map(len, found.index)) + 2
     head = f"{'':{width}}{'done':>7}{'GB':>8}{'here h':>9}"
     lines.append(head + "".join(f"{machine + ': h':>18}{'GPU-h':>8}{'USD':>8}" for machine in machines))
