@@ -282,20 +282,20 @@ def add(folder, entry: dict, seeds=(0,)) -> None:
 
 def test_an_own_run_takes_one_entry(folder):
     align = {"teacher": "depth_anything", "depth": 0.75, "weight": 1.0, "objective": "relation"}
-    add(folder, {"extends": "viral", "language": "qwen-7b", "align": align}, seeds=(0, 3))
+    add(folder, {"extends": "viral", "vision": "siglip2", "align": align}, seeds=(0, 3))
     stages = pipeline.stages(profiles.load("mine"))
     for kind in ("stage2", "evaluate", "cknna"):
         assert list(stages[kind]) == ["mine-mine-s0", "mine-mine-s3"]
     entry = stages["stage2"]["mine-mine-s3"]
-    assert entry["align"]["layers"] == [5]  # 0.75 of 7 blocks
+    assert entry["align"]["layers"] == [6]  # 0.75 of 8 blocks
     assert (entry["align"]["objective"], entry["align"]["weight"], entry["seed"]) == ("relation", 1.0, 3)
-    assert entry["language"]["path"].endswith("qwen-7b")
-    # only what it needs is made: one projector, one cache, one language model, the encoder and this teacher
-    assert list(stages["stage1"]) == ["mine-qwen-7b-clip"]
-    assert list(stages["cache"]) == ["mine-depth_anything-clip"]
-    assert entry["targets"] == stages["cache"]["mine-depth_anything-clip"]["out"]
+    assert entry["vision"]["path"].endswith("siglip2")
+    # only what it needs is made: one language model, encoder, teacher, projector and cache
+    assert list(stages["stage1"]) == ["mine-vicuna-7b-siglip2"]
+    assert list(stages["cache"]) == ["mine-depth_anything-siglip2"]
+    assert entry["targets"] == stages["cache"]["mine-depth_anything-siglip2"]["out"]
     assert [list(stages[kind]) for kind in ("language", "vision", "teacher", "distil")] == [
-        ["mine-qwen-7b"], ["mine-clip"], ["mine-depth_anything"], []
+        ["mine-vicuna-7b"], ["mine-siglip2"], ["mine-depth_anything"], []
     ]  # fmt: skip
 
 
