@@ -64,7 +64,7 @@ def _summary(paths: RunPaths) -> dict | None:
     file = ROOT / paths.results("claims") / "claims.csv"
     if not file.is_file():
         return None
-    ledger = pd.read_csv(file, dtype={"section": str}).fillna({"missing": "", "n": ""})
+    ledger = pd.read_csv(file, dtype={"section": str, "missing": str, "n": str}).fillna({"missing": "", "n": ""})
     paper = ledger[ledger["section"] != "control"]
     counts = paper["verdict"].value_counts()
     return {
