@@ -14,7 +14,7 @@ PYTHON3 ?= python3
 STAMP := $(ENV)/.viral-workbook
 export PATH := $(ENV)/bin:$(PATH)
 
-.PHONY: help setup repro doctor plan fetch export test report lab lint clean
+.PHONY: help setup repro pipeline doctor plan fetch export test report lab lint clean
 
 help:  ## list the commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -27,17 +27,19 @@ $(STAMP): pyproject.toml constraints.txt
 	$(ENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all]'
 	touch $@
 
-# DVC runs one stage at a time; with JOBS > 1 the stages of a group, which do not wait for each other, are shared out among
-# several `dvc repro`.  Whatever they leave (one may find the other at the lock), the last `dvc repro` does, or reports.
-GROUPS = world|pretrained language|vision|teacher|vae grow|distil stage1|projector|cache stage2 \
-         evaluate|cknna|learning_curve|attention|permutation notebook|notebook2
+# DVC runs one stage at a time.  With JOBS > 1, stages that do not wait for each other are shared out among several
+# `dvc repro`, in portions of so many; what they leave (one may find another at the lock) the last `dvc repro` does.
+GROUPS = 1:world|pretrained 1:language|vision|teacher|vae 1:grow|distil 1:stage1|projector|cache 2:stage2 \
+         4:evaluate|cknna|learning_curve|attention|permutation 4:notebook|notebook2
 
-repro: $(STAMP)  ## run the pipeline of PROFILE, from nothing to tables and figures
+repro: $(STAMP) pipeline  ## run the pipeline of PROFILE, from nothing to tables and figures
+
+pipeline:
 	python -m viral_core doctor $(PROFILE)
 	python -m viral_core profile $(PROFILE)
 	if [ $(JOBS) -gt 1 ]; then for group in $(foreach g,$(GROUPS),'$(g)'); do \
-	  dvc stage list --name-only | grep -E "^($$group)@$(PROFILE)-" | \
-	  OMP_NUM_THREADS=1 xargs -r -n 1 -P $(JOBS) dvc repro --single-item || true; done; fi
+	  dvc stage list --name-only | grep -E "^($${group#*:})@$(PROFILE)-" | \
+	  OMP_NUM_THREADS=1 xargs -r -n $${group%%:*} -P $(JOBS) dvc repro --single-item || true; done; fi
 	dvc repro
 
 doctor: $(STAMP)  ## check what PROFILE needs, and say how to get what is missing (repro does it first)

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -118,6 +117,5 @@ def smoke_copy(tmp_path_factory):
     skipped = shutil.ignore_patterns(".git", ".venv", "runs", "__pycache__", "cache", "tmp", "*.egg-info", "dvc.lock")
     shutil.copytree(ROOT, folder, dirs_exist_ok=True, ignore=skipped)
     run(folder, "git", "init", "-q")
-    run(folder, sys.executable, "-m", "viral_core", "profile", "smoke")
-    run(folder, "dvc", "repro")
+    run(folder, "make", "pipeline", "PROFILE=smoke")
     return folder

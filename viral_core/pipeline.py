@@ -16,8 +16,8 @@ from viral_core.registry import Run, block_at
 from viral_core.schema import known
 
 KINDS = (
-    "pretrained", "world", "language", "grow", "vision", "teacher", "distil", "vae", "cache", "stage1", "projector", "stage2",
-    "evaluate", "cknna", *MEASUREMENTS, "notebook", "notebook2", "claims", "report",
+    "pretrained", "world", "language", "grow", "vision", "teacher", "distil", "vae", "cache", "stage1", "projector",
+    "stage2", "evaluate", "cknna", *MEASUREMENTS, "notebook", "notebook2", "claims", "report",
 )  # fmt: skip
 # Where a notebook's stage has more places for what it reads than the profile has: files that it depends on anyway.
 SPARE = ("profiles/runs.yaml", "viral_core/registry.py", "viral_core/profile.py")

@@ -147,7 +147,7 @@ def cache(entry: dict) -> None:
 
 
 def _encoder(vision: dict):
-    """Configuration of a vision encoder, whether its checkpoint is the encoder's alone or a pair's with a text encoder."""
+    """Configuration of a vision encoder, from a checkpoint of its own or of a pair with a text encoder."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(vision["path"], revision=vision["revision"])
