@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 # DVC runs one stage at a time.  With JOBS > 1, stages that do not wait for each other are shared out among several
 # `dvc repro`, in portions of so many; what they leave (one may find another at the lock) the last `dvc repro` does.
-GROUPS = 1:world|pretrained 1:language|vision|teacher|vae 1:grow|distil 1:stage1|projector|cache 2:stage2 \
+GROUPS = 1:world|pretrained 1:language|vision|teacher|vae 1:grow|distil 1:words|cache 1:stage1|projector 2:stage2 \
          4:evaluate|cknna|learning_curve|attention|permutation 4:notebook|notebook2
 
 repro: $(STAMP) pipeline  ## run the pipeline of PROFILE, from nothing to tables and figures

@@ -34,6 +34,9 @@ class RunPaths:
         name = [teacher, vision, *([] if state == "intact" else [state]), *(["tiles"] if tiled else [])]
         return self.root / "cache" / "-".join(name)
 
+    def words(self, language: str, vision: str) -> Path:
+        return self.root / "words" / f"{language}-{vision}"
+
     def stage1(self, language: str, vision: str) -> Path:
         return self.root / "stage1" / f"{language}-{vision}"
 

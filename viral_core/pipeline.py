@@ -16,8 +16,8 @@ from viral_core.registry import Run, block_at
 from viral_core.schema import known
 
 KINDS = (
-    "pretrained", "world", "language", "grow", "vision", "teacher", "distil", "vae", "cache", "stage1", "projector",
-    "stage2", "evaluate", "cknna", *MEASUREMENTS, "notebook", "notebook2", "claims", "report",
+    "pretrained", "world", "language", "grow", "vision", "teacher", "distil", "vae", "cache", "words", "stage1",
+    "projector", "stage2", "evaluate", "cknna", *MEASUREMENTS, "notebook", "notebook2", "claims", "report",
 )  # fmt: skip
 # Where a notebook's stage has more places for what it reads than the profile has: files that it depends on anyway.
 SPARE = ("profiles/runs.yaml", "viral_core/registry.py", "viral_core/profile.py")
@@ -111,7 +111,12 @@ def stages(profile: Profile) -> dict:
         if name in profile.projectors:
             add("projector", name, **base, source=profile.projectors[name], out=folder)
         else:
-            add("stage1", name, **common, **base, recipe=profile.stage1, out=folder)
+            start = base["vision"]["tracked"]  # for DVC
+            if profile.words:
+                start = str(paths.words(language, vision))
+                add("words", name, **base, **profile.words, seed=profile.seed, pool=str(paths.data / "pool"), out=start)
+            add("stage1", name, **common, **base, recipe=profile.stage1, words=bool(profile.words), start=start,
+                out=folder)  # fmt: skip
     for run, seeds in profile.runs.items():
         system = _system(profile, run)
         for seed in seeds:

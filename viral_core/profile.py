@@ -230,6 +230,7 @@ class Profile:
     permutation: Permutation | None = None
     compute: Compute = field(default_factory=Compute)
     launch: Launch = field(default_factory=Launch)
+    words: dict | None = None  # embedded: what projectors start from, viral_core.world.words
     projectors: dict[str, str] = field(default_factory=dict)  # <language>-<vision>: weights to use instead of stage 1
     seed: int = 0
 

@@ -101,6 +101,16 @@ def _load_run(entry: dict):
     )  # fmt: skip
 
 
+def words(entry: dict) -> None:
+    """Fit an embedded projector, before stage 1, to the words of what a patch shows."""
+    from viral_core.world.words import train_words
+
+    train_words(
+        entry["vision"]["path"], entry["language"]["path"], entry["pool"], entry["out"], steps=entry["steps"],
+        feature_layer=entry["vision"]["feature_layer"], seed=entry["seed"],
+    )  # fmt: skip
+
+
 def stage1(entry: dict) -> None:
     """Stage 1: train the projector on captions."""
     import torch
@@ -115,7 +125,7 @@ def stage1(entry: dict) -> None:
     template = TEMPLATES[recipe.pop("template")]
     torch.manual_seed(entry["seed"])
     samples = load_conversations(entry["data"]["captions"], entry["data"]["caption_images"])
-    llava, processor = _assemble(entry)
+    llava, processor = _assemble(entry, Path(entry["start"]) / "projector.safetensors" if entry["words"] else None)
     scale_projector(llava, recipe.pop("projector_scale", 1.0))
     recipe = Recipe(**recipe, seed=entry["seed"], deepspeed=deepspeed_config(_launch(entry)))
     train_stage1(llava, processor, samples, recipe, entry["out"], template=template)

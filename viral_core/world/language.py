@@ -183,7 +183,11 @@ def opening(template: Template) -> str:
 
 def spell_out(tokenizer, scene: Scene) -> torch.Tensor:
     """Tokens of the words of each cell, (16, 4) int64; -1 where a cell has fewer words."""
-    rows = [tokenizer.convert_tokens_to_ids([f"Ġ{w}" for w in words]) for words in questions.spelled_out(scene)]
+    return _cells(tokenizer, questions.spelled_out(scene))
+
+
+def _cells(tokenizer, cells: list[tuple[str, ...]]) -> torch.Tensor:
+    rows = [tokenizer.convert_tokens_to_ids([f"Ġ{word}" for word in words]) for words in cells]
     return torch.tensor([row + [-1] * (WORDS - len(row)) for row in rows])
 
 
@@ -204,6 +208,17 @@ def collate(samples: list[tuple]) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
     return pad(ids, batch_first=True), pad(labels, batch_first=True, padding_value=IGNORE), torch.stack(cells)
 
 
+def _sum_of_words(table: torch.nn.Embedding, cells: torch.Tensor) -> torch.Tensor:
+    """(B, 16, 4) tokens -> (B, 16, D)."""
+    weight = (cells >= 0) * torch.tensor([1.0, DETAIL, DETAIL, DETAIL])
+    return (table(cells.clamp(min=0)) * weight.unsqueeze(-1)).sum(2)
+
+
+def cell_embeddings(model, tokenizer, scenes: list[list[tuple[str, ...]]]) -> torch.Tensor:
+    """What a language model finds at the visual positions of spelled-out scenes: (n, 16, D)."""
+    return _sum_of_words(model.get_input_embeddings(), torch.stack([_cells(tokenizer, words) for words in scenes]))
+
+
 def embed(
     model, image_token: int, ids: torch.Tensor, cells: torch.Tensor, noise: torch.Tensor | float = 0.0
 ) -> torch.Tensor:
@@ -212,8 +227,7 @@ def embed(
     `noise`, a scalar or (B, 1, 1), is the length of random noise added to a cell, in lengths of the cell's own vector.
     """
     table = model.get_input_embeddings()
-    weight = (cells >= 0) * torch.tensor([1.0, DETAIL, DETAIL, DETAIL])
-    words = (table(cells.clamp(min=0)) * weight.unsqueeze(-1)).sum(2)
+    words = _sum_of_words(table, cells)
     words = words + noise * words.norm(dim=-1, keepdim=True) * torch.randn_like(words) / words.shape[-1] ** 0.5
     visual = (ids == image_token).unsqueeze(-1)
     seen = visual.flatten(1).any(1)
