@@ -39,7 +39,7 @@ pipeline:
 	python -m viral_core profile $(PROFILE)
 	if [ $(JOBS) -gt 1 ]; then for group in $(foreach g,$(GROUPS),'$(g)'); do \
 	  dvc stage list --name-only | grep -E "^($${group#*:})@$(PROFILE)-" | \
-	  OMP_NUM_THREADS=1 xargs -r -n $${group%%:*} -P $(JOBS) dvc repro --single-item || true; done; fi
+	  OMP_NUM_THREADS=1 xargs -r -n $${group%%:*} -P $(JOBS) sh -c 'dvc repro --single-item "$$@" || true' dvc; done; fi
 	dvc repro
 
 doctor: $(STAMP)  ## check what PROFILE needs, and say how to get what is missing (repro does it first)

@@ -29,7 +29,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def lab(smoke_copy, tmp_path_factory):
-    """(address, token) of a JupyterLab in the copy's notebooks, where the explorer is set to the smoke profile."""
+    """Address and token of a JupyterLab with the copy's explorer, set to the smoke profile, and its number of cells."""
     notebook = jupytext.read(smoke_copy / "notebooks/explorer.py")
     for cell in notebook.cells:
         cell.source = cell.source.replace('profile = "laptop"', 'profile = "smoke"')
@@ -54,7 +54,7 @@ def lab(smoke_copy, tmp_path_factory):
             except OSError:
                 assert server.poll() is None, (home / "log").read_text()[-3000:]
                 time.sleep(0.5)
-        yield address, token
+        yield address, token, len(notebook.cells)
     finally:
         server.terminate()
         server.wait(30)
@@ -93,14 +93,15 @@ def test_the_report_works_without_a_network(browser, smoke_copy):
 
 
 def test_the_explorers_figure_follows_its_slider(browser, lab):
-    address, token = lab
+    address, token, cells = lab
     page = browser.new_context(viewport={"width": 1300, "height": 1000}).new_page()
     page.set_default_timeout(PATIENCE)
     outside: list[str] = []
     page.on("request", lambda r: None if r.url.startswith((address, "data:", "blob:", "ws")) else outside.append(r.url))
     page.goto(f"{address}/lab/tree/explorer.ipynb?reset&token={token}")
-    page.locator("[data-jupyter-id='runmenu'], .lm-MenuBar-itemLabel:text-is('Run')").last.click()
-    page.locator(".lm-Menu-itemLabel:text-is('Run All Cells')").click()
+    page.locator(".jp-Notebook .jp-Cell").first.click()
+    for _ in range(cells):
+        page.keyboard.press("Shift+Enter")
     picture = page.locator(".jupyter-widgets img.widget-image, img.widget-image").first
     picture.wait_for()
     before = picture.get_attribute("src")

@@ -96,7 +96,7 @@ def test_a_partial_evaluation_is_refused(evidence, tmp_path):
 def test_cknna_changes_are_paired_by_image(evidence, tmp_path):
     rng = np.random.default_rng(0)
     images = rng.normal(0, 1, 40)  # far larger than the effect: only pairing shows it
-    for run, shift in (("baseline", 0.0), ("align-encoder", 0.05)):
+    for run, shift in (("baseline", 0.0), ("residual-pre", 0.05)):
         rows = [
             {"run": run, "seed": 0, "reading": "tokens", "layer": layer, "image": i, "clamp": 1.0,
              "cknna": value - 0.1 * layer + shift + rng.normal(0, 0.01)}
@@ -108,7 +108,7 @@ def test_cknna_changes_are_paired_by_image(evidence, tmp_path):
     (fall,) = claims.cknna_change(evidence, "baseline", 0.0, 1.0)
     assert fall.value == pytest.approx(-0.4, abs=0.01)
     assert fall.high < 0
-    (gained,) = claims.cknna_gain(evidence, "align-encoder", "baseline", 0.5)
+    (gained,) = claims.cknna_gain(evidence, "residual-pre", "baseline", 0.5)
     assert gained.value == pytest.approx(0.05, abs=0.01)
     assert gained.low > 0
 
