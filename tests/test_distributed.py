@@ -109,7 +109,7 @@ def test_a_stage_starts_itself_on_two_processes(tiny, conversations, tmp_path):
         "stage1": {"batch_size": 4, "micro_batch": 2, "steps": 2, "max_length": 512},
         "launch": {"gpus": 2, "deepspeed": "zero2"},
         "runs": {"baseline": [0]},
-        **dict.fromkeys(("learning_curve", "attention", "permutation")),
+        **dict.fromkeys(("words", "learning_curve", "attention", "permutation")),
     }
     (tmp_path / "profiles/two.yaml").write_text(yaml.safe_dump(change))
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "OMP_WAIT_POLICY": "passive", "DS_ACCELERATOR": "cpu"}
