@@ -110,6 +110,6 @@ def test_a_profile_with_a_projector_skips_stage_1(tiny, tmp_path, monkeypatch):
 
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({**change, "projectors": {"vicuna-clip": "x"}}))
     with pytest.raises(
-        profiles.ProfileError, match="no pair of language and vision 'vicuna-clip'; there are: base-clip"
+        profiles.ProfileError, match="no pair of language and vision 'vicuna-clip'; there are: vicuna-7b-clip"
     ):
         profiles.load("mine")

@@ -241,7 +241,7 @@ TEACHER = {"teacher": "dinov2"}
         ({"residual": {}}, r"mine.residual: missing key source"),
         ({"residual": {"source": "encoder", "depth": 1.5}}, r"depth 1.5 is not in \(0, 1\]"),
         ({"reconstruct": {"depth": 0.0}}, r"depth 0.0 is not in \(0, 1\]"),
-        ({"language": "llama"}, r"no language 'llama'; there are: base, vicuna-7b"),
+        ({"language": "llama"}, r"no language 'llama'; there are: vicuna-7b, vicuna-13b"),
         ({"vision": "eva"}, r"no vision 'eva'; there are: clip, siglip2"),
         ({"extends": "virall"}, r"mine.extends: no run 'virall'; there are: baseline, viral"),
         ({"extends": "mine"}, r"mine extends mine"),
@@ -295,7 +295,7 @@ def test_an_own_run_takes_one_entry(folder):
     assert list(stages["cache"]) == ["mine-depth_anything-siglip2"]
     assert entry["targets"] == stages["cache"]["mine-depth_anything-siglip2"]["out"]
     assert [list(stages[kind]) for kind in ("language", "grow", "vision", "teacher", "distil")] == [
-        ["mine-base"], ["mine-vicuna-7b"], ["mine-siglip2"], ["mine-depth_anything"], []
+        ["mine-vicuna-7b"], [], ["mine-siglip2"], ["mine-depth_anything"], []
     ]  # fmt: skip
 
 

@@ -66,11 +66,24 @@ def execute(source: str | Path, out: str | Path, parameters: dict) -> None:
             if not isinstance(value, default):
                 raise ValueError(f"{source}: parameter {name} is a {default.__name__}, not {value!r}")
         out.parent.mkdir(parents=True, exist_ok=True)
-        papermill.execute_notebook(
-            str(unexecuted),
-            str(out),
-            parameters=parameters,
-            kernel_name="python3",
-            cwd=str(source.parent),
-            start_timeout=600,
-        )
+        try:
+            papermill.execute_notebook(
+                str(unexecuted),
+                str(out),
+                parameters=parameters,
+                kernel_name="python3",
+                cwd=str(source.parent),
+                start_timeout=600,
+            )
+        finally:
+            if out.is_file():
+                _name_source(out, source)
+
+
+def _name_source(out: Path, source: Path) -> None:
+    """Papermill writes the paths it was given into the notebook; a reader wants the script, not a temporary file."""
+    import nbformat
+
+    notebook = nbformat.read(out, as_version=4)
+    notebook.metadata.papermill.update(input_path=source.as_posix(), output_path=out.as_posix())
+    nbformat.write(notebook, out)

@@ -22,6 +22,7 @@ NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
 ROWS = ("top", "upper", "lower", "bottom")
 COLUMNS = ("far-left", "mid-left", "mid-right", "far-right")
 OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
+ACROSS = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def cv_bench_count(scene: Scene, rng: np.random.Generator) -> QA:
     """CV-Bench 2D Count: four to six numbers to choose from."""
     counts = scene.counts()
     name = pick(rng, list(counts))
-    others = [str(n) for n in rng.permutation(MAX_COUNT + 1) if n != counts[name]][: int(rng.integers(3, 6))]
+    others = [str(n) for n in rng.permutation(len(NUMBERS) - 1) if n != counts[name]][: int(rng.integers(3, 6))]
     options, letter = _choices(rng, str(counts[name]), others, "ABCDEF")
     stem = f"How many {BY_NAME[name].plural} are in the image?"
     return _cv_bench("Count", stem, options, letter)
@@ -188,13 +189,12 @@ def mme_count(scene: Scene, rng: np.random.Generator) -> QA:
 
 
 def mme_position(scene: Scene, rng: np.random.Generator) -> QA | None:
-    if not (found := _related(scene, rng)):
+    found = [(o, s) for o in singles(scene) if (s := side_of(o))]
+    if not found:
         return None
-    a, b, relation = found
+    o, side = pick(rng, found)
     yes = rng.random() < 0.5
-    said = relation if yes else OPPOSITE[relation]
-    where = f"on the {said} side of" if said in ("left", "right") else said
-    return _mme("position", f"Is the {a.category} {where} the {b.category}?", yes)
+    return _mme("position", f"Is the {o.category} at the {side if yes else ACROSS[side]} of this image?", yes)
 
 
 def mme_commonsense(scene: Scene, rng: np.random.Generator) -> QA:
@@ -241,28 +241,30 @@ def _mmstar_which(category: str, stem: str, holds: Callable[[list[Object]], bool
     return asker
 
 
-def _mmstar_side(category: str) -> Asker:
-    """Which of four categories is on one side of the image."""
+def _mmstar_single(category: str, stem: str, of: Callable[[Object], str | None]) -> Asker:
+    """Which of four categories has a property that a single object has or has not, such as a facing or a place."""
 
     def asker(scene: Scene, rng: np.random.Generator) -> QA | None:
-        sides = {o.category: side for o in singles(scene) if (side := side_of(o))}
-        if not sides:
+        has = {o.category: said for o in singles(scene) if (said := of(o))}
+        if not has:
             return None
-        gold, present = pick(rng, list(sides)), scene.counts()
-        elsewhere = [name for name, side in sides.items() if side != sides[gold]]
-        wrong = [*elsewhere, *(c.name for c in CATEGORIES if c.name not in present)]
-        return _mmstar(category, f"Which of these is at the {sides[gold]} of the image?", [gold], wrong, rng)
+        gold, present = pick(rng, list(has)), scene.counts()
+        others = [name for name, said in has.items() if said != has[gold]]
+        wrong = [*others, *(c.name for c in CATEGORIES if c.name not in present)]
+        return _mmstar(category, stem.format(has[gold]), [gold], wrong, rng)
 
     return asker
 
 
 MMSTAR: dict[str, Asker] = {
     "coarse perception": _mmstar_which("coarse perception", "Which of these is in the image?", bool),
-    "fine-grained perception": _mmstar_side("fine-grained perception"),
-    "instance reasoning": _mmstar_which(
-        "instance reasoning", "Which of these is there exactly once?", lambda found: len(found) == 1
+    "fine-grained perception": _mmstar_single(
+        "fine-grained perception", "Which of these is at the {} of the image?", side_of
     ),
-    "logical reasoning": _mmstar_which("logical reasoning", "Which of these is missing?", lambda found: not found),
+    "instance reasoning": _mmstar_single("instance reasoning", "Which of these is facing {}?", lambda o: o.facing),
+    "logical reasoning": _mmstar_single(
+        "logical reasoning", "Which of these is at the {}?", lambda o: f"{ROWS[o.row]} {COLUMNS[o.col]}"
+    ),
     "science & technology": _mmstar_which("science & technology", "Which of these can be seen?", bool),
     "math": _mmstar_which("math", "Which of these is there more than once?", lambda found: len(found) > 1),
 }

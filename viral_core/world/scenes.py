@@ -11,7 +11,7 @@ import numpy as np
 
 GRID = 4
 MAX_OBJECTS = 6
-MAX_COUNT = 5
+MAX_COUNT = 3
 
 
 @dataclass(frozen=True)
