@@ -16,4 +16,5 @@
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:?submit this with sbatch, from the root of the repository}"
 export OMP_NUM_THREADS=8
+export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-64}"  # srun does not take it over by itself
 make repro PROFILE="${PROFILE:-paper}"

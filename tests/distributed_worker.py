@@ -91,6 +91,9 @@ def main() -> None:
                 ask(folder, folder / f"shared-{kind}.jsonl", protocol)
             continue
         distributed.join(deepspeed=ENGINES[name] is not None)
+        if what == "half":
+            train(folder, f"{name}-half", ENGINES[name], steps=3, bf16=True, gradient_checkpointing=True)
+            continue
         lives = 5 if what == "die" else float("inf")
         label = "whole" if what == "whole" else "killed"
         calls[task] = train(folder, f"{name}-{label}", ENGINES[name], lives)

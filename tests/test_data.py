@@ -1,5 +1,7 @@
 import json
+import shutil
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from viral_core.data import (
     ConversationDataset,
     GroupedSampler,
     Sample,
+    approximate_length,
     encode,
     expand_image_tokens,
     find_image,
@@ -217,6 +220,38 @@ def test_sampler_groups_modalities_and_sees_everybody():
     lengths = [[sampler.lengths[i] for i in batch] for batch in batches]
     assert all(row == sorted(row, reverse=True) for row in lengths)
     assert lengths[0][0] == max(sampler.lengths)
+
+
+def test_the_length_of_what_has_no_spaces():
+    def length(text):
+        return approximate_length(Sample("s", [{"from": "human", "value": text}], (), Path("x")), 4)
+
+    assert length("How many dogs are there?") == 4 + 5
+    assert length("\u72d7" * 1800) > 1800
+    assert length("x" * 320) == 4 + 1 + 20
+
+
+def test_vicunas_kind_of_tokenizer(tiny, conversations, tmp_path):
+    """A repository with SentencePiece's tokenizer.model alone, as Vicuna's: labels are the answers and the stop."""
+    import sentencepiece
+
+    samples, template = load_conversations(*conversations), TEMPLATES["vicuna_v1"]
+    shutil.copytree(tiny / "llama", tmp_path / "vicuna", ignore=shutil.ignore_patterns("tokenizer*", "special*"))
+    text = [prompt(template, turn["value"]) for sample in samples for turn in sample.turns]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(text), model_prefix=str(tmp_path / "vicuna" / "tokenizer"), vocab_size=330,
+        model_type="bpe", byte_fallback=True, minloglevel=2,
+    )  # fmt: skip
+    settings = {"tokenizer_class": "LlamaTokenizer", "legacy": False, "bos_token": "<s>", "eos_token": "</s>",
+                "unk_token": "<unk>", "add_bos_token": True}  # fmt: skip
+    (tmp_path / "vicuna" / "tokenizer_config.json").write_text(json.dumps(settings))
+    processor = assemble(tiny / "clip", tmp_path / "vicuna")[1]
+    for sample in samples:
+        encoded = encode(sample, processor, template, 1024)
+        supervised = encoded["input_ids"][encoded["labels"] != IGNORE]
+        said = [turn["value"] for turn in sample.turns if turn["from"] == "gpt"]
+        assert "".join(processor.tokenizer.decode(supervised).split()) == "".join("</s>".join([*said, ""]).split())
+        assert int((supervised == processor.tokenizer.eos_token_id).sum()) == len(said)
 
 
 def test_sampler_order_depends_on_seed_and_goes_on_over_epochs():

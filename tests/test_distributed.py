@@ -59,7 +59,7 @@ def folder(tiny, conversations, tmp_path_factory):
     together(folder, "whole:zero2", "whole:zero3", "die:zero2", dies=True)
     assert not (folder / "zero2-killed").exists()
     together(folder, "resume:zero2", "die:zero3", dies=True)
-    together(folder, "resume:zero3")
+    together(folder, "resume:zero3", "half:zero2", "half:zero3")
     return folder
 
 
@@ -83,6 +83,17 @@ def test_two_processes_train_as_one(folder, engine):
     one, two = weights(folder / "single"), weights(folder / f"{engine}-whole")
     assert one.keys() == two.keys()
     assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-3
+
+
+@pytest.mark.parametrize("engine", ["zero2", "zero3"])
+def test_half_precision_and_checkpointing_follow_the_same_course(folder, engine):
+    """The paper's mode of training; bfloat16 has eight bits of precision."""
+    single, half = log(folder / "single"), log(folder / f"{engine}-half")
+    assert len(half) == 3
+    for one, two in zip(single, half, strict=False):
+        assert two["lm_loss"] == pytest.approx(one["lm_loss"], rel=0.03)
+        assert (one["vra_loss"] is None) == (two["vra_loss"] is None)
+        assert two["vra_loss"] is None or two["vra_loss"] == pytest.approx(one["vra_loss"], abs=0.05)
 
 
 @pytest.mark.parametrize("engine", ["zero2", "zero3"])

@@ -187,6 +187,23 @@ def test_a_peft_model_and_a_training_mode_that_is_kept(tiny, rows, tmp_path):
     assert model.training
 
 
+def test_answers_of_other_weights_are_an_error_or_renewed(model, rows, tmp_path):
+    file, parts = tmp_path / "a.jsonl", [tmp_path / f"a.jsonl.part-000{i}" for i in range(2)]
+    ask(model, rows, file, model_id="before")
+    parts[1].write_text(file.read_text())
+    with pytest.raises(ValueError, match="other settings .model: 'before' there, 'after' now"):
+        ask(model, rows, file, model_id="after")
+    with pytest.warns(UserWarning, match="asking again"):
+        answered = ask(model, rows, file, model_id="after", renew=True)
+    settings, found = read_answers(file)
+    assert settings["model"] == "after"
+    assert sorted(row["id"] for row in found[0]) == sorted(row["id"] for row in answered[0])
+    assert not any(path.exists() for path in parts)
+    kept = file.read_bytes()
+    ask(model, rows, file, model_id="after", renew=True)
+    assert file.read_bytes() == kept
+
+
 def test_rows_must_be_distinct(model, rows, tmp_path):
     for faulty in ([], rows + rows[:1]):
         with pytest.raises(ValueError, match="each id once"):

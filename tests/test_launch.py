@@ -36,7 +36,7 @@ def test_one_node_is_torchrun_of_the_same_command():
 def test_several_nodes_are_deepspeeds_hostfile_or_slurm(monkeypatch):
     hosts = Launch(gpus=4, nodes=2, hostfile="hosts.txt", deepspeed="zero3")
     command = launcher(hosts, ["stage2", "k"], {})
-    assert command[1:5] == ["-m", "deepspeed.launcher.runner", "--hostfile", "hosts.txt"]
+    assert command[1:5] == ["-m", "deepspeed.launcher.runner", "--no_local_rank", "--hostfile"]
     assert command[-4:] == ["--module", "viral_core", "stage2", "k"]
     monkeypatch.setattr(launch, "_first_node", lambda environment: "node-a")
     slurm = {"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node-[a-b]"}

@@ -9,6 +9,8 @@ import pytest
 import yaml
 from commands import run
 
+from viral_core.benchmarks.answers import read_answers
+
 
 def status(folder: Path) -> set[str]:
     """Stages that a `dvc repro` would run."""
@@ -55,9 +57,15 @@ def test_changing_one_run_reruns_that_run_and_what_depends_on_it(smoke):
     try:
         # Its evaluation follows once its output has changed; the arithmetic of the paper's tables reads the registry.
         assert status(smoke) == {"stage2@smoke-layers-15-17-s0", "notebook@smoke-paper_arithmetic"}
+        answers = smoke / "runs/smoke/evaluation/layers-15-17-s0/pope_random.jsonl"
+        old = read_answers(answers)[0]["model"]
+        run(smoke, "dvc", "repro", "evaluate@smoke-layers-15-17-s0")  # other weights: what was answered is asked again
+        assert read_answers(answers)[0]["model"] != old
     finally:
         registry.write_text(before)
         run(smoke, sys.executable, "-m", "viral_core", "profile", "smoke")
+        run(smoke, "dvc", "repro")
+    assert read_answers(answers)[0]["model"] == old
     assert status(smoke) == set()
 
 

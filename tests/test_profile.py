@@ -1,5 +1,6 @@
 """Profiles are data: checked keys, known names, one pipeline entry per thing to make."""
 
+import ast
 import subprocess
 
 import pytest
@@ -17,6 +18,32 @@ def test_every_profile_loads_and_its_stages_are_keyed_by_its_name(name):
     assert set(stages) == set(pipeline.KINDS)
     assert all(key.startswith(f"{name}-") for entries in stages.values() for key in entries)
     assert {entry["run"] for entry in stages["stage2"].values()} == set(profile.runs)
+
+
+# What decides where and how a stage runs, and not what it writes.
+AROUND = {"viral_core/distributed.py", "viral_core/launch.py", "viral_core/profile.py", "viral_core/metrics"}
+
+
+def test_stages_depend_on_the_modules_they_import():
+    declared = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    stages = ast.parse((ROOT / "viral_core/stages.py").read_text())
+    functions = {node.name: node for node in stages.body if isinstance(node, ast.FunctionDef)}
+    for name in set(functions) & set(declared):
+        imports = [node for node in ast.walk(functions[name]) if isinstance(node, ast.ImportFrom)]
+        imported = {f"{node.module}.{alias.name}" for node in imports for alias in node.names}
+        files = {f.relative_to(ROOT).as_posix() for module in imported if (f := _file(module))}
+        assert files - AROUND <= set(declared[name]["do"]["deps"]), name
+
+
+def _file(imported):
+    """The module's file, or its package's folder, that holds an imported name; None outside of this project."""
+    place = ROOT.joinpath(*imported.split("."))
+    for path in (place, place.parent):
+        if path.with_suffix(".py").is_file():
+            return path.with_suffix(".py")
+        if (path / "__init__.py").is_file() and path != ROOT / "viral_core":
+            return path
+    return None
 
 
 def test_the_four_profiles_exist():

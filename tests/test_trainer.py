@@ -4,9 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model
 
 from viral_core.data import Collator, ConversationDataset, GroupedSampler, load_conversations
 from viral_core.model import Align, AlignedModel, Residual, add_lora, assemble, base_llava, load_run
+from viral_core.teachers import load_teacher
 from viral_core.templates import TEMPLATES
 from viral_core.trainer import Recipe, train_stage1, train_stage2
 
@@ -75,7 +77,7 @@ def test_log_has_both_losses_of_the_first_global_batch(tiny, samples, tmp_path):
         first = model(**Collator(processor, features)([data[i] for i in order]))
     train_stage2(model, processor, samples, recipe, tmp_path / "run", template=TEMPLATE, features=features)
     entries = log(tmp_path / "run")
-    assert [entry["step"] for entry in entries] == [1, 2]
+    assert [entry["step"] for entry in entries] == [1, 2, 3]
     keys = {"step", "loss", "lm_loss", "vra_loss", "learning_rate", "grad_norm", "seconds"}
     assert all(entry.keys() == keys for entry in entries)
     for key in ("loss", "lm_loss", "vra_loss"):
@@ -134,6 +136,21 @@ def test_online_teacher_equals_cached_features(tiny, samples, tmp_path):
         train_stage2(model, processor, samples, RECIPE, tmp_path / "run", template=TEMPLATE, **options)
         states.append(model.state_dict())
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_an_online_teacher_stays_as_its_checkpoint(tiny, samples, tmp_path):
+    config = Dinov2Config(hidden_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14)
+    Dinov2Model(config).save_pretrained(tmp_path / "dinov2")
+    BitImageProcessorPil(size={"shortest_edge": 28}).save_pretrained(tmp_path / "dinov2")
+    teacher = load_teacher("dinov2", tmp_path / "dinov2", 2)
+    model, processor = build(tiny, replace(ALIGN, dim=24))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    train_stage2(model, processor, samples, RECIPE, tmp_path / "run", template=TEMPLATE, teacher=teacher)
+    assert any(not torch.equal(before[name], value) for name, value in model.state_dict().items())  # it did train
+    stored = Dinov2Model.from_pretrained(tmp_path / "dinov2").state_dict()
+    kept = teacher.model.state_dict()
+    assert kept.keys() == stored.keys()
+    assert all(torch.equal(kept[name], stored[name]) for name in stored)
 
 
 def test_an_online_teacher_is_timed_and_a_cached_one_is_not(tiny, samples, tmp_path):

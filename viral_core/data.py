@@ -407,5 +407,13 @@ class GroupedSampler(Sampler[int]):
 
 
 def approximate_length(sample: Sample, image_tokens: int) -> int:
-    """Words of the conversation plus all its visual tokens: cheap, and close enough to group by."""
-    return sum(len(turn["value"].split()) for turn in sample.turns) + image_tokens
+    """Words of the conversation plus all its visual tokens: cheap, and close enough to group by.
+
+    What is long without a space, such as code, counts by its length, and other scripts by their characters.
+    """
+    return sum(_words(turn["value"]) for turn in sample.turns) + image_tokens
+
+
+def _words(text: str) -> int:
+    other = 0 if text.isascii() else sum(not character.isascii() for character in text)
+    return other + sum(1 + len(word) // 16 for word in text.split())

@@ -75,7 +75,11 @@ def packages(profile: Profile) -> Iterator[Finding]:
     wanted = [*project["dependencies"], *project["optional-dependencies"]["workbook"]]
     wanted += project["optional-dependencies"]["world"] if profile.world else []
     wanted += project["optional-dependencies"]["deepspeed"] if profile.launch.deepspeed else []
-    if any(profile.teachers[name].kind == "radio" for name in _used(profile)["teachers"]):
+    kinds = {profile.teachers[name].kind for name in _used(profile)["teachers"]}
+    wanted += project["optional-dependencies"]["ross"] if "vae" in kinds else []
+    if any(model.package for model in profile.languages.values()):
+        wanted += project["optional-dependencies"]["gguf"]
+    if "radio" in kinds:
         wanted.append("transformers>=5.23")  # the first with RadioModel
     if profile.compute.attention == "flash_attention_2":
         wanted.append("flash-attn")
@@ -236,7 +240,10 @@ def files(profile: Profile) -> Iterator[Finding]:
 
 
 def disk(profile: Profile) -> Iterator[Finding]:
-    """Room for what is not there yet: caches, runs with their checkpoints, one resume state, models, downloads."""
+    """Room for what is not there yet: caches, runs with their checkpoints, resume states, downloads.
+
+    Two resume states are kept, and a third may be being written.
+    """
     from viral_core import plan
 
     entries, samples = pipeline.stages(profile), plan.samples_of(profile)
@@ -244,8 +251,8 @@ def disk(profile: Profile) -> Iterator[Finding]:
     kept = 2  # DVC keeps a copy of what stages write
     sizes = {"runs": kept * sum(estimates.run_bytes(entry) or 0 for entry in todo["stage2"])}
     sizes["caches"] = kept * sum(estimates.cache_bytes(entry, samples["images"]) or 0 for entry in todo["cache"])
-    sizes["a resume state"] = max((4 * (estimates.run_bytes({**entry, "recipe": {**entry["recipe"], "checkpoints": []}})
-                                   or 0) for entry in todo["stage2"]), default=0)  # fmt: skip
+    bare = [{**entry, "recipe": {**entry["recipe"], "checkpoints": []}} for entry in todo["stage2"]]
+    sizes["resume states"] = 3 * 4 * max((estimates.run_bytes(entry) or 0 for entry in bare), default=0)
     int8 = kept * sum(estimates.cache_bytes(entry, samples["images"], "int8") or 0 for entry in todo["cache"])
     if profile.data.downloads:
         from viral_core import fetch
@@ -273,10 +280,14 @@ def images(profile: Profile, drop_faulty: bool = False) -> Iterator[Finding]:
     data, paths = profile.data, RunPaths(profile.name)
     for part, folder in (("captions", data.caption_images), ("conversations", data.conversation_images)):
         json_file, manifest = ROOT / getattr(data, part), ROOT / paths.manifest(part)
-        if drop_faulty and (dropped := drop(json_file, manifest)):
-            yield Finding(NOTE, f"{dropped} faulty entries taken out of {json_file.name}; the original is beside it")
         try:
-            found = write_manifest(json_file, ROOT / folder, manifest)
+            try:
+                found = write_manifest(json_file, ROOT / folder, manifest)
+            except ValueError:
+                if not (drop_faulty and (dropped := drop(json_file, manifest))):
+                    raise
+                yield Finding(NOTE, f"{dropped} faulty entries taken out of {json_file.name}; the original beside it")
+                found = write_manifest(json_file, ROOT / folder, manifest)
         except (FileNotFoundError, ValueError) as error:
             yield Finding(MISSING, str(error), "restore the images (make fetch), or take the faulty entries out: "
                           f"python -m viral_core doctor {profile.name} --drop-faulty")  # fmt: skip

@@ -23,6 +23,7 @@ from viral_core.benchmarks.answers import (
     merge_parts,
     part_file,
     read_answers,
+    remove_outdated,
     results_table,
     settings,
     summarise,
@@ -53,6 +54,7 @@ def evaluate(
     protocol: dict | None = None,
     limit: int | None = None,
     variant: str = "",
+    renew: bool = False,
     on_batch: Callable[[list[str]], None] | None = None,
     progress: bool = True,
 ) -> list[list[dict]]:
@@ -66,13 +68,14 @@ def evaluate(
         protocol: None for greedy decoding, or `sampled(...)`.
         limit: for trials: about this many rows, whole pairs, spread over the benchmark; marks the result as partial.
         variant: names what else was done to the model, such as a permutation of its visual features.
+        renew: answers in `out` that were made under other settings are removed; by default they are an error.
         on_batch: called with the ids of the rows before each batch is generated.
 
     Returns:
         The answered rows of each run, in the order of `rows`.
 
     Raises:
-        ValueError: no rows, repeated ids, or `out` was made under other settings.
+        ValueError: no rows, repeated ids, or `out` was made under other settings and is not to be renewed.
     """
     out = Path(out)
     rows = list(rows) if limit is None else _spread(rows, limit)
@@ -90,6 +93,8 @@ def evaluate(
     order = sorted(range(len(rows)), key=lambda i: -lengths[i])
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     if distributed.is_main():  # what processes of an interrupted evaluation have left
+        if renew:
+            remove_outdated(out, wanted)
         merge_parts(out, wanted, [ids[i] for i in order])
     distributed.barrier()
     done = continue_file(out, wanted)

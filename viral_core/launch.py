@@ -35,7 +35,10 @@ def spread(stage: str, settings: Launch) -> None:
     engine = settings.deepspeed if stage in TRAININGS else None
     if distributed.launched():
         distributed.join(deepspeed=engine is not None)
-    elif settings.gpus * settings.nodes > 1 or engine:
+    elif settings.gpus * settings.nodes == 1 and not engine:  # one process takes one GPU, however many there are
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
+        os.environ["CUDA_VISIBLE_DEVICES"] = seen.split(",")[0]
+    else:
         _check(settings)
         command = launcher(settings, sys.argv[1:], os.environ)
         os.environ.setdefault("OMP_NUM_THREADS", "1" if settings.gpus > 1 else str(os.cpu_count()))
@@ -55,7 +58,8 @@ def launcher(settings: Launch, arguments: list[str], environment: dict[str, str]
     if settings.nodes == 1:
         return [*torchrun, "--standalone", *stage]
     if settings.hostfile:
-        deepspeed = [sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", settings.hostfile]
+        runner = [sys.executable, "-m", "deepspeed.launcher.runner", "--no_local_rank"]
+        deepspeed = [*runner, "--hostfile", settings.hostfile]
         return [*deepspeed, "--num_nodes", nodes, "--num_gpus", gpus, "--module", "viral_core", *arguments]
     if environment.get("SLURM_JOB_NUM_NODES") != nodes:
         raise ProfileError(

@@ -101,7 +101,8 @@ def stages(profile: Profile) -> dict:
     for teacher, state, vision, tiled in taught:
         kept, folder = _teacher(profile, teacher, tiled), paths.cache(teacher, vision, state, tiled)
         if kept["cache"]:
-            add("cache", folder.name, data=common["data"], teacher={**kept, "state": state},
+            add("cache", folder.name, data=common["data"], workers=profile.stage2.get("workers", 0),
+                teacher={**kept, "state": state},
                 vision=_vision(profile, vision, tiled), out=str(folder))  # fmt: skip
     for language, vision in bases:
         base = {
@@ -138,7 +139,7 @@ def stages(profile: Profile) -> dict:
             reads=[*reads, *SPARE][:places])  # fmt: skip
     if profile.notebooks:
         add("report", "report", out=str(paths.root / "report"), results=str(paths.root / "results"),
-            runs=str(paths.root / "stage2"))  # fmt: skip
+            notebooks=str(paths.root / "notebooks"), runs=str(paths.root / "stage2"))  # fmt: skip
     return out
 
 
@@ -185,8 +186,11 @@ def _measurements(profile: Profile, run: str) -> dict[str, dict]:
     """Settings of the measurements that a profile makes of a run, by kind."""
     asked = {"batch_size": profile.evaluation.batch_size, "max_new_tokens": profile.evaluation.max_new_tokens}
     wanted = {kind: getattr(profile, kind) for kind in MEASUREMENTS}
+    more = {"learning_curve": {"sampled": profile.evaluation.sampled}}
     return {
-        kind: {k: v for k, v in dataclasses.asdict(settings).items() if k not in ("runs", "fractions")} | asked
+        kind: {k: v for k, v in dataclasses.asdict(settings).items() if k not in ("runs", "fractions")}
+        | asked
+        | more.get(kind, {})
         for kind, settings in wanted.items()
         if settings and run in settings.runs
     }

@@ -14,7 +14,7 @@ import pandas as pd
 
 from viral_core import estimates, pipeline
 from viral_core.benchmarks.registry import EXPECTED
-from viral_core.costs import FILE
+from viral_core.costs import read_costs
 from viral_core.paths import ROOT, RunPaths
 from viral_core.profile import Launch, Profile
 
@@ -61,10 +61,8 @@ def jobs(profile: Profile) -> list[Job]:
 
 
 def _noted(profile: Profile) -> dict[tuple[str, str], float]:
-    """Seconds of each stage's last complete run here (`viral_core.costs`)."""
-    file = ROOT / RunPaths(profile.name).root / FILE
-    lines = map(json.loads, file.read_text().splitlines()) if file.is_file() else ()
-    return {(line["stage"], line["key"]): line["seconds"] for line in lines if line["done"]}
+    """Seconds of each stage as it last finished here, its interrupted attempts included."""
+    return read_costs(ROOT / RunPaths(profile.name).root)
 
 
 def _job(stage: str, key: str, entry: dict, profile: Profile, samples: dict, paces: dict, seconds: float | None) -> Job:

@@ -5,6 +5,7 @@ A stage only connects: the work is done by the modules it imports, when it needs
 
 import hashlib
 import math
+import shutil
 from pathlib import Path
 
 
@@ -153,7 +154,8 @@ def cache(entry: dict) -> None:
     cutter = None
     if grids := vision.get("tile_grids"):
         cutter = tile_processor(vision["path"], _encoder(vision).image_size, grids, vision["revision"])
-    write_cache(_teacher(entry), images, entry["out"], dtype=entry["teacher"]["cache"], image_processor=cutter)
+    options = {"dtype": entry["teacher"]["cache"], "workers": entry["workers"]}
+    write_cache(_teacher(entry), images, entry["out"], image_processor=cutter, **options)
 
 
 def _encoder(vision: dict):
@@ -218,7 +220,7 @@ def stage2(entry: dict) -> None:
 
 
 def _model_id(entry: dict) -> str:
-    """Name and weights of a run: answers of other weights are refused, not continued."""
+    """Name and weights of a run: answers of other weights are not continued."""
     digest = hashlib.sha256()
     for file in sorted(Path(entry["run"]).rglob("*.safetensors")):
         digest.update(file.read_bytes())
@@ -227,6 +229,8 @@ def _model_id(entry: dict) -> str:
 
 def evaluate(entry: dict, limit: int | None = None) -> None:
     """Ask one run every benchmark of the profile; answers continue where an interrupted evaluation stopped.
+
+    Answers of other weights or settings, which are there when something has changed, are asked for again.
 
     With a `limit` of rows it is a trial: its answers lie in a folder beside the run's, and enter no table.
     """
@@ -243,7 +247,7 @@ def evaluate(entry: dict, limit: int | None = None) -> None:
         answers = out / f"{name}.jsonl"
         ask(
             run.model, run.processor, run.template, rows, answers, benchmark=name, model_id=model_id,
-            batch_size=entry["batch_size"], max_new_tokens=entry["max_new_tokens"], limit=limit,
+            batch_size=entry["batch_size"], max_new_tokens=entry["max_new_tokens"], limit=limit, renew=True,
             protocol=sampled(entry["sampled"][name]) if name in entry["sampled"] else None,
         )  # fmt: skip
         if distributed.is_main():
@@ -283,9 +287,12 @@ def learning_curve(entry: dict) -> None:
     kept = sorted(run.glob("checkpoint-*"), key=lambda folder: int(folder.name.split("-")[1]))
     if not kept:
         raise FileNotFoundError(f"{run} keeps no checkpoints: name fractions in the profile's learning_curve")
+    if distributed.is_main():
+        for old in set(out.glob("checkpoint-*")) - {out / folder.name for folder in kept}:
+            shutil.rmtree(old)  # of a training with other steps
     for folder in kept:
         name = f"{entry['name']}/{folder.name}"
-        evaluate(entry | {"name": name, "run": str(folder), "out": str(out / folder.name), "sampled": {}})
+        evaluate(entry | {"name": name, "run": str(folder), "out": str(out / folder.name)})
     if distributed.is_main():
         write_csv(read_log(run), out / "log.csv")
 
@@ -342,7 +349,7 @@ def permutation(entry: dict) -> None:
         run.model, run.processor, run.template, rows, entry["out"], benchmark=entry["benchmark"],
         model_id=_model_id(entry), run=run.training["run"], seed=run.seed, permutations=entry["permutations"],
         csv=Path(entry["out"]) / "accuracy.csv" if distributed.is_main() else None, batch_size=entry["batch_size"],
-        max_new_tokens=entry["max_new_tokens"],
+        max_new_tokens=entry["max_new_tokens"], renew=True,
     )  # fmt: skip
 
 

@@ -185,6 +185,7 @@ def _train(
         train_dataset=ConversationDataset(samples, processor, template, recipe.max_length),
         data_collator=Collator(processor, features, keep_images=teacher is not None, latents=latents),
         callbacks=[
+            _LogLast(),
             _MarkComplete(),
             _KeepRuns({max(1, round(f * steps)) for f in recipe.checkpoints} - {steps}, save, work / "run"),
         ],
@@ -459,6 +460,13 @@ class _Progress(ProgressCallback):
         if state.is_world_process_zero and self.training_bar is not None and "lm_loss" in (logs or {}):
             shown = {key: logs[key] for key in ("lm_loss", "vra_loss", "ross_loss") if logs.get(key) is not None}
             self.training_bar.set_postfix({key: f"{value:.3f}" for key, value in shown.items()})
+
+
+class _LogLast(TrainerCallback):
+    """Logs the last step, so that its loss is checked before anything is saved."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_log |= state.global_step >= state.max_steps
 
 
 class _MarkComplete(TrainerCallback):

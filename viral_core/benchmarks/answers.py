@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -72,6 +73,15 @@ def continue_file(path: Path, wanted: Mapping) -> set[tuple[int, str]]:
     if other:
         raise ValueError(f"{path} holds answers made under other settings ({'; '.join(other)}): remove or rename it")
     return {(i, row["id"]) for i, run in enumerate(runs) for row in run}
+
+
+def remove_outdated(path: Path, wanted: Mapping) -> None:
+    """Remove the file and its parts where they were made under other settings, with a warning that says so."""
+    for file in (path, *path.parent.glob(f"{path.name}.part-*")):
+        first = file.read_text(encoding="utf-8").partition("\n")[0] if file.is_file() else ""
+        if first and json.loads(first).get("settings") != wanted:
+            warnings.warn(f"{file} holds answers made under other settings: asking again", stacklevel=2)
+            file.unlink()
 
 
 def part_file(path: Path, rank: int) -> Path:
