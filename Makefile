@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 # DVC runs one stage at a time.  With JOBS > 1, stages that do not wait for each other are shared out among several
-# `dvc repro`, in portions of so many; what they leave (one may find another at the lock) the last `dvc repro` does.
+# `dvc repro`, in portions of so many; what they leave (a stage that fails here says why there) the last `dvc repro` does.
 GROUPS = 1:world|pretrained 1:language|vision|teacher|vae 1:grow|distil 1:words|cache 1:stage1|projector 2:stage2 \
          4:evaluate|cknna|learning_curve|attention|permutation 4:notebook|notebook2
 
@@ -39,7 +39,7 @@ pipeline:
 	python -m viral_core profile $(PROFILE)
 	if [ $(JOBS) -gt 1 ]; then for group in $(foreach g,$(GROUPS),'$(g)'); do \
 	  dvc stage list --name-only | grep -E "^($${group#*:})@$(PROFILE)-" | \
-	  OMP_NUM_THREADS=1 xargs -r -n $${group%%:*} -P $(JOBS) sh -c 'dvc repro --single-item "$$@" || true' dvc; done; fi
+	  OMP_NUM_THREADS=1 xargs -r -n $${group%%:*} -P $(JOBS) sh -c 'dvc --wait-for-lock repro --single-item "$$@" || true' dvc; done; fi
 	dvc repro
 
 doctor: $(STAMP)  ## check what PROFILE needs, and say how to get what is missing (repro does it first)

@@ -27,6 +27,8 @@
 profile = "laptop"
 
 # %%
+from IPython.display import Markdown, display
+
 from viral_core import plots, results
 from viral_core.notebook import begin, conclude
 
@@ -41,9 +43,8 @@ teachers_and_layers.to_csv(out / "table_2.csv", index=False, float_format="%.4f"
 results.styled(teachers_and_layers, f"Table 2, the paper's numbers beside ours. Ours: {settings.label}.")
 
 # %%
-figure = plots.score_panels(
-    teachers_and_layers[teachers_and_layers["run"] != "baseline"], results.TITLES, "gain", zero=True
-)
+once = teachers_and_layers.drop_duplicates(["run", "benchmark"])
+figure = plots.score_panels(once[once["run"] != "baseline"], results.TITLES, "gain", zero=True)
 figure.suptitle(plots.wrap(f"{settings.label}; gain over the baseline; filled: excludes 0", 90), fontsize="small")
 plots.save(figure, out, "table_2_gains")
 
@@ -75,14 +76,25 @@ figure = plots.score_panels(controls[controls["run"] != "baseline"], results.TIT
 figure.suptitle(plots.wrap(f"{settings.label}; gain over the baseline; filled: excludes 0", 90), fontsize="small")
 plots.save(figure, out, "controls_gains")
 
+# %%
+own = results.own_runs(profile, labels)
+if own:
+    pairs = [name for run in own for name in (results.reference(run), run)]
+    table = results.side_by_side(profile, 1, {run: "own run" if run in own else "its reference" for run in pairs})
+    table = table[table["run"].isin(pairs)]
+    table.to_csv(out / "own_runs.csv", index=False, float_format="%.4f")
+    display(Markdown("## Own runs\n\nRuns of the registry that supply nothing of the paper and are no control above, "
+                     "each below the run without alignment of the same models."))  # fmt: skip
+    display(results.styled(table, f"Own runs; gains over the row's reference. Ours: {settings.label}."))
+
 # %% [markdown]
 # ## What these numbers say
 #
-# First each run against the baseline, then the controls against `viral`.
+# First each run against the baseline of the same models, then the controls against `viral`.
 
 # %%
-runs = dict.fromkeys([*teachers_and_layers["run"], *layers_and_objective["run"], *labels])
-against_baseline = results.gains(profile, runs)
+runs = dict.fromkeys([*teachers_and_layers["run"], *layers_and_objective["run"], *labels, *own])
+against_baseline = results.gains(profile, runs, {run: results.reference(run) for run in runs})
 against_viral = results.gains(profile, [run for run in labels if run != "viral"], "viral")
 for name, gains in (("gains", against_baseline), ("gains_over_viral", against_viral)):
     gains.to_csv(out / f"{name}.csv", index=False, float_format="%.4f")

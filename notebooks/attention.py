@@ -31,6 +31,7 @@ profile = "laptop"
 
 # %%
 import matplotlib.pyplot as plt
+import numpy as np
 import seaborn as sns
 from IPython.display import Markdown, display
 
@@ -78,9 +79,10 @@ heads.to_csv(out / "figure_4_heads.csv", index=False, float_format="%.5f")
 if len(heads):
     primary = heads[heads["reading"] == "renormalised"]
     maps = {
-        run: group.pivot_table(index="layer", columns="head", values="entropy") for run, group in primary.groupby("run")
+        run: group.pivot_table(index="layer", columns="head", values="entropy", dropna=False)
+        for run, group in primary.groupby("run")
     }
-    top = max(grid.to_numpy().max() for grid in maps.values())
+    top = np.nanmax([np.nanmax(grid) for grid in maps.values()])
     figure, axes = plt.subplots(1, len(maps), figsize=(3.2 * len(maps), 3.4), squeeze=False)
     for axis, run in zip(axes[0], maps, strict=True):
         last = axis is axes[0, -1]

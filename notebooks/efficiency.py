@@ -28,6 +28,7 @@ profile = "laptop"
 
 # %%
 import matplotlib.pyplot as plt
+from IPython.display import Markdown, display
 
 from viral_core import plots, results
 from viral_core.notebook import begin, conclude
@@ -46,9 +47,9 @@ if len(curve):
     benchmarks = dict.fromkeys(curve["benchmark"])
     figure, axes = plt.subplots(len(benchmarks), len(models), figsize=(8.6, 2.3 * len(benchmarks)), squeeze=False,
                                 sharex=True)  # fmt: skip
-    for line, benchmark in zip(axes, benchmarks, strict=True):
-        for axis, (prefix, title) in zip(line, models.items(), strict=True):
-            part = curve[curve["benchmark"] == benchmark]
+    for row, benchmark in enumerate(benchmarks):
+        part = curve[curve["benchmark"] == benchmark]
+        for axis, (prefix, title) in zip(axes[row], models.items(), strict=True):
             names = {f"{prefix}baseline": "without alignment", f"{prefix}viral": "with alignment"}
             plots.curves(axis, part, "step", "score", names)
             end = part[(part["run"] == f"{prefix}baseline") & (part["fraction"] == 1)]["score"]
@@ -56,13 +57,17 @@ if len(curve):
                 axis.axhline(end.iat[0], color="grey", linewidth=0.8, linestyle="--", zorder=0)
             if not set(names) & set(part["run"]):
                 axis.annotate("not run", (0.5, 0.5), xycoords="axes fraction", ha="center", color="grey")
-            axis.set_title(title if line is axes[0] else "", fontsize="small")
-        line[0].set_ylabel(f"{results.TITLES.get(benchmark, 'average')} (%)")
+                axis.set_yticks([])
+            elif row == 0:
+                axis.legend(fontsize="x-small")
+            axis.set_title(title if row == 0 else "", fontsize="small")
+        axes[row, 0].set_ylabel(f"{results.TITLES.get(benchmark, 'average')} (%)")
     for axis in axes[-1]:
         axis.set_xlabel("step")
-    axes[0, 0].legend(fontsize="x-small")
     figure.suptitle(plots.wrap(f"{settings.label}; dashed: the finished baseline", 90), fontsize="small")
     plots.save(figure, out, "figure_6")
+else:
+    display(Markdown("Not run in this profile."))
 
 # %% [markdown]
 # ## The losses
@@ -82,6 +87,8 @@ if len(logs):
     axes[0].legend()
     figure.suptitle(plots.wrap(f"{settings.label}; band: lowest and highest seed", 90), fontsize="small")
     plots.save(figure, out, "losses")
+else:
+    display(Markdown("Not run in this profile."))
 
 # %% [markdown]
 # ## What a step costs
@@ -91,7 +98,7 @@ if len(logs):
 # %%
 costs = results.costs(profile, systems)
 costs.to_csv(out / "step_costs.csv", index=False, float_format="%.5f")
-costs.round(4)
+display(costs.round(4) if len(costs) else Markdown("Not run in this profile."))
 
 # %% [markdown]
 # ## On a GPU
@@ -101,7 +108,7 @@ costs.round(4)
 
 # %%
 gpu = results.gpu_benchmarks()
-gpu if len(gpu) else "not run"
+display(gpu if len(gpu) else Markdown("Not run: no measurement was made on a GPU."))
 
 # %% [markdown]
 # ## What these numbers say

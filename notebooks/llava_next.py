@@ -27,6 +27,7 @@ profile = "laptop"
 
 # %%
 import matplotlib.pyplot as plt
+from IPython.display import Markdown, display
 
 from viral_core import plots, results
 from viral_core.notebook import begin, conclude
@@ -38,15 +39,18 @@ systems = {"next-baseline": "LLaVA-NeXT", "next-viral": "LLaVA-NeXT with alignme
 similarity = results.similarity(profile, systems)
 curve = results.similarity_curve(similarity)
 curve.to_csv(out / "figure_9.csv", index=False, float_format="%.5f")
-curve.round(3) if len(curve) else "not run"
+display(curve.round(3) if len(curve) else Markdown("Not run in this profile."))
 
 # %%
 if len(curve):
-    k, n = similarity["k"].iat[0], similarity["n"].iat[0]
+    facts = f"k = {similarity['k'].iat[0]}, n = {similarity['n'].iat[0]}"
     figure, axis = plt.subplots(figsize=(5.4, 3.6))
     plots.curves(axis, curve, "layer", "cknna", systems)
     plots.mark_layers(axis, results.aligned_layers(profile, systems), curve["chance"].mean())
-    axis.set(xlabel="layer (0 = input of the language model)", ylabel=f"CKNNA per tile (k = {k}, n = {n})")
+    axis.set(
+        xlabel="layer (0 = input of the language model)",
+        ylabel=f"CKNNA to the encoder's z\n({facts}; tokens of each tile, no clamp)",
+    )
     axis.legend(fontsize="small")
     axis.set_title(plots.wrap(settings.label), fontsize="small")
     plots.save(figure, out, "figure_9")

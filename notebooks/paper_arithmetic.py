@@ -26,11 +26,10 @@ profile = "laptop"
 from IPython.display import Markdown, display
 
 from viral_core import paper
+from viral_core.notebook import begin
 from viral_core.paper import arithmetic
-from viral_core.paths import ROOT, RunPaths
 
-out = ROOT / RunPaths(profile).results("paper_arithmetic")
-out.mkdir(parents=True, exist_ok=True)
+_, out = begin(profile, "paper_arithmetic")
 
 
 def show(table, name: str, digits: int = 2) -> None:

@@ -33,9 +33,12 @@ profile = "laptop"
 
 # %%
 import matplotlib.pyplot as plt
+import pandas as pd
+from IPython.display import Markdown, display
 
 from viral_core import plots, results
 from viral_core.notebook import begin, conclude
+from viral_core.results.tables import NOT_RUN, number
 
 settings, out = begin(profile, "pilot_study")
 systems = {
@@ -54,17 +57,55 @@ systems = {
 similarity = results.similarity(profile, systems)
 curve = results.similarity_curve(similarity)
 curve.to_csv(out / "figure_2d.csv", index=False, float_format="%.5f")
-curve.pivot_table(index="layer", columns="run", values="cknna", sort=False).round(3)
+display(
+    curve.pivot_table(index="layer", columns="run", values="cknna", sort=False).round(3)
+    if len(curve) else Markdown("Not run in this profile.")
+)  # fmt: skip
 
 # %%
-k, n = similarity["k"].iat[0], similarity["n"].iat[0]
-figure, axis = plt.subplots(figsize=(5.8, 4))
-plots.curves(axis, curve, "layer", "cknna", systems)
-plots.mark_layers(axis, results.aligned_layers(profile, systems), curve["chance"].mean())
-axis.set(xlabel="layer (0 = input of the language model)", ylabel=f"CKNNA to the encoder's z (k = {k}, n = {n})")
-axis.legend(fontsize="x-small")
-axis.set_title(plots.wrap(f"{settings.label}; dashed: layer of re-injection or alignment"), fontsize="small")
-plots.save(figure, out, "figure_2d")
+if len(curve):
+    facts = f"k = {similarity['k'].iat[0]}, n = {similarity['n'].iat[0]}"
+    figure, axis = plt.subplots(figsize=(5.8, 4))
+    plots.curves(axis, curve, "layer", "cknna", systems)
+    plots.mark_layers(axis, results.aligned_layers(profile, systems), curve["chance"].mean())
+    axis.set(
+        xlabel="layer (0 = input of the language model)",
+        ylabel=f"CKNNA to the encoder's z\n({facts}; tokens of each image, no clamp)",
+    )
+    axis.legend(fontsize="x-small")
+    axis.set_title(plots.wrap(f"{settings.label}; dashed: layer of re-injection or alignment"), fontsize="small")
+    plots.save(figure, out, "figure_2d")
+
+# %% [markdown]
+# ## With and without clamp
+#
+# The reference clamps both sides to the 0.95 quantile of their magnitudes before CKNNA, so that a few channels of
+# massive activations do not decide every neighbour. The curves above do not clamp; here are both, at the middle and
+# the last layer.
+
+# %%
+images = results.measured(profile, "cknna", None, systems)
+if len(images):
+    images = images[images["reading"] == "tokens"]
+    clamps = pd.concat(results.similarity_curve(rows).assign(clamp=clamp) for clamp, rows in images.groupby("clamp"))
+    last = clamps.groupby("run")["layer"].transform("max")
+    clamps = clamps[(clamps["layer"] == last // 2) | (clamps["layer"] == last)]
+    clamps = clamps.sort_values(["layer", "clamp"], ascending=[True, False], kind="stable")
+    clamps.to_csv(out / "clamps.csv", index=False, float_format="%.5f")
+    cells = clamps.assign(
+        cell=[number(row.cknna, row.low, row.high, 3) for row in clamps.itertuples()],
+        clamp=clamps["clamp"].map(lambda q: "no clamp" if q == 1 else f"clamp {q:g}"),
+        layer="layer " + clamps["layer"].astype(str),
+    )
+    order = pd.MultiIndex.from_frame(cells[["layer", "clamp"]].drop_duplicates())
+    cells = cells.pivot(index="run", columns=["layer", "clamp"], values="cell").reindex(systems, columns=order)
+    display(
+        cells.fillna(NOT_RUN).style.set_caption(
+            f"CKNNA to the encoder's z, {facts}; tokens of each image, mean over images and seeds. {settings.label}."
+        ).set_uuid("clamps")
+    )  # fmt: skip
+else:
+    display(Markdown("Not run in this profile."))
 
 # %% [markdown]
 # ## Benchmarks of the same runs (Figure 2e)

@@ -33,6 +33,7 @@ profile = "laptop"
 
 # %%
 import matplotlib.pyplot as plt
+from IPython.display import Markdown, display
 
 from viral_core import plots, results
 from viral_core.notebook import begin, conclude
@@ -69,14 +70,20 @@ plots.save(figure, out, "table_4")
 similarity = results.similarity(profile, systems)
 curve = results.similarity_curve(similarity)
 curve.to_csv(out / "figure_8_cknna.csv", index=False, float_format="%.5f")
-k, n = similarity["k"].iat[0], similarity["n"].iat[0]
-figure, axis = plt.subplots(figsize=(5.8, 4))
-plots.curves(axis, curve, "layer", "cknna", systems)
-plots.mark_layers(axis, results.aligned_layers(profile, systems), curve["chance"].mean())
-axis.set(xlabel="layer (0 = input of the language model)", ylabel=f"CKNNA to the encoder's z (k = {k}, n = {n})")
-axis.legend(fontsize="x-small")
-axis.set_title(plots.wrap(f"{settings.label}; dashed: layer of re-injection or alignment"), fontsize="small")
-plots.save(figure, out, "figure_8_cknna")
+if len(curve):
+    facts = f"k = {similarity['k'].iat[0]}, n = {similarity['n'].iat[0]}"
+    figure, axis = plt.subplots(figsize=(5.8, 4))
+    plots.curves(axis, curve, "layer", "cknna", systems)
+    plots.mark_layers(axis, results.aligned_layers(profile, systems), curve["chance"].mean())
+    axis.set(
+        xlabel="layer (0 = input of the language model)",
+        ylabel=f"CKNNA to the encoder's z\n({facts}; tokens of each image, no clamp)",
+    )
+    axis.legend(fontsize="x-small")
+    axis.set_title(plots.wrap(f"{settings.label}; dashed: layer of re-injection or alignment"), fontsize="small")
+    plots.save(figure, out, "figure_8_cknna")
+else:
+    display(Markdown("Not run in this profile."))
 
 # %% [markdown]
 # ## What these numbers say

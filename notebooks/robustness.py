@@ -21,8 +21,8 @@
 # > *Count* questions; the spatial ones, *Relation*, are 650. One permutation, no error bars.)
 #
 # **How we measure.** Each sample has a permutation of its own, drawn from a seed and its id, the same for every model;
-# several permutations. Intervals are bootstraps over questions and over pairs of seed and permutation; models are
-# compared on the same questions and permutations. Count and Relation apart, and together.
+# several permutations, of which the mean counts. Intervals are bootstraps over questions and, where there are several,
+# over seeds; models are compared on the same questions, permutations and seeds. Count and Relation apart, and together.
 
 # %% tags=["parameters"]
 profile = "laptop"
@@ -30,13 +30,17 @@ profile = "laptop"
 # %%
 import matplotlib.pyplot as plt
 import pandas as pd
+from IPython.display import Markdown, display
 from PIL import Image
+from transformers import AutoConfig
 
 from viral_core import plots, results
 from viral_core.benchmarks import load_rows, open_image
 from viral_core.data import pad_to_square
+from viral_core.hub import read_pin
 from viral_core.metrics.permutation import patch_order
 from viral_core.notebook import begin, conclude
+from viral_core.paths import ROOT, RunPaths
 
 settings, out = begin(profile, "robustness")
 
@@ -72,23 +76,31 @@ plots.save(figure, out, "table_3")
 # %% [markdown]
 # ## What a permutation does to an image (Figure 7)
 #
-# For the eye only: the same order applied to the patches of the picture. The model sees whole features in that order.
+# For the eye only: the same order applied to the patches of the picture, as many as the baseline's encoder has. The
+# model sees whole features in that order.
 
 # %%
-rows = load_rows("cv_bench", settings.data.benchmarks)
-row = next(row for row in rows if row["category"] == "Relation")
-grid = 4
-picture = pad_to_square(open_image(row["image"])).resize((24 * grid, 24 * grid), Image.BICUBIC)
-patches = [picture.crop((24 * x, 24 * y, 24 * x + 24, 24 * y + 24)) for y in range(grid) for x in range(grid)]
-figure, axes = plt.subplots(1, 3, figsize=(5.4, 2.1))
-for number, axis in enumerate(axes):
-    order = range(grid**2) if number == 0 else patch_order(number - 1, row["id"], grid**2)
-    shuffled = Image.new("RGB", picture.size)
-    for place, patch in enumerate(order):
-        shuffled.paste(patches[patch], (24 * (place % grid), 24 * (place // grid)))
-    axis.imshow(shuffled)
-    axis.set(xticks=[], yticks=[], title="as it is" if number == 0 else f"permutation {number - 1}")
-plots.save(figure, out, "figure_7")
+if table["n"].any():
+    vision = settings.visions[settings.registry["baseline"].vision]
+    pin = read_pin(ROOT / RunPaths(profile).pin(vision.path))
+    config = AutoConfig.from_pretrained(vision.path, revision=vision.revision or pin)
+    encoder = getattr(config, "vision_config", config)
+    grid = encoder.image_size // encoder.patch_size
+    rows = load_rows("cv_bench", settings.data.benchmarks)
+    row = next(row for row in rows if row["category"] == "Relation")
+    picture = pad_to_square(open_image(row["image"])).resize((24 * grid, 24 * grid), Image.BICUBIC)
+    patches = [picture.crop((24 * x, 24 * y, 24 * x + 24, 24 * y + 24)) for y in range(grid) for x in range(grid)]
+    figure, axes = plt.subplots(1, 3, figsize=(5.4, 2.1))
+    for number, axis in enumerate(axes):
+        order = range(grid**2) if number == 0 else patch_order(number - 1, row["id"], grid**2)
+        shuffled = Image.new("RGB", picture.size)
+        for place, patch in enumerate(order):
+            shuffled.paste(patches[patch], (24 * (place % grid), 24 * (place // grid)))
+        axis.imshow(shuffled)
+        axis.set(xticks=[], yticks=[], title="as it is" if number == 0 else f"permutation {number - 1}")
+    plots.save(figure, out, "figure_7")
+else:
+    display(Markdown("Not run in this profile."))
 
 # %% [markdown]
 # ## What these numbers say

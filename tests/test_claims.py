@@ -9,7 +9,7 @@ import pytest
 
 from viral_core import claims
 from viral_core.benchmarks.answers import append, continue_file, settings
-from viral_core.results import reading
+from viral_core.results import permutation, reading
 
 QUESTIONS = 60
 
@@ -17,13 +17,16 @@ QUESTIONS = 60
 @pytest.fixture
 def evidence(tmp_path, monkeypatch):
     """Evidence of the smoke profile, on an empty folder."""
-    monkeypatch.setattr(claims, "ROOT", tmp_path)
-    monkeypatch.setattr(reading, "ROOT", tmp_path)
+    for module in (claims, permutation, reading):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
     return claims.Evidence("smoke")
 
 
-def answer(folder, benchmark, right, category="Relation", variant=""):
-    """Answers of which those of `right` (booleans) are right, in the format of the evaluation."""
+def answer(folder, benchmark, right, category="Relation", variant="", sampled=None):
+    """Answers of which those of `right` (booleans) are right, in the format of the evaluation.
+
+    `sampled`: answers of so many sampled runs, all the same.
+    """
     rows = [
         {
             "id": str(i),
@@ -35,12 +38,22 @@ def answer(folder, benchmark, right, category="Relation", variant=""):
         for i in range(len(right))
     ]
     facts = settings(
-        benchmark, rows, model="m", template="t", prompts=[""] * len(rows), max_new_tokens=1, variant=variant
+        benchmark,
+        rows,
+        model="m",
+        template="t",
+        prompts=[""] * len(rows),
+        max_new_tokens=1,
+        variant=variant,
+        protocol=sampled and {"runs": sampled},
     )
     name = {"": benchmark}.get(variant, variant)
     continue_file(folder / f"{name}.jsonl", facts)
     said = [{True: row["answer"], False: "no"}[bool(ok)] for row, ok in zip(rows, right, strict=True)]
-    append(folder / f"{name}.jsonl", [row | {"run": 0, "response": s} for row, s in zip(rows, said, strict=True)])
+    append(
+        folder / f"{name}.jsonl",
+        [row | {"run": run, "response": s} for run in range(sampled or 1) for row, s in zip(rows, said, strict=True)],
+    )
 
 
 def pope(evidence, tmp_path, run, right):
@@ -74,6 +87,20 @@ def test_gain_is_the_paired_difference_in_points(evidence, tmp_path):
     assert 0 < found.low < found.value < found.high
     assert found.paper == pytest.approx(2.62)
     assert claims.verdict(found.low, found.high, "above") == "reproduced"
+
+
+def test_questions_in_clusters_and_seeds_that_both_have_are_counted(evidence, tmp_path, monkeypatch):
+    monkeypatch.setitem(evidence.settings.runs, "viral", [0, 1, 2])
+    monkeypatch.setitem(evidence.settings.runs, "baseline", [0, 2])
+    monkeypatch.setattr(reading, "settings_of", lambda profile: evidence.settings)
+    right = np.arange(QUESTIONS) % 2 == 0
+    for name in ("viral-s0", "viral-s1", "viral-s2", "baseline-s0", "baseline-s2"):
+        for part in ("random", "popular"):
+            answer(tmp_path / evidence.paths.evaluation(name), f"pope_{part}", right, part)
+    (found,) = claims.gain(evidence, "viral", "baseline", ["pope"])
+    assert found.n == f"{2 * QUESTIONS} questions in {QUESTIONS} clusters, 2 seeds"
+    (found,) = claims.gain_contrast(evidence, "viral", "baseline", ["pope"], ["pope"])
+    assert found.n == "2 benchmarks, each its questions, 2 seeds"
 
 
 def test_half_of_a_benchmark_and_unknown_runs_are_missing(evidence, tmp_path):
@@ -113,6 +140,33 @@ def test_cknna_changes_are_paired_by_image(evidence, tmp_path):
     assert gained.low > 0
 
 
+def similarities(evidence, tmp_path, run, by_seed):
+    """CKNNA of 40 images, falling from `1 + seed's value` by 0.1 a layer, for each seed."""
+    for seed, value in by_seed.items():
+        rows = [
+            {"seed": seed, "reading": "tokens", "layer": layer, "image": i, "clamp": 1.0,
+             "cknna": 1 + value + 0.001 * i - 0.1 * layer}
+            for i in range(40) for layer in range(5)
+        ]  # fmt: skip
+        file = tmp_path / evidence.paths.cknna(f"{run}-s{seed}")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        pd.DataFrame(rows).to_csv(file, index=False)
+
+
+def test_seeds_are_resampled_and_only_those_that_both_have_count(evidence, tmp_path, monkeypatch):
+    monkeypatch.setitem(evidence.settings.runs, "viral", [0, 1, 2])
+    monkeypatch.setitem(evidence.settings.runs, "baseline", [0, 1, 3])
+    similarities(evidence, tmp_path, "viral", {0: 0.3, 1: -0.1, 2: 9.0})
+    similarities(evidence, tmp_path, "baseline", {0: 0.0, 1: 0.0, 3: -9.0})
+    (found,) = claims.cknna_gain(evidence, "viral", "baseline", 0.5)
+    assert found.value == pytest.approx(0.1)
+    assert (found.low, found.high) == pytest.approx((-0.1, 0.3))  # 40 images alone would leave no doubt
+    assert found.n == "40 images, 2 seeds"
+    monkeypatch.setitem(evidence.settings.runs, "viral", [2])
+    (found,) = claims.cknna_gain(evidence, "viral", "baseline", 0.5)
+    assert found.missing == "seeds and images that both sides have"
+
+
 def test_permutation_compares_drops(evidence, tmp_path):
     right = np.ones(QUESTIONS, bool)
     for run, kept in (("baseline", 0.9), ("viral", 0.5)):
@@ -123,7 +177,9 @@ def test_permutation_compares_drops(evidence, tmp_path):
     (found,) = claims.permutation_gain(evidence, "viral", "baseline")
     assert found.value == pytest.approx(40)
     assert found.low > 0
-    assert "2 permutations" in found.n
+    assert found.n == f"{QUESTIONS} questions, 1 seed, mean of 2 permutations"
+    (found,) = claims.permutation_gain(evidence, "siglip2-viral", "baseline")
+    assert found.missing == "siglip2-viral: permutation"
 
 
 def test_entropy_is_paired_by_question_and_read_twice(evidence, tmp_path):
@@ -153,18 +209,52 @@ def test_an_early_checkpoint_is_compared_with_the_final_baseline(evidence, tmp_p
     (found,) = claims.early_gain(evidence, "viral", "baseline", 0.577, ["pope"])
     assert found.value == pytest.approx(30)
     assert found.low > 0
+    assert found.n == "questions of pope, 1 seed"
+
+    sampled = tmp_path / evidence.paths.evaluation("baseline-s0")
+    for part in ("random", "popular"):
+        (sampled / f"pope_{part}.jsonl").unlink()
+        answer(sampled, f"pope_{part}", np.ones(QUESTIONS, bool), part, sampled=3)
+    with pytest.raises(ValueError, match="viral at step 60 against baseline: pope has been answered 1 and 3 times"):
+        claims.early_gain(claims.Evidence("smoke"), "viral", "baseline", 0.577, ["pope"])
 
 
-def test_overhead_is_the_ratio_of_step_times(evidence, tmp_path):
+def write_log(evidence, tmp_path, run, seed, seconds, events=11):
+    folder = tmp_path / evidence.paths.run(f"{run}-s{seed}")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "run.json").write_text(json.dumps({"seed": seed}))
+    lines = [json.dumps({"step": s, "seconds": s * seconds}) for s in range(1, events + 1)]
+    (folder / "log.jsonl").write_text("\n".join(lines))
+
+
+def test_overhead_is_the_ratio_of_step_times_seed_by_seed(evidence, tmp_path, monkeypatch):
     for run, seconds in (("baseline", 1.0), ("viral", 1.02)):
-        folder = tmp_path / evidence.paths.run(f"{run}-s0")
-        folder.mkdir(parents=True)
-        (folder / "run.json").write_text(json.dumps({"seed": 0}))
-        lines = [json.dumps({"step": s, "seconds": s * seconds}) for s in range(1, 12)]
-        (folder / "log.jsonl").write_text("\n".join(lines))
+        write_log(evidence, tmp_path, run, 0, seconds)
     (found,) = claims.overhead(evidence, "viral", "baseline")
     assert found.value == pytest.approx(0.02)
+    assert found.n == "1 seed"
+    assert claims.verdict(found.low, found.high, "below", 0.05) == "inconclusive"  # ten intervals of one log are one
+
+    for run in ("baseline", "viral"):
+        monkeypatch.setitem(evidence.settings.runs, run, [0, 1, 2])
+    for seed, machine, share in ((1, 3.0, 0.03), (2, 0.5, 0.04)):  # far larger than the effect: only pairing shows it
+        write_log(evidence, tmp_path, "baseline", seed, machine)
+        write_log(evidence, tmp_path, "viral", seed, machine * (1 + share))
+    (found,) = claims.overhead(evidence, "viral", "baseline")
+    assert found.value == pytest.approx(0.03)
+    assert found.n == "3 seeds"
+    assert 0.02 <= found.low < found.high <= 0.0401
     assert claims.verdict(found.low, found.high, "below", 0.05) == "reproduced"
+
+    write_log(evidence, tmp_path, "viral", 1, 1.0, events=1)
+    (found,) = claims.overhead(evidence, "viral", "baseline")
+    assert "one logging event" in found.missing
+
+
+def test_claims_with_one_seed_are_named_once_in_order():
+    n = ["9 questions, 1 seed", "9 questions, 3 seeds", "9 questions, 1 seed", "11 seeds", "9 questions, 1 seed", ""]
+    ledger = pd.DataFrame({"id": ["z", "b", "z", "c", "a", "d"], "section": "4", "verdict": "inconclusive", "n": n})
+    assert claims.conclusions(ledger)[-1].startswith("Claims with one seed (z, a) carry")
 
 
 def test_the_ledger_is_sound_and_nothing_run_is_not_run(evidence, monkeypatch):

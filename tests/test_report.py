@@ -47,6 +47,8 @@ def executed():
             v4.new_markdown_cell("## A heading\n\nwords"),
             v4.new_code_cell("1 + 1", outputs=outputs),
             v4.new_markdown_cell("## Nothing below"),
+            v4.new_markdown_cell("## On a GPU"),
+            v4.new_code_cell("2", outputs=[v4.new_output("display_data", {"text/markdown": "Not run: no GPU."})]),
         ]
     )
 
@@ -106,7 +108,17 @@ def test_it_shows_what_ran_and_says_what_did_not(built):
     assert "-0.2500" in text
     assert "example.com" not in text
     assert "Nothing below" not in text
+    assert "On a GPU" in text
+    assert "Not run: no GPU." in text
     assert "<b>1</b><span>reproduced</span>" in text
+
+
+def test_every_notebook_has_a_section_and_a_place_in_the_contents(built):
+    page, text = Page(built[0]), built[0]
+    names = report.profiles.load("smoke").notebooks
+    assert set(names) <= page.ids
+    assert {f"#{name}" for name in names} <= set(page.targets)
+    assert text.count("Not run in this profile.") == len(names) - 1
 
 
 def test_costs_add_up_what_was_interrupted(tmp_path):

@@ -1,15 +1,16 @@
 """What the notebooks read: tables against direct computations, missing runs, intervals, figures, parameters."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from viral_core import plots, results
+from viral_core import plots, profile, results
 from viral_core.benchmarks.answers import append, settings
 from viral_core.notebook import execute
-from viral_core.paths import ROOT
+from viral_core.paths import PROFILES, ROOT
 from viral_core.results import curves, permutation, reading
 from viral_core.results.curves import interval
 
@@ -32,14 +33,19 @@ def rows_of(benchmark):
     return rows
 
 
-def write_answers(file, benchmark, right, shift=0):
-    """Answers of which the first `right` are right, counted from row `shift` on."""
+def write_answers(file, benchmark, right, shift=0, sampled=()):
+    """Answers of which the first `right` are right, counted from row `shift` on.
+
+    `sampled`: rows that are right in each of several sampled runs, instead.
+    """
     rows = rows_of(benchmark)
     file.parent.mkdir(parents=True, exist_ok=True)
-    asked = settings(benchmark, rows, model="m", template="t", prompts=["?"] * N, max_new_tokens=4)
+    runs = sampled or [{i for i in range(N) if (i - shift) % N < right}]
+    protocol = {"runs": len(sampled)} if sampled else None
+    asked = settings(benchmark, rows, model="m", template="t", prompts=["?"] * N, max_new_tokens=4, protocol=protocol)
     file.write_text(json.dumps({"settings": asked}) + "\n")
-    answered = [row | {"run": 0, "response": row["answer"] if (i - shift) % N < right else "none"}
-                for i, row in enumerate(rows)]  # fmt: skip
+    answered = [row | {"run": run, "response": row["answer"] if i in rights else "none"}
+                for run, rights in enumerate(runs) for i, row in enumerate(rows)]  # fmt: skip
     append(file, answered)
 
 
@@ -73,6 +79,82 @@ def test_scores_are_the_papers_combination_and_gains_are_paired(folder):
     assert set(gains["run"]) == {"viral"}
     assert official(gains, "viral", "cv_bench", "gain") == pytest.approx(100 * (24 - 16) / 40)
     assert official(gains, "viral", "cv_bench", "seeds") == 1
+
+
+def test_sampled_runs_are_averaged_within_their_seed(folder):
+    first, both = {i for i in range(N) if i % 2 == 0}, set(range(N // 2))
+    for run, sampled in (("baseline", [set(), set(), set()]), ("viral", [first, set(range(N)) - first, both])):
+        write_answers(folder / f"runs/smoke/evaluation/{run}-s0/mmvp.jsonl", "mmvp", 0, sampled=sampled)
+    table = results.scores("smoke", ["viral"], ["mmvp"])
+    assert official(table, "viral", "mmvp", "seeds") == 1
+    assert official(table, "viral", "mmvp", "score") == pytest.approx(100 / 6)  # pairs: 0, 0 and a half
+    assert official(table, "viral", "mmvp", "n") == N
+    gains = results.gains("smoke", ["viral"], benchmarks=["mmvp"])
+    assert official(gains, "viral", "mmvp", "gain") == pytest.approx(100 / 6)
+    (low, high) = (official(gains, "viral", "mmvp", end) for end in ("low", "high"))
+    assert 100 / 6 - low < 12  # of 20 pairs, not of three seeds: those would reach from 0 to 50
+    assert high - 100 / 6 < 12
+
+
+def test_greedy_and_sampled_answers_are_not_compared(folder):
+    write_answers(folder / "runs/smoke/evaluation/viral-s0/mmvp.jsonl", "mmvp", 0, sampled=[{1}, {2}])
+    with pytest.raises(ValueError, match="mmvp has been answered 1 and 2 times a seed"):
+        results.gains("smoke", ["viral"], benchmarks=["mmvp"])
+
+
+def test_tables_come_out_in_the_order_of_the_paper_with_a_repeated_run_twice(folder):
+    table = results.side_by_side("smoke", 2).drop_duplicates(["row", "run"])
+    assert list(table["run"]) == [
+        "baseline", "viral", "teacher-clip", "teacher-sam", "teacher-depth_anything", "teacher-radio",
+        "layer-4", "layer-8", "layer-12", "viral", "layer-20", "layer-24", "layer-28", "layer-32",
+    ]  # fmt: skip
+    assert list(table["row"])[1] == "VFM: DINOv2, layer 16"
+    for number in range(1, 7):
+        if number != 3:
+            printed = results.tables.paper.table(number)
+            frame = results.side_by_side("smoke", number)
+            assert list(zip(frame["row"], frame["run"], frame["benchmark"], frame["paper"], strict=True)) == list(
+                zip(printed["row"], printed["run"], printed["benchmark"], printed["value"], strict=True)
+            )
+            rows = len(frame.drop_duplicates(["row", "run"]))
+            assert results.styled(frame, "caption").to_html().count("row_heading level1 ") == rows
+    moved = results.side_by_side("smoke", 2, {"viral": "VIRAL", "lambda-1": "more"})
+    assert list(dict.fromkeys(moved["row"]))[-2:] == ["VIRAL", "more"]
+    assert (moved["run"] == "viral").sum() == 5
+
+
+@pytest.fixture
+def own(folder, monkeypatch):
+    """Profiles with a run of a reader's own, of the second language model, that is in the smoke profile."""
+    shutil.copytree(PROFILES, folder / "profiles")
+    with (folder / "profiles/runs.yaml").open("a") as file:
+        file.write("deep-qwen: {extends: qwen-viral, align: {depth: 0.75}}\n")
+        file.write("alone: {language: qwen-7b, vision: siglip2, align: {teacher: dinov2}}\n")
+    smoke = folder / "profiles/smoke.yaml"
+    smoke.write_text(
+        smoke.read_text().replace("  qwen-viral: [0]\n", "  qwen-viral: [0]\n  qwen-baseline: [0]\n  deep-qwen: [0]\n")
+    )
+    monkeypatch.setattr(profile, "PROFILES", folder / "profiles")
+    return folder
+
+
+def test_a_run_is_compared_with_the_baseline_of_the_same_models(own):
+    families = {"viral": "baseline", "13b-viral": "13b-baseline", "siglip2-viral": "siglip2-baseline"}
+    families |= {"next-viral": "next-baseline", "residual-post": "baseline", "ross-middle": "baseline"}
+    families |= {"deep-qwen": "qwen-baseline", "qwen-baseline": "qwen-baseline", "baseline": "baseline"}
+    families |= {"alone": "alone", "no-such-run": "no-such-run"}
+    assert {run: results.reference(run) for run in families} == families
+
+
+def test_own_runs_reach_a_table(own):
+    assert "deep-qwen" in results.own_runs("smoke")
+    assert results.own_runs("smoke", results.own_runs("smoke")) == []
+    assert not {"baseline", "viral", "ross-default"} & set(results.own_runs("smoke"))
+    for run, right in (("qwen-baseline", 10), ("deep-qwen", 20)):
+        write_answers(own / f"runs/smoke/evaluation/{run}-s0/cv_bench.jsonl", "cv_bench", right)
+    cells = results.side_by_side("smoke", 1, {"deep-qwen": "own run"}).set_index(["run", "benchmark"])
+    assert cells.loc[("deep-qwen", "cv_bench"), "reference"] == "qwen-baseline"
+    assert cells.loc[("deep-qwen", "cv_bench"), "gain"] == pytest.approx(25)
 
 
 def test_a_missing_run_says_so(folder):
@@ -155,6 +237,8 @@ def test_permutation_table_counts_lost_answers(folder):
         write_answers(base / "original.jsonl", "cv_bench", int(share * N))
         for number in range(2):
             write_answers(base / f"permuted-{number}.jsonl", "cv_bench", 12 + 2 * number)
+    assert permutation.losses("smoke", "viral").shape == (1, N)  # permutations are no seeds
+    assert permutation.losses("smoke", "viral").loc[0, "12"] == 0.5
     row = results.permutation_table("smoke").set_index("run").loc["viral"]
     assert (row["n"], row["original"], row["shuffled"], row["drop"]) == (40, 24, 13, 11)
     assert (row["permutations"], row["paper_drop"]) == (2, 54)
@@ -209,7 +293,7 @@ def test_a_misspelt_parameter_is_an_error(tmp_path, name):
 
 
 def test_every_notebook_of_a_profile_exists_and_says_what_it_reads():
-    from viral_core import pipeline, profile
+    from viral_core import pipeline
 
     for name in profile.names():
         for kind in ("notebook", "notebook2"):

@@ -9,6 +9,7 @@ import hashlib
 import html
 import io
 import json
+import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from viral_core import plots
+from viral_core import distributed, plots
 from viral_core.benchmarks import BENCHMARKS, load_rows, open_image
 from viral_core.data import pad_to_square
 from viral_core.metrics import PatchPermutation, cknna_batch, generate_with_attention, pca_map
@@ -95,8 +96,8 @@ def figure(image: Image.Image, looks: list[Look], layer: int, head: int | None, 
     """The image, and of each look the PCA map of a layer and its attention over the image; the CKNNA of all.
 
     Args:
-        layer: 0 to L; the attention is that of block max(1, layer).
-        head: None for the mean over heads.
+        layer: 0 to L; the attention is that of block max(1, layer).  A run without such a layer says so.
+        head: None for the mean over heads; likewise.
         label: stands under the figure, such as the profile's.
     """
     picture, rows = pad_to_square(image), max(1, len(looks))
@@ -105,19 +106,25 @@ def figure(image: Image.Image, looks: list[Look], layer: int, head: int | None, 
     for row, seen in enumerate(looks):
         axes = [drawn.add_subplot(grid[row, column]) for column in range(3)]
         last = len(seen.cknna) - 1
-        block, shown = min(max(1, layer), last), min(layer, last)
-        maps = seen.attention[block - 1]
-        weights = maps.mean(0) if head is None else maps[min(head, len(maps) - 1)]
+        block, heads = max(1, layer), seen.attention.shape[1]
         axes[0].imshow(picture)
         axes[0].set_title(seen.run, fontsize="medium")
-        axes[1].imshow(pca_map(seen.states[shown]), extent=(0, *picture.size, 0))
-        axes[1].set_title(f"PCA, layer {shown}", fontsize="medium")
-        axes[2].imshow(picture.convert("L"), cmap="gray", alpha=0.6)
-        axes[2].imshow(
-            weights, cmap="inferno", alpha=0.65, extent=(0, *picture.size, 0), vmin=0,
-            vmax=np.nanmax(weights) if np.isfinite(weights).any() else 1,
-        )  # fmt: skip
+        axes[1].set_title(f"PCA, layer {layer}", fontsize="medium")
         axes[2].set_title(f"attention {block}, {'mean' if head is None else f'head {head}'}", fontsize="medium")
+        if layer > last:
+            for axis in axes[1:]:
+                _say(axis, f"no layer {layer}:\nthis run ends at {last}")
+        else:
+            axes[1].imshow(pca_map(seen.states[layer]), extent=(0, *picture.size, 0))
+            if head is not None and head >= heads:
+                _say(axes[2], f"no head {head}:\nthis run has 0 to {heads - 1}")
+            else:
+                weights = seen.attention[block - 1].mean(0) if head is None else seen.attention[block - 1, head]
+                axes[2].imshow(picture.convert("L"), cmap="gray", alpha=0.6)
+                axes[2].imshow(
+                    weights, cmap="inferno", alpha=0.65, extent=(0, *picture.size, 0), vmin=0,
+                    vmax=np.nanmax(weights) if np.isfinite(weights).any() else 1,
+                )  # fmt: skip
         for axis in axes:
             axis.set(xticks=[], yticks=[])
     curves = drawn.add_subplot(grid[:, 3])
@@ -129,6 +136,11 @@ def figure(image: Image.Image, looks: list[Look], layer: int, head: int | None, 
         curves.legend()
     drawn.supxlabel(plots.wrap(label, 110), fontsize="x-small", color="grey")
     return drawn
+
+
+def _say(axis: plt.Axes, text: str) -> None:
+    axis.set_box_aspect(1)
+    axis.annotate(text, (0.5, 0.5), xycoords="axes fraction", ha="center", va="center", color="grey")
 
 
 def png(drawn: plt.Figure) -> bytes:
@@ -155,14 +167,13 @@ class Explorer:
                 f"profile {profile} has no trained run yet: `make repro PROFILE={profile}` trains them, "
                 "or choose another profile in the parameters cell"
             )
-        self._run = lru_cache(4)(lambda name: load_run(ROOT / RunPaths(profile).run(name)))
+        self._run = lru_cache(2)(self._load_run)  # as many as are chosen: large ones would not fit beside more
         self._rows = lru_cache(None)(self._load_rows)
         self._looks = lru_cache(64)(self._look)
         second = next((name for name in self.names if name.startswith("viral-")), self.names[-1])
         wide, style = widgets.Layout(width="32rem"), {"description_width": "7rem"}
         known = [name for name in self.settings.evaluation.benchmarks if name in BENCHMARKS]
         blocks = self._run(self.names[0]).model.config.text_config.num_hidden_layers
-        heads = self._run(self.names[0]).model.config.text_config.num_attention_heads
         self.first = widgets.Dropdown(options=self.names, value=self.names[0], description="run", style=style)
         self.second = widgets.Dropdown(options=["none", *self.names], value=second, description="beside", style=style)
         self.benchmark = widgets.Dropdown(options=known, description="benchmark", style=style)
@@ -171,22 +182,39 @@ class Explorer:
         self.upload = widgets.FileUpload(accept="image/*", description="upload")
         self.free = widgets.Text(description="own question", layout=wide, style=style, continuous_update=False)
         self.layer = widgets.IntSlider(blocks // 2, 0, blocks, description="layer", style=style)
-        self.head = widgets.Dropdown(
-            options=[("mean", None), *((str(i), i) for i in range(heads))], description="head", style=style
-        )
+        self.head = widgets.Dropdown(options=[("mean", None)], description="head", style=style)
         self.permuted = widgets.Checkbox(False, description="shuffle the visual tokens", style=style)
-        self.answers, self.image = widgets.HTML(), widgets.Image(format="png", layout=widgets.Layout(max_width="100%"))
+        self.answers, self.took = widgets.HTML(), widgets.HTML()
+        self.image = widgets.Image(format="png", layout=widgets.Layout(max_width="100%"))
         self.panel = widgets.VBox([
             widgets.HBox([self.first, self.second]), widgets.HBox([self.benchmark, self.question]),
             widgets.HBox([self.path, self.upload]), self.free, widgets.HBox([self.layer, self.head, self.permuted]),
-            self.answers, self.image,
+            self.answers, self.took, self.image,
         ])  # fmt: skip
+        self._fitting = False
         self._offer()
         self.benchmark.observe(lambda _: self._offer(), "value")
         for control in (self.first, self.second, self.question, self.free, self.layer, self.head, self.permuted,
                         self.path, self.upload):  # fmt: skip
             control.observe(lambda _: self.update(), "value")
         self.update()
+
+    def _load_run(self, name: str) -> Run:
+        compute = self.settings.compute
+        return load_run(
+            ROOT / RunPaths(self.settings.name).run(name), dtype=getattr(torch, compute.dtype),
+            device=distributed.device(), attn_implementation=compute.attention,
+        )  # fmt: skip
+
+    def _fit(self, names: list[str]) -> None:
+        """Offer the layers and heads that any of the chosen runs has; a choice that none of them has moves to one."""
+        configs = [self._run(name).model.config.text_config for name in names]
+        heads, kept = max(config.num_attention_heads for config in configs), self.head.value
+        self._fitting = True
+        self.layer.max = max(config.num_hidden_layers for config in configs)
+        self.head.options = [("mean", None), *((str(i), i) for i in range(heads))]
+        self.head.value = kept if kept is not None and kept < heads else None
+        self._fitting = False
 
     def _load_rows(self, benchmark: str) -> dict[str, dict]:
         rows = load_rows(benchmark, ROOT / self.settings.data.benchmarks)
@@ -212,16 +240,21 @@ class Explorer:
         return look(name, self._run(name), image, question, k=self.settings.cknna.k, permuted=permuted)
 
     def update(self) -> None:
-        """Draw what is chosen; what cannot be drawn says why."""
+        """Draw what is chosen and say how long it took; what cannot be drawn says why."""
+        if self._fitting:  # called by a control that is being fitted to the runs
+            return
+        start = time.perf_counter()
         try:
             image, question, key = self._chosen()
             names = [name for name in dict.fromkeys([self.first.value, self.second.value]) if name != "none"]
+            self._fit(names)
             looks = [self._looks(n, image.tobytes(), image.size, question, self.permuted.value) for n in names]
             self.image.value = png(figure(image, looks, self.layer.value, self.head.value, self.settings.label))
         except (OSError, ValueError) as error:  # what a user can mend: a path, an image, a profile's files
-            self.answers.value = f"<b>{html.escape(str(error))}</b>"
+            self.answers.value, self.took.value = f"<b>{html.escape(str(error))}</b>", ""
             return
         lines = [f"<b>{html.escape(question)}</b>".replace("\n", "<br>")]
         lines += [f"<code>{seen.run}</code>: {html.escape(seen.answer) or '<i>nothing</i>'}" for seen in looks]
         lines += [] if key is None else [f"<span style='color: #666'>answer key: {html.escape(key)}</span>"]
         self.answers.value = "<br>".join(lines)
+        self.took.value = f"<span style='color: #666'>{time.perf_counter() - start:.1f} s</span>"

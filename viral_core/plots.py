@@ -43,12 +43,13 @@ def curves(axis: plt.Axes, table: pd.DataFrame, x: str, y: str, names: dict[str,
     """Draw a line per run with its interval, from columns run, `x`, `y`, low and high; `names` are for the legend.
 
     A run keeps its look in every panel: the i-th of `names` (or of the table) has the i-th colour, marker and dashes.
+    One without rows is in the legend as "(not run)".
     """
     names = names or {run: run for run in dict.fromkeys(table["run"])}
     for i, (run, name) in enumerate(names.items()):
         rows = table[table["run"] == run].sort_values(x)
+        axis.plot(rows[x], rows[y], label=name if len(rows) else f"{name} (not run)", markersize=4, **line(i))
         if len(rows):
-            axis.plot(rows[x], rows[y], label=name, markersize=4, **line(i))
             axis.fill_between(rows[x], rows["low"], rows["high"], color=COLOURS[i % len(COLOURS)], alpha=0.15, lw=0)
 
 

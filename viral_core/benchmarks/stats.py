@@ -64,7 +64,7 @@ def intervals(
     Raises:
         ValueError: runs of different questions.
     """
-    return _bootstrap(benchmark, [runs], [1.0], rule, confidence, resamples, seed)
+    return resample(benchmark, [runs], [1.0], rule, confidence, resamples, seed)
 
 
 def differences(
@@ -84,10 +84,10 @@ def differences(
     """
     if len(runs_a) != len(runs_b):
         raise ValueError(f"{len(runs_a)} runs against {len(runs_b)}: seeds are compared in pairs")
-    return _bootstrap(benchmark, [runs_a, runs_b], [1.0, -1.0], rule, confidence, resamples, seed)
+    return resample(benchmark, [runs_a, runs_b], [1.0, -1.0], rule, confidence, resamples, seed)
 
 
-def _bootstrap(benchmark, models, signs, rule, confidence, resamples, seed) -> dict[str, Interval]:
+def resample(benchmark, models, signs, rule, confidence, resamples, seed) -> dict[str, Interval]:
     from scipy.stats import bootstrap  # slow to import, and only needed here
 
     module = MODULES[family(benchmark)]

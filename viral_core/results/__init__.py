@@ -29,7 +29,7 @@ from viral_core.results.curves import (
     training_logs,
 )
 from viral_core.results.permutation import drop_differences, permutation_table
-from viral_core.results.reading import aligned_layers, answers, attention_maps, measured, not_run, similarity
+from viral_core.results.reading import aligned_layers, answers, attention_maps, measured, not_run, own_runs, similarity
 from viral_core.results.scores import (
     TITLES,
     asked,
@@ -65,6 +65,7 @@ __all__ = [
     "measured",
     "missing_line",
     "not_run",
+    "own_runs",
     "permutation_table",
     "reference",
     "scores",

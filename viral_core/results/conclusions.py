@@ -84,7 +84,7 @@ def drop_lines(table: pd.DataFrame, differences: pd.DataFrame) -> list[str]:
     """What shuffling costs each run, and whether one run loses more than its reference."""
     lines = [
         f"`{row.run}`, {row.category}: {row.original:.1f} of {row.n} right, {row.shuffled:.1f} with shuffled features, "
-        f"a change of {-row.drop:+.1f} [{-row.high:+.1f}, {-row.low:+.1f}] ({row.permutations} permutations, "
+        f"a change of {-row.drop:+.1f} [{-row.high:+.1f}, {-row.low:+.1f}] (mean of {row.permutations} permutations, "
         f"{row.seeds} seed(s)): **{verdict(-row.high, -row.low)}**."
         if row.n else f"`{row.run}`, {row.category}: not run."
         for row in table.itertuples()

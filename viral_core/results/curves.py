@@ -6,10 +6,9 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
-from viral_core.benchmarks import intervals
 from viral_core.paths import ROOT, RunPaths
 from viral_core.results.reading import answers, checkpoints, measured, names, settings_of
-from viral_core.results.scores import reference, unit
+from viral_core.results.scores import reference, resampled, unit
 
 RESAMPLES = 2000
 
@@ -108,7 +107,7 @@ def learning_curve(profile: str, runs: Iterable[str] | None = None) -> pd.DataFr
             for benchmark in curve.benchmarks:
                 answered = answers(profile, run, benchmark, None if step == last else step)
                 if answered:
-                    one = intervals(benchmark, sum(answered.values(), []))["official"]
+                    one = resampled(benchmark, list(answered.values()))["official"]
                     facts = {"run": run, "step": step, "fraction": step / last, "n": one.n, "seeds": len(answered)}
                     values = {key: unit(benchmark) * getattr(one, key) for key in ("value", "low", "high")}
                     found.append(facts | {"benchmark": benchmark, "score": values.pop("value")} | values)

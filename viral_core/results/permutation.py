@@ -1,4 +1,5 @@
-"""Table 3: what shuffling the visual features costs a run, with intervals over questions, permutations and seeds."""
+"""Table 3: what shuffling the visual features costs a run, the mean over permutations, with intervals over questions
+and, where there are several, over seeds."""
 
 from collections.abc import Iterable
 
@@ -13,19 +14,18 @@ from viral_core.results.reading import names, settings_of
 
 
 def losses(profile: str, run: str, category: str | None = None) -> pd.DataFrame:
-    """What each permutation makes of each question: 1 a right answer lost, -1 one won, 0 no change.
+    """What shuffling makes of each question, the mean over the permutations: 1 a right answer lost, -1 one won.
 
     Returns:
-        (seeds x permutations, questions), index (seed, permutation); empty if the run has not been measured.
+        (seeds, questions), to be resampled as such; empty if the run has not been measured.
     """
     rows, settings = {}, settings_of(profile).permutation
     for _, seed in names(profile, [run]) if settings else ():
         folder = ROOT / RunPaths(profile).measured("permutation") / f"{run}-s{seed}"
         if not (folder / "original.jsonl").is_file():
             continue
-        original = _right(folder / "original.jsonl", category)
-        for number in range(settings.permutations):
-            rows[seed, number] = original - _right(folder / f"permuted-{number}.jsonl", category)
+        permuted = [_right(folder / f"permuted-{number}.jsonl", category) for number in range(settings.permutations)]
+        rows[seed] = _right(folder / "original.jsonl", category) - sum(permuted) / len(permuted)
     return pd.DataFrame(rows).T
 
 
@@ -56,13 +56,13 @@ def permutation_table(profile: str, category: str | None = None) -> pd.DataFrame
         if lost.empty:
             rows.append(facts | {"n": 0, "seeds": 0, "permutations": 0} | of_paper)
             continue
-        n, seeds = lost.shape[1], lost.index.unique(0)
+        n, seeds = lost.shape[1], lost.index
         drop, low, high = (n * value for value in interval(lost.to_numpy(float)))
         folder = ROOT / RunPaths(profile).measured("permutation")
         original = sum(_right(folder / f"{run}-s{seed}/original.jsonl", category).sum() for seed in seeds) / len(seeds)
         rows.append(facts | {
-            "n": n, "seeds": len(seeds), "permutations": len(lost.index.unique(1)), "original": original,
-            "shuffled": original - drop, "drop": drop, "low": low, "high": high,
+            "n": n, "seeds": len(seeds), "permutations": settings_of(profile).permutation.permutations,
+            "original": original, "shuffled": original - drop, "drop": drop, "low": low, "high": high,
             "drop_percent": 100 * drop / original if original else float("nan"),
         } | of_paper)  # fmt: skip
     columns = ["row", "run", "category", "n", "seeds", "permutations", "original", "shuffled", "drop", "low", "high",
@@ -73,6 +73,8 @@ def permutation_table(profile: str, category: str | None = None) -> pd.DataFrame
 def drop_differences(profile: str, pairs: Iterable[tuple[str, str]], category: str | None = None) -> pd.DataFrame:
     """Whether the first run of each pair loses more answers than the second: same questions, permutations and seeds.
 
+    Questions and seeds are resampled; permutations are averaged.
+
     Returns:
         run, reference, category, n, seeds, difference (answers out of n), low, high; no row for a pair not measured.
     """
@@ -82,8 +84,10 @@ def drop_differences(profile: str, pairs: Iterable[tuple[str, str]], category: s
         if any(lost.empty for lost in both):
             continue
         difference = both[0].sub(both[1]).dropna(how="all").dropna(axis=1)
+        if difference.empty:
+            continue
         n = difference.shape[1]
         value, low, high = (n * number for number in interval(difference.to_numpy()))
-        rows.append((run, reference, category or "all", n, len(difference.index.unique(0)), value, low, high))
+        rows.append((run, reference, category or "all", n, len(difference), value, low, high))
     columns = ["run", "reference", "category", "n", "seeds", "difference", "low", "high"]
     return pd.DataFrame(rows, columns=columns)

@@ -34,6 +34,12 @@ def names(profile: str, runs: Iterable[str] | None = None) -> list[tuple[str, in
     return [(run, seed) for run in chosen for seed in settings.runs[run]]
 
 
+def own_runs(profile: str, besides: Iterable[str] = ()) -> list[str]:
+    """Runs of a profile that supply nothing of the paper (no `uses` in the registry), without those of `besides`."""
+    settings, known = settings_of(profile), set(besides)
+    return [run for run in settings.runs if not settings.registry[run].uses and run not in known]
+
+
 def not_run(profile: str, kind: str = "evaluate", runs: Iterable[str] | None = None) -> list[str]:
     """What a kind of stage is to make in a profile and has not made: runs with their seed.
 

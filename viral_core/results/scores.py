@@ -2,17 +2,22 @@
 
 Units are the paper's: percent, MME in points.  A benchmark of two files is their mean.  An interval is a percentile
 bootstrap over questions (in clusters where questions share an image) and, where there are several, over seeds: with a
-single seed it says nothing about how much another seed would move the score.
+single seed it says nothing about how much another seed would move the score.  Sampled answers are no seeds: the scores
+of a seed's sampled runs are averaged.
 """
 
+import functools
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from viral_core.benchmarks import PAPER, differences, intervals, score
+from viral_core import profile as profiles
+from viral_core import registry
+from viral_core.benchmarks import PAPER, Interval, score, stats
 from viral_core.benchmarks.registry import read
-from viral_core.results.reading import Answered, answers, names, settings_of
+from viral_core.results.reading import answers, names, settings_of
 
 COLUMNS = ["run", "benchmark", "score_name", "n", "seeds"]
 TITLES = {"cv_bench": "CV-Bench2D", "mmvp": "MMVP", "whats_up": "What's Up", "pope": "POPE", "mmstar": "MMStar",
@@ -25,13 +30,44 @@ def unit(benchmark: str) -> float:
 
 
 def reference(run: str) -> str:
-    """The run that a run is compared with: the baseline of the same language model and encoder."""
-    family = next((name for name in ("qwen", "13b", "siglip2", "next") if run.startswith(f"{name}-")), None)
-    return f"{family}-baseline" if family else "baseline"
+    """The run that a run is compared with: the registry's first of the same language model, encoder and architecture
+    that has neither alignment nor residual nor reconstruction; the run itself where there is none."""
+    return _references(profiles.PROFILES).get(run, run)
 
 
-def _flat(found: Answered, seeds: Iterable[int] | None = None) -> list[list[dict]]:
-    return [rows for seed in (found if seeds is None else seeds) for rows in found[seed]]
+@functools.cache
+def _references(folder: Path) -> dict[str, str]:
+    runs = registry.read(folder / "runs.yaml")
+    models = {name: (run.language, run.vision, run.architecture) for name, run in runs.items()}
+    baselines: dict[tuple, str] = {}
+    for name, run in runs.items():
+        if not (run.align or run.residual or run.reconstruct):
+            baselines.setdefault(models[name], name)
+    return {name: baselines.get(models[name], name) for name in runs}
+
+
+def resampled(benchmark: str, *sides: Sequence[list[list[dict]]], resamples: int = 2000) -> dict[str, Interval]:
+    """Every score of a benchmark, or how much the first of two sides is above the second, with its interval.
+
+    Questions (their clusters) and seeds are resampled, two sides alike.  Within a seed the scores of its sampled runs
+    are averaged, each computed on the same resampled questions: exact for scores that are no mean of answers too.
+
+    Args:
+        sides: one or two; of each, seed by seed, the answered rows of its greedy run, or of each of its sampled runs.
+
+    Raises:
+        ValueError: unlike numbers of runs in the seeds, or runs of different questions.
+    """
+    runs = sorted({len(seed) for side in sides for seed in side})
+    if len(runs) > 1:
+        found = " and ".join(map(str, runs))
+        raise ValueError(
+            f"{benchmark} has been answered {found} times a seed, greedily (once) here and by sampled runs there, or "
+            "by unlike numbers of them: evaluate both in the same way"
+        )
+    models = [run for side in sides for run in zip(*side, strict=True)]
+    signs = [sign / runs[0] for sign, _ in zip((1, -1), sides, strict=False) for _ in range(runs[0])]
+    return stats.resample(benchmark, models, signs, "official", 0.95, resamples, seed=0)
 
 
 def asked(profile: str) -> list[str]:
@@ -65,11 +101,11 @@ def scores(profile: str, runs: Iterable[str] | None = None, benchmarks: Iterable
         for benchmark in benchmarks:
             if not (found := answers(profile, run, benchmark)):
                 continue
-            answered, scale = _flat(found), unit(benchmark)
-            strict = [score(benchmark, one)["strict_scores"] for one in answered]
+            answered, scale = list(found.values()), unit(benchmark)
+            strict = [score(benchmark, one)["strict_scores"] for seed in answered for one in seed]
             if benchmark not in constants:
-                constants[benchmark] = constant_score(benchmark, answered[0])
-            for name, interval in intervals(benchmark, answered).items():
+                constants[benchmark] = constant_score(benchmark, answered[0][0])
+            for name, interval in resampled(benchmark, answered).items():
                 rows.append({
                     "run": run, "benchmark": benchmark, "score_name": name, "score": scale * interval.value,
                     "low": scale * interval.low, "high": scale * interval.high,
@@ -105,7 +141,8 @@ def gains(
             seeds, scale = [seed for seed in found if seed in against], unit(benchmark)
             if not seeds:
                 continue
-            for name, interval in differences(benchmark, _flat(found, seeds), _flat(against, seeds)).items():
+            sides = [[side[seed] for seed in seeds] for side in (found, against)]
+            for name, interval in resampled(benchmark, *sides).items():
                 rows.append({
                     "run": run, "reference": base, "benchmark": benchmark, "score_name": name,
                     "gain": scale * interval.value, "low": scale * interval.low, "high": scale * interval.high,

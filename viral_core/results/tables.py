@@ -19,30 +19,30 @@ def side_by_side(profile: str, number: str | int, extra: Mapping[str, str] | Non
 
     Args:
         number: of the table.
-        extra: rows of our own below the paper's, {run: label}.
+        extra: rows of our own below the paper's, {run: label}; a run that the table has too is only there.
 
     Returns:
         One row per cell, in the paper's order: row, run, benchmark, paper, ours, low, high, strict, constant, n, seeds,
         and the paired gain over the row's reference with its interval and seeds: reference, gain, gain_low, gain_high,
-        gain_seeds.  Cells that have not been run have NaN and n = 0.
+        gain_seeds.  Cells that have not been run have NaN and n = 0.  A run that the paper prints in several rows has
+        them all.
     """
-    cells = paper.table(number)
+    cells, extra = paper.table(number), extra or {}
     order = list(dict.fromkeys(cells["benchmark"]))
-    labels = dict(zip(cells["run"], cells["row"], strict=True)) | dict(extra or {})
-    frame = pd.DataFrame(
-        [(label, run, benchmark) for run, label in labels.items() for benchmark in order],
-        columns=["row", "run", "benchmark"],
-    )
+    printed = dict.fromkeys(zip(cells["row"], cells["run"], strict=True))
+    rows = [(label, run) for label, run in printed if run not in extra] + [(label, run) for run, label in extra.items()]
+    frame = pd.DataFrame([(*row, name) for row in rows for name in order], columns=["row", "run", "benchmark"])
+    runs = dict.fromkeys(run for _, run in rows)
     frame = frame.merge(
         cells[["run", "benchmark", "value"]].drop_duplicates(["run", "benchmark"]).rename(columns={"value": "paper"}),
         how="left", on=["run", "benchmark"],
     )  # fmt: skip
     benchmarks = [name for name in order if name in asked(profile)]
-    ours = scores(profile, labels, benchmarks).rename(columns={"score": "ours"})
+    ours = scores(profile, runs, benchmarks).rename(columns={"score": "ours"})
     ours = ours[ours["score_name"] == "official"].drop(columns="score_name")
     frame = frame.merge(ours, how="left", on=["run", "benchmark"])
-    against = {run: reference(run) for run in labels if run != reference(run)}
-    more = gains(profile, labels, against, benchmarks).rename(
+    against = {run: reference(run) for run in runs if run != reference(run)}
+    more = gains(profile, runs, against, benchmarks).rename(
         columns={"low": "gain_low", "high": "gain_high", "seeds": "gain_seeds"}
     )
     more = more[more["score_name"] == "official"].drop(columns=["score_name", "n"])
@@ -73,7 +73,7 @@ def styled(frame: pd.DataFrame, caption: str, gain: bool = True) -> Styler:
         if gain:
             columns[title, "gain"] = [_gain(row, digits) for row in cells.itertuples()]
             bold[title, "gain"] = [bool(row.gain_low > 0 or row.gain_high < 0) for row in cells.itertuples()]
-    first = frame.drop_duplicates("run")
+    first = frame.drop_duplicates(["row", "run"])
     table = pd.DataFrame(columns, index=pd.MultiIndex.from_arrays([first["row"], first["run"]], names=["row", "run"]))
     weights = pd.DataFrame(bold, index=table.index).replace({True: "font-weight: bold", False: ""})
     weights = weights.reindex(columns=table.columns, fill_value="")
