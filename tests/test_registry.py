@@ -312,13 +312,13 @@ def test_null_takes_a_key_away_and_uses_are_not_inherited(paper):
     assert paper.registry["lambda-1"].align == registry.Align(teacher="dinov2", weight=1.0)
 
 
-def test_learning_curves_keep_checkpoints_of_their_runs_only(folder):
+def test_every_run_keeps_the_checkpoints_of_the_learning_curves(folder):
     curve = {"runs": ["viral"], "fractions": [0.25, 0.5], "benchmarks": ["cv_bench"]}
     mine = {"extends": "laptop", "runs": {"viral": [0], "relation": [0]}, "learning_curve": curve}
     (folder / "mine.yaml").write_text(yaml.safe_dump(mine))
     stages = pipeline.stages(profiles.load("mine"))["stage2"]
     assert stages["mine-viral-s0"]["recipe"]["checkpoints"] == [0.25, 0.5]
-    assert stages["mine-relation-s0"]["recipe"]["checkpoints"] == []
+    assert stages["mine-relation-s0"]["recipe"]["checkpoints"] == [0.25, 0.5]
 
 
 def test_an_unknown_table_lists_the_known_ones(paper):

@@ -376,6 +376,4 @@ def test_a_runs_folder_tells_how_it_was_made(tiny_profile):
     assert started[0]["packages"]["torch"] == torch.__version__
     assert started[0]["torch_threads"] == torch.get_num_threads()
     step = load_run(folder / "checkpoint-1")
-    assert step.training["step"] == 1  # half of the training: the learning curve of this run, and of no other
-    baseline = tiny_profile.folder / tiny_profile.train("baseline")["out"]
-    assert not list(baseline.glob("checkpoint-*"))
+    assert step.training["step"] == 1  # half of the training

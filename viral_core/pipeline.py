@@ -174,7 +174,7 @@ def _system(profile: Profile, run: str) -> dict:
         "recipe": {
             **profile.stage2,
             **({"max_length": profile.tiles.max_length} if spec.tiled else {}),
-            "checkpoints": curve.fractions if curve and run in curve.runs else [],
+            "checkpoints": curve.fractions if curve else [],
         },
         "projector": str(paths.stage1(spec.language, spec.vision)),
         "targets": targets,

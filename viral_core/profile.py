@@ -177,7 +177,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class LearningCurve:
-    """Learning curves (Fig. 6): runs whose checkpoints are kept after these fractions of stage 2, and asked."""
+    """Learning curves (Fig. 6): every run keeps checkpoints after these fractions of stage 2, `runs` are asked."""
 
     runs: list[str]
     fractions: list[float]
