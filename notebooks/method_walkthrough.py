@@ -118,7 +118,7 @@ aligned = AlignedModel(llava, align).train()
 step = {key: batch[key] for key in ("input_ids", "attention_mask", "pixel_values", "labels", "image_tokens")}
 losses = aligned(**step, teacher_features=y[None])
 by_hand = -F.cosine_similarity(aligned.heads[str(middle)](aligned.tap.states[middle]), y, dim=-1).mean()
-{name: round(float(value), 4) for name, value in losses.items()} | {"vra_loss by hand": round(float(by_hand), 4)}
+{name: round(value.item(), 4) for name, value in losses.items()} | {"vra_loss by hand": round(by_hand.item(), 4)}
 
 # %% [markdown]
 # ## One training step

@@ -300,3 +300,13 @@ def test_every_notebook_of_a_profile_exists_and_says_what_it_reads():
             for entry in pipeline.stages(profile.load(name))[kind].values():
                 assert (ROOT / entry["source"]).is_file()
                 assert len(entry["reads"]) == {"notebook": 1, "notebook2": 2}[kind]
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "margin"), [("cv_bench", 10), ("whats_up", 30), ("pope", 30), ("mmstar", 35), ("mme", 350)]
+)
+def test_the_committed_baseline_is_clearly_above_a_constant_answer(benchmark, margin):
+    """The laptop profile's baseline, by the lower end of its interval; otherwise everything downstream is noise."""
+    table = pd.read_csv(ROOT / "runs/laptop/results/main_table/table_1.csv")
+    row = table[(table["run"] == "baseline") & (table["benchmark"] == benchmark)].iloc[0]
+    assert row["low"] >= row["constant"] + margin
