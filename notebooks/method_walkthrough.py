@@ -144,8 +144,8 @@ count = sum(p.numel() for p in trained.values()), sum(p.numel() for p in frozen.
 conclude([
     f"One step changes {len(changed & set(trained))} of {len(trained)} tensors that train ({count[0]:,} parameters) "
     f"and {len(changed & set(frozen))} of {len(frozen)} frozen ones ({count[1]:,} parameters).",
-    f"The loss of this one sample goes from {float(losses['loss']):.4f} to {float(after['loss']):.4f}, the language "
-    f"part from {float(losses['lm_loss']):.4f} to {float(after['lm_loss']):.4f}, the alignment part from "
-    f"{float(losses['vra_loss']):.4f} to {float(after['vra_loss']):.4f}.",
-    f"The loss by hand differs from the model's by {abs(float(by_hand - losses['vra_loss'])):.1e}.",
+    f"The loss of this one sample goes from {losses['loss'].item():.4f} to {after['loss'].item():.4f}, the language "
+    f"part from {losses['lm_loss'].item():.4f} to {after['lm_loss'].item():.4f}, the alignment part from "
+    f"{losses['vra_loss'].item():.4f} to {after['vra_loss'].item():.4f}.",
+    f"The loss by hand differs from the model's by {abs((by_hand - losses['vra_loss']).item()):.1e}.",
 ])  # fmt: skip
