@@ -31,7 +31,7 @@ $(STAMP): pyproject.toml constraints.txt
 # `dvc repro`, in portions of so many; what they leave (a stage that fails here says why there) the last `dvc repro` does.
 # Caches come early, where one core would wait for the other; those that came too early have another turn.
 GROUPS = 1:world|pretrained 1:language|vision|teacher|vae|distil|cache 1:grow|distil|words|cache 1:stage1|projector 2:stage2 \
-         4:evaluate|cknna|learning_curve|attention|permutation 4:notebook|notebook2
+         6:evaluate|cknna|learning_curve|attention|permutation 4:notebook|notebook2
 
 repro: $(STAMP) pipeline  ## run the pipeline of PROFILE, from nothing to tables and figures
 
