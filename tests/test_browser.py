@@ -71,8 +71,9 @@ def watch(page) -> list[str]:
 
 
 def run_all_cells(page) -> None:
-    """Run > Run All Cells, until a cell runs: while a kernel is starting JupyterLab forgets it, or asks which kernel."""
-    page.add_locator_handler(page.locator(".jp-Dialog"), lambda asked: asked.locator(".jp-mod-accept").click())
+    """Run > Run All Cells, until a cell runs: JupyterLab, while a kernel starts, forgets it or asks which kernel."""
+    asked = page.locator(".jp-Dialog").last
+    page.add_locator_handler(asked, lambda: asked.locator(".jp-mod-accept").click(), no_wait_after=True)
     started = page.locator(".jp-InputArea-prompt", has_text=re.compile(r"\[(\*|\d+)\]")).first
     page.locator(".jp-NotebookPanel .jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for()
     for _ in range(10):
