@@ -12,7 +12,7 @@ import yaml
 from safetensors.torch import load_file
 from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model
 
-from viral_core import pipeline, stages
+from viral_core import pipeline, stages, trainer
 from viral_core import profile as profiles
 from viral_core.cache import FeatureCache
 from viral_core.data import Collator, ConversationDataset, GroupedSampler, load_conversations, shuffle_targets
@@ -377,3 +377,15 @@ def test_a_runs_folder_tells_how_it_was_made(tiny_profile):
     assert started[0]["torch_threads"] == torch.get_num_threads()
     step = load_run(folder / "checkpoint-1")
     assert step.training["step"] == 1  # half of the training
+
+
+@pytest.mark.parametrize(("stated", "asked_in"), [({}, "qwen"), ({"template": "plain"}, "plain")])
+def test_stage_1_asks_in_its_own_template_or_in_the_language_models(tiny_profile, monkeypatch, stated, asked_in):
+    """A stop token that the language model does not know would spoil the projector."""
+    seen = []
+    monkeypatch.setattr(trainer, "train_stage1", lambda *_, template, **__: seen.append(template.name))
+    entry = tiny_profile.made["stage1"]["tiny-vicuna-7b-clip"]
+    language = entry["language"] | {"template": "qwen"}
+    recipe = {"batch_size": BATCH, "lr": 1e-3, "steps": 1} | stated
+    stages.stage1(entry | {"language": language, "recipe": recipe})
+    assert seen == [asked_in]

@@ -94,14 +94,17 @@ def language():
 
 
 @pytest.mark.parametrize("template", ["vicuna_v1", "qwen"])
-def test_text_lessons_are_tokenised_as_training_and_evaluation_do(language, template, tiny):
+def test_text_lessons_are_tokenised_as_training_and_evaluation_do(language, template, tiny, tmp_path):
     """The language model must have seen the very tokens that stage 1 and 2 and the benchmarks will show it."""
-    from transformers import AutoImageProcessor, LlavaProcessor
+    from transformers import AutoImageProcessor, AutoTokenizer, LlamaConfig, LlavaProcessor, Qwen2Config
 
     tokenizer = language.build_tokenizer(bos=template == "vicuna_v1")
+    tokenizer.save_pretrained(tmp_path)
+    {"vicuna_v1": LlamaConfig, "qwen": Qwen2Config}[template]().save_pretrained(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)  # its class, and with it the rule that cuts text, is the model's
     images = AutoImageProcessor.from_pretrained(tiny / "clip")
     images.size, images.crop_size = {"shortest_edge": 96}, {"height": 96, "width": 96}
-    processor = LlavaProcessor(images, tokenizer, patch_size=24, num_additional_image_tokens=1,
+    processor = LlavaProcessor(images, loaded, patch_size=24, num_additional_image_tokens=1,
                                vision_feature_select_strategy="default")  # fmt: skip
     rng = np.random.default_rng(0)
     for scene in drawn(20):
@@ -117,8 +120,11 @@ def test_text_lessons_are_tokenised_as_training_and_evaluation_do(language, temp
 def test_every_word_of_the_world_is_one_token(language):
     tokenizer = language.build_tokenizer(bos=True)
     for scene in drawn(50):
-        for words in questions.spelled_out(scene):
-            assert all(len(tokenizer(f" {w}", add_special_tokens=False).input_ids) == 1 for w in words)
+        for words, cell in zip(questions.spelled_out(scene), language.spell_out(tokenizer, scene), strict=True):
+            ids = [tokenizer(f" {word}", add_special_tokens=False).input_ids for word in words]
+            assert ids == [[i] for i in cell.tolist() if i >= 0]
+    for text in (" 0", " 5", " A:", "\n(A)", " (b)"):
+        assert len(tokenizer(text, add_special_tokens=False).input_ids) == 1
     assert tokenizer.decode(tokenizer("Grüße, 漢字!", add_special_tokens=False).input_ids) == "Grüße, 漢字!"
 
 
@@ -182,3 +188,25 @@ def test_a_stand_in_grows_from_another(language, tmp_path):
         small.model.layers = torch.nn.ModuleList([small.model.layers[0], small.model.layers[2]])
         small.config.num_hidden_layers = 2
         torch.testing.assert_close(flat(ids).logits, small(ids, use_cache=False).logits)
+
+
+def test_running_counts_are_asked_after_their_cells(language):
+    """The label after a cell's position is the number of its category up to there; all others stay."""
+    tokenizer = language.build_tokenizer(bos=True)
+    image, rng = tokenizer.convert_tokens_to_ids(IMAGE_MARKER), np.random.default_rng(0)
+    for scene in drawn(20):
+        pieces = language.converse(TEMPLATES["vicuna_v1"], world.captioning(scene))
+        ids, labels = language.tokenise(tokenizer, pieces)
+        got = language.running_counts(tokenizer, scene, ids, labels)
+        places = (ids == image).nonzero().flatten().tolist()
+        for cell in range(language.CELLS):
+            objects = [o for o in scene.objects if o.cell == cell]
+            expected = [str(sum(p.category == o.category and p.cell <= cell for p in scene.objects)) for o in objects]
+            asked = got[places[cell] + 1]
+            assert [tokenizer.decode(asked).strip()] == expected if objects else asked == labels[places[cell] + 1]
+        outside = torch.ones(len(ids), dtype=torch.bool)
+        outside[[place + 1 for place in places]] = False
+        assert torch.equal(got[outside], labels[outside])
+        without = world.in_words(scene, questions.conversation(scene, rng, 2, ASKERS))
+        ids, labels = language.tokenise(tokenizer, language.converse(TEMPLATES["vicuna_v1"], without))
+        assert torch.equal(language.running_counts(tokenizer, scene, ids, labels), labels)

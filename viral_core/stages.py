@@ -113,7 +113,7 @@ def words(entry: dict) -> None:
 
 
 def stage1(entry: dict) -> None:
-    """Stage 1: train the projector on captions."""
+    """Stage 1: train the projector on captions, in the recipe's template or else in the language model's own."""
     import torch
 
     from viral_core.data import load_conversations
@@ -123,7 +123,7 @@ def stage1(entry: dict) -> None:
     from viral_core.trainer import Recipe, train_stage1
 
     recipe = dict(entry["recipe"])
-    template = TEMPLATES[recipe.pop("template")]
+    template = TEMPLATES[recipe.pop("template", entry["language"]["template"])]
     torch.manual_seed(entry["seed"])
     samples = load_conversations(entry["data"]["captions"], entry["data"]["caption_images"])
     llava, processor = _assemble(entry, Path(entry["start"]) / "projector.safetensors" if entry["words"] else None)
