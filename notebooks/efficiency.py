@@ -101,6 +101,17 @@ costs.to_csv(out / "step_costs.csv", index=False, float_format="%.5f")
 display(costs.round(4) if len(costs) else Markdown("Not run in this profile."))
 
 # %% [markdown]
+# ## What this profile took
+#
+# Every stage notes its time. `minutes` adds up all stages of a kind, those that ran side by side included; the time
+# that Python takes to start is not in it.
+
+# %%
+stages = results.stage_costs(profile)
+stages.to_csv(out / "stage_costs.csv", index=False, float_format="%.2f")
+display(stages.round(1) if len(stages) else Markdown("Not noted in this profile."))
+
+# %% [markdown]
 # ## On a GPU
 #
 # Small measurements that were made on a GPU, if any: one stage-2 step without alignment, with cached and with online

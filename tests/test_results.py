@@ -11,7 +11,7 @@ from viral_core import plots, profile, results
 from viral_core.benchmarks.answers import append, settings
 from viral_core.notebook import execute
 from viral_core.paths import PROFILES, ROOT
-from viral_core.results import curves, permutation, reading
+from viral_core.results import curves, permutation, reading, stand_ins
 from viral_core.results.curves import interval
 
 RUNS = {"baseline": 0.4, "viral": 0.6}  # the share that each run answers right
@@ -310,3 +310,49 @@ def test_the_committed_baseline_is_clearly_above_a_constant_answer(benchmark, ma
     table = pd.read_csv(ROOT / "runs/laptop/results/main_table/table_1.csv")
     row = table[(table["run"] == "baseline") & (table["benchmark"] == benchmark)].iloc[0]
     assert row["low"] >= row["constant"] + margin
+
+
+def test_what_stand_ins_have_learned_is_read_from_their_metrics(tmp_path, monkeypatch):
+    monkeypatch.setattr(stand_ins, "ROOT", tmp_path)
+    assert not len(results.language_accuracies("smoke"))
+    assert not len(results.probe_accuracies("smoke"))
+    probe = {"category": 0.5, "occupied": 0.9, "facing": 0.75, "position": 0.25}
+    learned = {
+        "vicuna-7b": {"steps": 4, "rows": 200, "text_accuracy": {"pope": 0.99, "mmvp": 0.4}},
+        "clip": {"steps": 5, "probe": {**probe, "patches": 160, "objects": 40, "fronts": 20}},
+    }
+    for name, metrics in learned.items():
+        (tmp_path / f"runs/smoke/models/{name}").mkdir(parents=True)
+        (tmp_path / f"runs/smoke/models/{name}/metrics.json").write_text(json.dumps(metrics))
+    language, probes = results.language_accuracies("smoke"), results.probe_accuracies("smoke")
+    assert list(language["n"]) == [200, 200]
+    assert (language["low"] < language["accuracy"]).all()
+    assert (language["accuracy"] < language["high"]).all()
+    assert dict(zip(probes["probe"], probes["n"], strict=True)) == {
+        "category": 40, "occupied": 160, "facing": 20, "position": 160
+    }  # fmt: skip
+    lines = results.stand_in_lines(language, probes)
+    assert "1 of 2 kinds of question at 0.95 or more; its worst is `mmvp`: 0.40 [0.33, 0.47] (n = 200)" in lines[0]
+    assert len(lines) == 5
+    assert results.stand_in_lines(language[:0], probes[:0]) == [
+        "This profile trains no model of its own: its models are published ones."
+    ]
+
+
+def test_stage_costs_are_of_the_last_time_that_each_finished(folder):
+    assert not len(results.stage_costs("smoke"))
+    lines = [
+        ("stage2", "a", "2026-01-01T10:00:00+00:00", 50.0, False),
+        ("stage2", "a", "2026-01-01T10:02:00+00:00", 60.0, True),
+        ("stage2", "b", "2026-01-01T10:02:30+00:00", 120.0, True),
+        ("world", "w", "2026-01-01T09:00:00+00:00", 30.0, True),
+        ("notebook", "n", "2026-01-01T11:00:00+00:00", 30.0, True),
+    ]
+    names = ("stage", "key", "began", "seconds", "done")
+    text = "".join(json.dumps(dict(zip(names, line, strict=True))) + "\n" for line in lines)
+    (folder / "runs/smoke/costs.jsonl").write_text(text)
+    table = results.stage_costs("smoke").set_index("stage")
+    assert list(table.index) == ["world", "stage2"]
+    assert table.loc["stage2", "stages"] == 2
+    assert table.loc["stage2", "minutes"] == 3
+    assert str(table.loc["stage2", "ended"]) == "2026-01-01 10:04:30+00:00"

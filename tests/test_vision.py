@@ -66,7 +66,7 @@ def test_written_model_is_a_checkpoint_of_its_class(kind, trained, pool):
     assert not report["missing_keys"]
     metrics = json.loads((trained / kind / "metrics.json").read_text())
     assert metrics["note"].startswith("stand-in")
-    assert set(metrics["probe"]) == {"category", "occupied", "facing", "position"}
+    assert set(metrics["probe"]) == {"category", "occupied", "facing", "position", "patches", "objects", "fronts"}
     images = [Image.fromarray(image) for image in load_pool(pool).images[:3]]
     teacher = load_teacher("clip" if kind == "siglip" else kind, trained / kind, grid=4, size=96)
     features = teacher(images)

@@ -58,8 +58,9 @@ class RunPaths:
         return self.similarities / f"{name}.csv"
 
     def measured(self, kind: str) -> Path:
-        """Folder of what a kind of stage makes, one entry per run."""
-        return {"evaluate": self.evaluations, "cknna": self.similarities}.get(kind, self.root / kind)
+        """Folder of what a kind of stage makes, one entry per run; all models are in one folder."""
+        folders = {"language": self.root / "models", "evaluate": self.evaluations, "cknna": self.similarities}
+        return folders.get(kind, self.root / kind)
 
     def notebook(self, name: str) -> Path:
         return self.root / "notebooks" / f"{name}.ipynb"

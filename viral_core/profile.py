@@ -239,6 +239,7 @@ MEASUREMENTS = ("learning_curve", "attention", "permutation")  # fields of a pro
 
 # Notebooks, and the stages whose outputs each of them reads: it runs again when these change, and only then.
 NOTEBOOKS = {
+    "stand_ins": ("language", "words"),
     "method_walkthrough": ("stage1", "cache"),
     "pilot_study": ("evaluate", "cknna"),
     "residual_variants": ("evaluate", "cknna"),

@@ -5,6 +5,7 @@
 - `curves`: over layers and training steps
 - `permutation`: Table 3
 - `tables`: the paper's tables beside ours
+- `stand_ins`: what the embedded models have learned
 - `qualitative`: states of runs and features of teachers for a few images
 - `conclusions`: sentences computed from all these
 """
@@ -29,7 +30,16 @@ from viral_core.results.curves import (
     training_logs,
 )
 from viral_core.results.permutation import drop_differences, permutation_table
-from viral_core.results.reading import aligned_layers, answers, attention_maps, measured, not_run, own_runs, similarity
+from viral_core.results.reading import (
+    aligned_layers,
+    answers,
+    attention_maps,
+    measured,
+    not_run,
+    own_runs,
+    similarity,
+    stage_costs,
+)
 from viral_core.results.scores import (
     TITLES,
     asked,
@@ -39,6 +49,12 @@ from viral_core.results.scores import (
     reference,
     scores,
     seed_noise,
+)
+from viral_core.results.stand_ins import (
+    language_accuracies,
+    probe_accuracies,
+    projector_starts,
+    stand_in_lines,
 )
 from viral_core.results.tables import side_by_side, styled, styled_drops
 
@@ -59,6 +75,7 @@ __all__ = [
     "gain_lines",
     "gains",
     "gpu_benchmarks",
+    "language_accuracies",
     "layer_curve",
     "layer_difference",
     "learning_curve",
@@ -67,6 +84,8 @@ __all__ = [
     "not_run",
     "own_runs",
     "permutation_table",
+    "probe_accuracies",
+    "projector_starts",
     "reference",
     "scores",
     "seed_noise",
@@ -74,6 +93,8 @@ __all__ = [
     "similarity",
     "similarity_curve",
     "similarity_lines",
+    "stage_costs",
+    "stand_in_lines",
     "styled",
     "styled_drops",
     "training_logs",

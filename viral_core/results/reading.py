@@ -1,13 +1,14 @@
 """What the stages of a profile have written, as tables; what has not run is left out, and named by `not_run`."""
 
 import functools
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from viral_core import pipeline
+from viral_core import costs, pipeline
 from viral_core import profile as profiles
 from viral_core.benchmarks import PAPER
 from viral_core.benchmarks.answers import read_answers
@@ -120,6 +121,27 @@ def attention_maps(profile: str, run: str, seed: int) -> dict[str, np.ndarray]:
         return {}
     with np.load(file) as kept:
         return {name: kept[name] for name in kept.files}
+
+
+def stage_costs(profile: str) -> pd.DataFrame:
+    """What the stages before the notebooks took as they last finished, from what each has noted (`viral_core.costs`).
+
+    Returns:
+        stage, stages, minutes (their sum: stages side by side count in full), began and ended (UTC, of the first and of
+        the last); empty where nothing has been noted.
+    """
+    file = ROOT / RunPaths(profile).root / costs.FILE
+    if not file.is_file():
+        return pd.DataFrame(columns=["stage", "stages", "minutes", "began", "ended"])
+    noted = pd.DataFrame(json.loads(line) for line in file.read_text().splitlines())
+    noted = noted[noted["done"]].drop_duplicates(["stage", "key"], keep="last")
+    noted = noted[~noted["stage"].isin(["notebook", "notebook2", "claims", "report"])].copy()
+    noted["began"] = pd.to_datetime(noted["began"])
+    noted["ended"] = noted["began"] + pd.to_timedelta(noted["seconds"], unit="s").dt.round("s")
+    table = noted.groupby("stage", sort=False).agg(
+        stages=("key", "size"), minutes=("seconds", "sum"), began=("began", "min"), ended=("ended", "max")
+    )
+    return table.assign(minutes=table["minutes"] / 60).sort_values("began").reset_index()
 
 
 def aligned_layers(profile: str, runs: Iterable[str] | None = None) -> list[int]:

@@ -33,6 +33,7 @@ def probe(seen: tuple[Tensor, Pool], held_out: tuple[Tensor, Pool]) -> dict[str,
     `category`: of 25 classes (24 and empty), over the patches that show an object.  `occupied`: object or not.
     `facing`: left or right (chance 0.5), over the patches whose object has a front, one map for all categories.
     `position`: which of the 16 cells.  Fitted to the patches with objects and as many empty ones.
+    `patches`, `objects`, `fronts`: of how many held-out patches, in all, with an object and with one that has a front.
     """
     (x, category, facing, cell), (x_test, category_test, facing_test, cell_test) = (
         (
@@ -59,4 +60,7 @@ def probe(seen: tuple[Tensor, Pool], held_out: tuple[Tensor, Pool]) -> dict[str,
         "occupied": share((named > 0) == (category_test > 0)),
         "facing": share(aimed == facing_test[front_test] - 1),
         "position": share(placed == cell_test),
+        "patches": len(cell_test),
+        "objects": int((category_test > 0).sum()),
+        "fronts": int(front_test.sum()),
     }
