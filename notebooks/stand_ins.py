@@ -81,8 +81,9 @@ else:
 # %% [markdown]
 # ## Projectors before stage 1
 #
-# A new projector is first fitted to the words of what a patch shows; `explained` is the share of these words'
-# variance that it gets right on scenes it has not seen.
+# A new projector is first fitted to the words of what a patch shows. On scenes it has not seen, `explained` is the
+# share of these words' variance that it gets right, and `facing` how often a thing with a front comes out nearer to
+# its own facing than to the other (chance 0.5).
 
 # %%
 projectors = results.projector_starts(profile)

