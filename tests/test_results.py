@@ -324,6 +324,12 @@ def test_what_stand_ins_have_learned_is_read_from_their_metrics(tmp_path, monkey
     for name, metrics in learned.items():
         (tmp_path / f"runs/smoke/models/{name}").mkdir(parents=True)
         (tmp_path / f"runs/smoke/models/{name}/metrics.json").write_text(json.dumps(metrics))
+    (tmp_path / "runs/smoke/words/7b-clip").mkdir(parents=True)
+    read = {"steps": 6, "explained": 0.7, "facing": 0.8, "fronts": 20}
+    (tmp_path / "runs/smoke/words/7b-clip/metrics.json").write_text(json.dumps(read))
+    projectors = results.projector_starts("smoke").iloc[0]
+    assert (projectors["projector"], projectors["explained"], projectors["n"]) == ("7b-clip", 0.7, 20)
+    assert projectors["low"] < projectors["facing"] == 0.8 < projectors["high"]
     language, probes = results.language_accuracies("smoke"), results.probe_accuracies("smoke")
     assert list(language["n"]) == [200, 200]
     assert (language["low"] < language["accuracy"]).all()

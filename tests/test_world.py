@@ -210,3 +210,22 @@ def test_running_counts_are_asked_after_their_cells(language):
         without = world.in_words(scene, questions.conversation(scene, rng, 2, ASKERS))
         ids, labels = language.tokenise(tokenizer, language.converse(TEMPLATES["vicuna_v1"], without))
         assert torch.equal(language.running_counts(tokenizer, scene, ids, labels), labels)
+
+
+def test_the_loss_over_parts_is_that_of_the_whole_batch(language):
+    """Sorted by length, padded part by part, predicted only where supervised: it is still transformers' own loss."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = language.build_tokenizer(bos=True)
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16,
+                                         num_hidden_layers=2, num_attention_heads=2))  # fmt: skip
+    image, recipe = tokenizer.convert_tokens_to_ids(IMAGE_MARKER), dict(alone=0.2, captions=0.2, turns=3, items=6)
+    lessons = iter(language.Lessons(tokenizer, TEMPLATES["vicuna_v1"], seed=0, batch_size=10, steps=1, **recipe))
+    samples = [next(lessons) for _ in range(10)]
+    ids, labels, cells = language.collate(samples)
+    whole = model(inputs_embeds=language.embed(model, image, ids, cells), labels=labels).loss
+    parts = language.collate_by_length(samples)
+    assert [len(part) for part, _, _ in parts] == [4, 4, 2]
+    assert sum(part.numel() for part, _, _ in parts) < ids.numel()
+    losses = [language.supervised_loss(model, language.embed(model, image, a, c), b) for a, b, c in parts]
+    torch.testing.assert_close(sum(losses) / (labels[:, 1:] != IGNORE).sum(), whole)
