@@ -27,21 +27,13 @@ $(STAMP): pyproject.toml constraints.txt
 	$(ENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all]'
 	touch $@
 
-# DVC runs one stage at a time.  With JOBS > 1, stages that do not wait for each other are shared out among several
-# `dvc repro`, in portions of so many; what they leave (a stage that fails here says why there) the last `dvc repro` does.
-# Caches come early, where one core would wait for the other; those that came too early have another turn.  No stage may
-# be in a group with what it waits for, but for those: DVC refuses to read what another `dvc repro` writes.
-GROUPS = 1:world|pretrained 1:language|vision|teacher|vae|distil|cache 1:grow|distil 1:words|cache 1:stage1|projector 2:stage2 \
-         6:evaluate|cknna|learning_curve|attention|permutation 4:notebook|notebook2
-
 repro: $(STAMP) pipeline  ## run the pipeline of PROFILE, from nothing to tables and figures
 
 pipeline:
 	python -m viral_core doctor $(PROFILE)
 	python -m viral_core profile $(PROFILE)
-	if [ $(JOBS) -gt 1 ] && ! dvc status --quiet; then for group in $(foreach g,$(GROUPS),'$(g)'); do \
-	  dvc stage list --name-only | grep -E "^($${group#*:})@$(PROFILE)-" | \
-	  OMP_NUM_THREADS=1 xargs -r -n $${group%%:*} -P $(JOBS) sh -c 'dvc --wait-for-lock repro --keep-going --single-item "$$@" || true' dvc; done; fi
+	if [ $(JOBS) -gt 1 ] && ! dvc status --quiet; then \
+	  OMP_NUM_THREADS=1 python -m viral_core.side_by_side $(JOBS); fi
 	dvc repro
 
 doctor: $(STAMP)  ## check what PROFILE needs, and say how to get what is missing (repro does it first)

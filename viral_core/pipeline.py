@@ -214,6 +214,7 @@ def entry(kind: str, key: str, params: Path = ROOT / "params.yaml") -> dict:
     Raises:
         ProfileError: `params.yaml` has no such stage; the message lists those it has.
     """
-    entries = yaml.safe_load(params.read_text())[kind]
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # every stage begins with this file of thousands of lines
+    entries = yaml.load(params.read_text(), Loader=loader)[kind]
     known(f"{kind} stage", key, entries, str(params.name))
     return entries[key]
