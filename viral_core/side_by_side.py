@@ -52,7 +52,7 @@ def reproduce(jobs: int) -> None:
         print(f"{len(stages)} stages of {', '.join(kinds)}, {jobs} at a time", flush=True)
         running = []
         for start in range(0, len(stages), size):
-            if len(running) == jobs:
+            while len(running) == jobs:  # one that has closed its end may not have ended yet
                 wait([process.sentinel for process in running])
                 running = [process for process in running if process.is_alive()]
             running.append(FORK.Process(target=_repro, args=(stages[start : start + size],)))
