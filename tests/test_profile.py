@@ -1,6 +1,7 @@
 """Profiles are data: checked keys, known names, one pipeline entry per thing to make."""
 
 import ast
+import json
 import subprocess
 
 import pytest
@@ -51,8 +52,8 @@ def test_the_four_profiles_exist():
 
 
 def test_committed_params_are_the_laptop_profile():
-    shown = subprocess.run(["git", "show", "HEAD:params.yaml"], cwd=ROOT, capture_output=True, text=True, check=True)
-    params = yaml.safe_load(shown.stdout)
+    shown = subprocess.run(["git", "show", "HEAD:params.json"], cwd=ROOT, capture_output=True, text=True, check=True)
+    params = json.loads(shown.stdout)
     assert params == {"profile": "laptop", **pipeline.stages(profiles.load("laptop"))}
 
 
@@ -130,7 +131,7 @@ def test_changing_one_run_changes_its_entries_only(folder):
 
 
 def test_an_unknown_stage_key_lists_the_known_ones(tmp_path):
-    params = tmp_path / "params.yaml"
-    params.write_text(yaml.safe_dump({"stage2": {"laptop-baseline-s0": {}}}))
+    params = tmp_path / "params.json"
+    params.write_text(json.dumps({"stage2": {"laptop-baseline-s0": {}}}))
     with pytest.raises(profiles.ProfileError, match="no stage2 stage 'x'; there are: laptop-baseline-s0"):
         pipeline.entry("stage2", "x", params)

@@ -52,7 +52,7 @@ COMMANDS = {"doctor": _doctor, "fetch": _fetch, "plan": _plan, "export": _export
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m viral_core", description=__doc__)
     parser.add_argument("stage", choices=("profile", *COMMANDS, *pipeline.KINDS))
-    parser.add_argument("key", help="a profile's name, a stage's key in params.yaml, or (export) a run's folder")
+    parser.add_argument("key", help="a profile's name, a stage's key in params.json, or (export) a run's folder")
     parser.add_argument("out", nargs="?", help="export: the folder to write")
     parser.add_argument("--limit", type=int, help="evaluate: a trial with about so many rows per benchmark")
     parser.add_argument("--drop-faulty", action="store_true", help="doctor: take entries found faulty out of the json")
@@ -65,7 +65,7 @@ def main() -> None:
     try:
         if args.stage == "profile":
             changed = pipeline.activate(args.key)
-            print(f"params.yaml: profile {args.key}{'' if changed else ' (unchanged)'}")
+            print(f"params.json: profile {args.key}{'' if changed else ' (unchanged)'}")
         elif args.stage in COMMANDS:
             COMMANDS[args.stage](args)
         else:

@@ -1,13 +1,12 @@
-"""The pipeline of a profile: one entry of `params.yaml` per stage, which is what DVC and the stages read.
+"""The pipeline of a profile: one entry of `params.json` per stage, which is what DVC and the stages read.
 
 `python -m viral_core profile laptop` writes it.  An entry holds all that its stage depends on, models by path and
 layers by number, so that a change re-runs the stages it concerns and no others.
 """
 
 import dataclasses
+import json
 from pathlib import Path
-
-import yaml
 
 from viral_core import hub
 from viral_core.paths import ROOT, RunPaths
@@ -197,24 +196,22 @@ def _measurements(profile: Profile, run: str) -> dict[str, dict]:
 
 
 def activate(name: str) -> bool:
-    """Write `params.yaml` for a profile; say whether it changed.  Edit profiles/, not params.yaml."""
+    """Write `params.json` for a profile; say whether it changed.  Edit profiles/, not params.json."""
     profile = load(name)
-    header = f"# Written from profiles/{name}.yaml by: python -m viral_core profile {name}\n"
-    text = header + yaml.safe_dump({"profile": name, **stages(profile)}, sort_keys=False, width=120)
-    params = ROOT / "params.yaml"
+    text = json.dumps({"profile": name, **stages(profile)}, indent=1) + "\n"
+    params = ROOT / "params.json"
     if params.exists() and params.read_text() == text:
         return False
     params.write_text(text)
     return True
 
 
-def entry(kind: str, key: str, params: Path = ROOT / "params.yaml") -> dict:
+def entry(kind: str, key: str, params: Path = ROOT / "params.json") -> dict:
     """The entry of one stage of the active profile.
 
     Raises:
-        ProfileError: `params.yaml` has no such stage; the message lists those it has.
+        ProfileError: `params.json` has no such stage; the message lists those it has.
     """
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # every stage begins with this file of thousands of lines
-    entries = yaml.load(params.read_text(), Loader=loader)[kind]
+    entries = json.loads(params.read_text())[kind]
     known(f"{kind} stage", key, entries, str(params.name))
     return entries[key]

@@ -43,7 +43,7 @@ FORK = multiprocessing.get_context("fork")
 
 
 def reproduce(jobs: int) -> None:
-    """Bring the stages of `params.yaml` up to date, `jobs` at a time, as far as that goes without a failure."""
+    """Bring the stages of `params.json` up to date, `jobs` at a time, as far as that goes without a failure."""
     listed = subprocess.run(["dvc", "stage", "list", "--name-only"], check=True, capture_output=True, text=True).stdout
     for library in LIBRARIES:
         importlib.import_module(library)

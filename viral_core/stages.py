@@ -1,4 +1,4 @@
-"""The stages of the pipeline: each takes its entry of params.yaml and writes what `dvc.yaml` says it writes.
+"""The stages of the pipeline: each takes its entry of params.json and writes what `dvc.yaml` says it writes.
 
 A stage only connects: the work is done by the modules it imports, when it needs them.
 """
