@@ -21,8 +21,10 @@
 #
 # **How we measure.** Language models answer held-out questions about a scene that is spelled out in words at the
 # visual positions; an answer is right if every token of it is. Encoders and teachers are read, patch by patch, by
-# linear probes fitted to 2000 scenes, on scenes that neither the model nor the probe has seen. Intervals are 95 %
-# (Wilson).
+# linear probes, on scenes that neither the model nor the probe has seen. Intervals are 95 % (Wilson).
+#
+# The 13B and the Qwen stand-in do not start from nothing: they grow from the blocks of the 7B one, which spares most of
+# their training. Their errors are therefore not independent of its errors.
 
 # %% tags=["parameters"]
 profile = "laptop"
@@ -62,13 +64,13 @@ language.to_csv(out / "language_models.csv", index=False, float_format="%.4f")
 if len(language):
     heatmap(language, "question", "language_models", "Held-out questions answered exactly from words")
 else:
-    display(Markdown("This profile trains no language model of its own."))
+    display(Markdown("No language model of this profile's own has been trained."))
 
 # %% [markdown]
 # ## Encoders and teachers, patch by patch
 #
-# `category`: which of 24, over patches with an object; `occupied`: object or not; `facing`: left or right, one linear
-# map for all categories (chance 0.5); `position`: which of the 16 cells.
+# `category`: which of 24 or empty, over patches with an object; `occupied`: object or not; `facing`: left or right, one
+# linear map for all categories (chance 0.5); `position`: which of the 16 cells.
 
 # %%
 probes = results.probe_accuracies(profile)
@@ -76,7 +78,7 @@ probes.to_csv(out / "probes.csv", index=False, float_format="%.4f")
 if len(probes):
     heatmap(probes, "probe", "probes", "Read by linear probes from a patch's feature")
 else:
-    display(Markdown("This profile trains no encoder and no teacher of its own."))
+    display(Markdown("No encoder and no teacher of this profile's own has been trained."))
 
 # %% [markdown]
 # ## Projectors before stage 1

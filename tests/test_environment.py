@@ -47,8 +47,11 @@ def _imports(statement: str, absent: list[str]) -> None:
 
 
 def test_the_core_needs_neither_dvc_nor_papermill_nor_deepspeed():
-    modules = [p.stem for p in (ROOT / "viral_core").glob("*.py") if not p.stem.startswith("_")]
-    _imports("import " + ", ".join(f"viral_core.{m}" for m in modules), ["dvc", "papermill", "deepspeed", "jupytext"])
+    files = [p.relative_to(ROOT) for p in (ROOT / "viral_core").rglob("*.py") if not p.stem.startswith("_")]
+    _imports(
+        "import " + ", ".join(".".join(f.with_suffix("").parts) for f in files),
+        ["dvc", "papermill", "deepspeed", "jupytext"],
+    )
 
 
 def test_only_ross_needs_diffusers():

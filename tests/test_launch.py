@@ -19,9 +19,10 @@ from viral_core.data import check_supervision, load_conversations
 from viral_core.launch import deepspeed_config, launcher
 from viral_core.model import Align, AlignedModel, add_lora, assemble
 from viral_core.profile import Launch, deepspeed_names
+from viral_core.recipe import Recipe
 from viral_core.schema import ProfileError
 from viral_core.templates import TEMPLATES
-from viral_core.trainer import AlignmentTrainer, Recipe, train_stage2
+from viral_core.trainer import AlignmentTrainer, train_stage2
 
 TEMPLATE = TEMPLATES["vicuna_v1"]
 

@@ -30,9 +30,10 @@ from viral_core.model import (
     save_run,
     scale_projector,
 )
+from viral_core.recipe import Recipe
 from viral_core.tap import VisualTap
 from viral_core.templates import TEMPLATES, prompt
-from viral_core.trainer import Recipe, train_stage1, train_stage2
+from viral_core.trainer import train_stage1, train_stage2
 
 TEMPLATE = TEMPLATES["vicuna_v1"]
 GRIDS = ((1, 2), (2, 1), (2, 2), (1, 3), (3, 1))

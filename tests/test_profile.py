@@ -88,7 +88,9 @@ def test_an_unknown_profile_lists_the_others():
         ({"world": {"polo": 3}}, r"world: unknown key polo; valid keys: pool, captions"),
         ({"runs": {"virall": [0]}}, r"no run 'virall'; there are: baseline, viral"),
         ({"world": {"pool": "many"}}, r"world.pool: expected int, found 'many'"),
-        ({"world": {"pool": None}}, r"world: missing key pool"),
+        ({"world": {"pool": None}}, r"world.pool: expected int, found None"),
+        ({"stage2": {"batch_sise": 16}}, r"mine.yaml: stage2: unknown key batch_sise; valid keys: batch_size"),
+        ({"stage1": {"lr": "fast"}}, r"mine.yaml: stage1.lr: expected float, found 'fast'"),
     ],
 )
 def test_what_is_wrong_in_a_profile_is_named(folder, change, message):
@@ -112,6 +114,20 @@ def test_a_profile_states_only_what_differs(folder):
     assert mine.seed == 7
     assert mine.world == laptop.world
     assert mine.data.benchmarks == laptop.data.benchmarks.replace("laptop", "mine")
+
+
+def test_null_is_a_value_and_of_a_section_its_absence(folder):
+    changed = {"extends": "laptop", "teachers": {"dinov2": {"cache": None}}, "permutation": None}
+    (folder / "mine.yaml").write_text(yaml.safe_dump(changed))
+    mine = profiles.load("mine")
+    assert (mine.teachers["dinov2"].cache, mine.permutation) == (None, None)
+    assert profiles.load("laptop").teachers["dinov2"].cache == "float16"
+
+
+def test_smoke_has_every_kind_of_stage_that_laptop_has():
+    smoke, laptop = (pipeline.stages(profiles.load(name)) for name in ("smoke", "laptop"))
+    assert {kind for kind in laptop if laptop[kind]} == {kind for kind in smoke if smoke[kind]}
+    assert {entry["kind"] for entry in laptop["teacher"].values()} == {e["kind"] for e in smoke["teacher"].values()}
 
 
 @pytest.mark.parametrize(("blocks", "layer"), [(32, 16), (40, 20), (28, 14), (8, 4), (10, 5), (7, 4), (30, 15)])

@@ -14,10 +14,11 @@ from viral_core import pipeline, profile
 from viral_core.cache import FeatureCache, write_cache
 from viral_core.data import Collator, ConversationDataset, load_conversations
 from viral_core.model import Align, AlignedModel, Reconstruct, add_lora, assemble, load_run, save_run
+from viral_core.recipe import Recipe
 from viral_core.ross import Denoiser, Reconstruction
 from viral_core.teachers import load_teacher
 from viral_core.templates import TEMPLATES
-from viral_core.trainer import Recipe, train_stage2
+from viral_core.trainer import train_stage2
 
 TEMPLATE = TEMPLATES["vicuna_v1"]
 LAST, MIDDLE = (Reconstruct(layer, dim=6, grid=2, blocks=2, width=16, heads=4) for layer in (4, 2))

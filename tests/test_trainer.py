@@ -8,9 +8,10 @@ from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model
 
 from viral_core.data import Collator, ConversationDataset, GroupedSampler, load_conversations
 from viral_core.model import Align, AlignedModel, Residual, add_lora, assemble, base_llava, load_run
+from viral_core.recipe import Recipe
 from viral_core.teachers import load_teacher
 from viral_core.templates import TEMPLATES
-from viral_core.trainer import Recipe, train_stage1, train_stage2
+from viral_core.trainer import train_stage1, train_stage2
 
 TEMPLATE = TEMPLATES["vicuna_v1"]
 RECIPE = Recipe(batch_size=4, lr=1e-2, steps=4, max_length=512, log_every=1)

@@ -54,7 +54,8 @@ def test_the_regression_explains_more_with_more_steps_and_is_a_projector(made, t
         train_words(made / "clip", made / "lm", made / "pool", tmp_path / str(steps), steps=steps, **options)
         for steps in (2, 60)
     )
-    assert many["explained"] > max(few["explained"], 0.2)
+    assert many["explained"] > few["explained"]
+    assert many["loss"][-1] < 0.5 * many["loss"][0]
     assert many["fronts"] == (split_pool(made / "pool")[1].facings > 0).sum()
     assert json.loads((tmp_path / "60/metrics.json").read_text()) == many
     assemble(made / "clip", made / "lm", projector=tmp_path / "60/projector.safetensors")

@@ -59,7 +59,7 @@ class RunPaths:
 
     def measured(self, kind: str) -> Path:
         """Folder of what a kind of stage makes, one entry per run; all models are in one folder."""
-        folders = {"language": self.root / "models", "evaluate": self.evaluations, "cknna": self.similarities}
+        folders = {"vision": self.root / "models", "evaluate": self.evaluations, "cknna": self.similarities}
         return folders.get(kind, self.root / kind)
 
     def notebook(self, name: str) -> Path:

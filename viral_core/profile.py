@@ -11,6 +11,7 @@ import yaml
 
 from viral_core import registry
 from viral_core.paths import DEEPSPEED, PROFILES
+from viral_core.recipe import Recipe
 from viral_core.registry import Run
 from viral_core.schema import ProfileError, build, merge
 from viral_core.schema import known as _known
@@ -239,7 +240,7 @@ MEASUREMENTS = ("learning_curve", "attention", "permutation")  # fields of a pro
 
 # Notebooks, and the stages whose outputs each of them reads: it runs again when these change, and only then.
 NOTEBOOKS = {
-    "stand_ins": ("language", "words"),
+    "stand_ins": ("vision", "words"),
     "method_walkthrough": ("stage1", "cache"),
     "pilot_study": ("evaluate", "cknna"),
     "residual_variants": ("evaluate", "cknna"),
@@ -312,6 +313,9 @@ def load(name: str) -> Profile:
     pairs = [f"{language}-{vision}" for language in profile.languages for vision in profile.visions]
     for pair in profile.projectors:
         _known("pair of language and vision", pair, pairs, f"profiles/{name}.yaml: projectors")
+    for stage, beside in (("stage1", {"template", "projector_scale"}), ("stage2", {"lora"})):
+        recipe = {key: value for key, value in getattr(profile, stage).items() if key not in beside}
+        build(Recipe, recipe, f"profiles/{name}.yaml: {stage}")
     for notebook in profile.notebooks:
         _known("notebook", notebook, NOTEBOOKS, f"profiles/{name}.yaml")
     for measurement in MEASUREMENTS:

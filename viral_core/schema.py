@@ -48,11 +48,11 @@ def build(kind, data, where: str):
 
 
 def merge(base: dict, change: dict) -> dict:
-    """`base` with the leaves of `change` laid over it; null removes a key; `runs` is replaced as a whole."""
+    """`base` with the leaves of `change` laid over it; null removes a section; `runs` is replaced as a whole."""
     out = dict(base)
     for key, value in change.items():
-        if value is None:
-            out.pop(key, None)
+        if value is None and isinstance(out.get(key), dict):
+            del out[key]
         elif isinstance(value, dict) and isinstance(out.get(key), dict) and key != "runs":
             out[key] = merge(out[key], value)
         else:

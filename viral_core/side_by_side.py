@@ -22,8 +22,8 @@ from collections.abc import Iterator
 from multiprocessing.connection import wait
 
 # Groups of kinds of stages, one after the other, each with how many of its stages one `dvc repro` does.  No stage may
-# be in a group with what it waits for, as DVC refuses to read what another of its processes writes.  Two exceptions
-# come early where one process would wait for the others; those that cannot run yet have another turn in a later group.
+# be in a group with what it waits for, as DVC refuses to read what another of its processes writes.  `distil` and
+# `cache` come early where one process would wait for the others; those that fail then have another turn later.
 GROUPS = (
     (("world", "pretrained"), 1),
     (("language", "vision", "teacher", "vae", "distil", "cache"), 1),
@@ -52,9 +52,11 @@ def reproduce(jobs: int) -> None:
         print(f"{len(stages)} stages of {', '.join(kinds)}, {jobs} at a time", flush=True)
         running = []
         for start in range(0, len(stages), size):
-            while len(running) == jobs:  # one that has closed its end may not have ended yet
-                wait([process.sentinel for process in running])
-                running = [process for process in running if process.is_alive()]
+            if len(running) == jobs:
+                ended = wait([process.sentinel for process in running])
+                for process in [process for process in running if process.sentinel in ended]:
+                    process.join()
+                    running.remove(process)
             running.append(FORK.Process(target=_repro, args=(stages[start : start + size],)))
             running[-1].start()
         for process in running:
@@ -87,6 +89,7 @@ def _run(executable: str | None, command: str, *, cwd: str, env: dict, **_) -> N
 
 
 def _stage(argv: list[str], cwd: str, env: dict) -> None:
+    """`python -m` of these arguments, in this process."""
     os.chdir(cwd)
     os.environ.update(env)
     sys.argv = argv
@@ -114,7 +117,10 @@ def _modify_yaml(path: str, fs=None) -> Iterator[dict]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("jobs", type=int, help="how many stages at a time")
+    jobs = parser.parse_args().jobs
+    if jobs < 1:
+        parser.error(f"at least one stage at a time, not {jobs}")
     try:
-        reproduce(parser.parse_args().jobs)
+        reproduce(jobs)
     except KeyboardInterrupt:
         sys.exit("interrupted: finished stages are kept")

@@ -119,8 +119,9 @@ def stage1(entry: dict) -> None:
     from viral_core.data import load_conversations
     from viral_core.launch import deepspeed_config
     from viral_core.model import scale_projector
+    from viral_core.recipe import Recipe
     from viral_core.templates import TEMPLATES
-    from viral_core.trainer import Recipe, train_stage1
+    from viral_core.trainer import train_stage1
 
     recipe = dict(entry["recipe"])
     template = TEMPLATES[recipe.pop("template", entry["language"]["template"])]
@@ -190,8 +191,9 @@ def stage2(entry: dict) -> None:
     from viral_core.data import load_conversations, shuffle_targets
     from viral_core.launch import deepspeed_config
     from viral_core.model import Align, AlignedModel, Reconstruct, Residual, add_lora
+    from viral_core.recipe import Recipe
     from viral_core.templates import TEMPLATES
-    from viral_core.trainer import Recipe, train_stage2
+    from viral_core.trainer import train_stage2
 
     data, teacher, recipe = entry["data"], entry["teacher"], dict(entry["recipe"])
     samples = load_conversations(data["conversations"], data["conversation_images"])

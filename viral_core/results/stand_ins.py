@@ -72,7 +72,7 @@ def stand_in_lines(language: pd.DataFrame, probes: pd.DataFrame) -> list[str]:
             f"`{probe}` is read best from `{best['model']}` ({best['accuracy']:.2f}) and worst from `{worst['model']}` "
             f"({worst['accuracy']:.2f}), n = {best['n']} patches."
         )
-    return lines or ["This profile trains no model of its own: its models are published ones."]
+    return lines or ["No model of this profile's own has been trained."]
 
 
 def _metrics(profile: str, group: str) -> Iterator[tuple[str, dict]]:

@@ -60,7 +60,7 @@ def embedded(llava: nn.Module, processor, pool: Pool) -> Tensor:
 
 
 def facing_right(llava: nn.Module, processor, pool: Pool, outputs: Tensor) -> Tensor:
-    """Which cells with a front have an output (n, 16, D) that is nearer to their words than to those turned round."""
+    """Whether each cell with a front has an output, of (n, 16, D), nearer to its words than to those turned round."""
     turned = replace(pool, facings=np.where(pool.facings, 3 - pool.facings, 0))
     own, other = ((outputs - embedded(llava, processor, p)).square().sum(-1) for p in (pool, turned))
     return (own < other)[torch.from_numpy(pool.facings > 0)]
@@ -100,9 +100,10 @@ def train_words(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     save_projector(llava, out / "projector.safetensors")
+    error, spread = (outputs - words).square().sum(), (words - words.mean((0, 1))).square().sum()
     metrics = {
         **record,
-        "explained": round(1 - float((outputs - words).square().mean() / words.var()), 4),
+        "explained": round(1 - float(error / spread), 4),
         "facing": round(float(faced.float().mean()), 4),
         "fronts": len(faced),
     }
