@@ -63,5 +63,5 @@ lab: $(STAMP)  ## open JupyterLab on the notebooks
 lint: $(STAMP)  ## check style
 	ruff check . && ruff format --check .
 
-clean:  ## remove what is not tracked by git or DVC in runs/
+clean:  ## remove what git does not track in runs/; what DVC has in its cache comes back with the next repro
 	git clean -fdX runs

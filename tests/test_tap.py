@@ -46,6 +46,23 @@ def test_states_equal_output_hidden_states(tiny, batch, vision, language, lora):
         assert not torch.allclose(tap.states[4], tap.post_norm(4))
 
 
+@pytest.mark.parametrize("lora", [False, True])
+def test_states_equal_output_hidden_states_under_checkpointing(tiny, batch, lora):
+    model = build(tiny, lora=lora).train()
+    model.requires_grad_(True)
+    text_model = base_llava(model).model.language_model
+    text_model.gradient_checkpointing_enable({"use_reentrant": False})
+    passes = []
+    text_model.layers[2].mlp.register_forward_pre_hook(lambda *_: passes.append(1))
+    with VisualTap(model, range(4)) as tap:
+        out = model(**batch, output_hidden_states=True, use_cache=False)
+        out.logits.square().mean().backward()
+        mask = visual(model, batch["input_ids"])
+        for layer in range(4):
+            assert torch.equal(tap.states[layer], out.hidden_states[layer].flatten(0, 1)[mask])
+    assert len(passes) == 2  # once more for the gradients
+
+
 def test_layer_0_and_features_are_the_projector(tiny, batch):
     model = build(tiny)
     tap = VisualTap(model)

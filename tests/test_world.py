@@ -9,7 +9,9 @@ import torch
 
 from viral_core.data import IGNORE, Sample, encode, load_conversations
 from viral_core.templates import IMAGE_MARKER, TEMPLATES
-from viral_core.world import questions, scenes
+from viral_core.world import pool as pools
+from viral_core.world import questions, scenes, write_benchmarks
+from viral_core.world import render as drawing
 from viral_core.world import write as world
 
 ASKERS = list(questions.ASKERS.values())
@@ -229,3 +231,14 @@ def test_the_loss_over_parts_is_that_of_the_whole_batch(language):
     assert sum(part.numel() for part, _, _ in parts) < ids.numel()
     losses = [language.supervised_loss(model, language.embed(model, image, a, c), b) for a, b, c in parts]
     torch.testing.assert_close(sum(losses) / (labels[:, 1:] != IGNORE).sum(), whole)
+
+
+def test_no_test_scene_is_written_to_learn_from(tmp_path, monkeypatch):
+    drawn = []
+    for module, name in ((drawing, "render"), (pools, "render_full")):
+        draw = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda scene, *a, draw=draw: (drawn.append(scene), draw(scene, *a))[1])
+    monkeypatch.setattr(write_benchmarks, "write_benchmarks", lambda *_: None)  # theirs are test scenes
+    world.write_world(tmp_path, 3, captions=30, conversations=30, turns=2, text_only=2, benchmarks={}, pool=60)
+    assert len(drawn) >= 120
+    assert not any(world.is_test(scene) for scene in drawn)
