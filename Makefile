@@ -3,7 +3,7 @@
 
 PROFILE ?= laptop
 # How many stages run at a time.  Tiny models use one core well and two badly: on the embedded profiles each stage gets one.
-JOBS ?= $(if $(filter smoke laptop,$(PROFILE)),$(shell nproc),1)
+JOBS ?= $(if $(filter smoke laptop,$(PROFILE)),$(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || getconf _NPROCESSORS_ONLN),1)
 export OMP_WAIT_POLICY ?= passive
 export PYTHONWARNINGS ?= ignore::FutureWarning
 
