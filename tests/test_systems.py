@@ -51,7 +51,7 @@ def tiny_profile(tiny, conversations, tmp_path_factory):
         "visions": {"clip": {"path": str(tiny / "clip")}},
         "teachers": {"dinov2": {"kind": "dinov2", "path": str(folder / "dinov2")},
                      "online": {"kind": "dinov2", "path": str(folder / "dinov2"), "cache": None}},
-        "stage1": {},
+        "stage1": {"batch_size": BATCH, "lr": 1.0e-3},
         "stage2": {"batch_size": BATCH, "lr": 1e-2, "steps": 2, "max_length": 512,
                    "lora": {"r": 4, "alpha": 8, "dropout": 0.0}},
         "head": {"hidden": 16, "init_std": 0.2},
