@@ -33,8 +33,8 @@ What was found on the way, at the size of the laptop profile:
 - What is wrong then are numbers in scenes of many kinds: the noun finds its cells in the first block, before these know
   their running count.  Positions that turn faster (`rope_theta` 1e4 in place of 1e6), so that the last cell is found
   more easily: 0.82 and 0.88 after 2600 steps.
-- Qwen's stand-in, which grows from the first, has numbers with options at 0.81 (yes or no 0.84) and MMStar's mix at 0.91
-  after 500 steps, at 0.835 (0.93) and 0.96 after 1000.
+- Qwen's stand-in, which grows from the first, has numbers with options at 0.81 (yes or no 0.84) and MMStar's mix at
+  0.91 after 500 steps, at 0.835 (0.93) and 0.96 after 1000.
 - Muon for the matrices and AdamW for the rest learns faster than AdamW for all.
 """
 
