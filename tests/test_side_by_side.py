@@ -10,7 +10,7 @@ from commands import environment, run
 
 from viral_core import pipeline, side_by_side
 
-dvcfile = pytest.importorskip("dvc.utils.serialize")
+serialize = pytest.importorskip("dvc.utils.serialize")
 
 
 def test_every_kind_of_stage_but_the_last_two_has_a_group():
@@ -35,11 +35,11 @@ def test_a_changed_lock_file_reads_as_if_dvc_had_changed_it(tmp_path):
         "folder": "runs/" + "long/" * 40,
     }
     new = OrderedDict(cmd="python", deps=[OrderedDict(path="a", size=3)], params=values)
-    for name, modify in (("theirs", dvcfile.modify_yaml), ("ours", side_by_side._modify_yaml)):
+    for name, modify in (("theirs", serialize.modify_yaml), ("ours", side_by_side._modify_yaml)):
         for stage in ("b", "a", "b"):
             with modify(tmp_path / name) as data:
                 data.setdefault("stages", {})[stage] = new
-    theirs, ours = (dvcfile.load_yaml(tmp_path / name) for name in ("theirs", "ours"))
+    theirs, ours = (serialize.load_yaml(tmp_path / name) for name in ("theirs", "ours"))
     assert ours == theirs == {"stages": {"b": new, "a": new}}
     assert list(ours["stages"]) == ["b", "a"]
 

@@ -11,24 +11,26 @@ left, with what waits for it, to the plain `dvc repro` that `make` lets follow, 
 import argparse
 import contextlib
 import importlib
+import json
 import multiprocessing
 import os
 import runpy
 import shlex
-import subprocess
 import sys
 from collections import OrderedDict
 from collections.abc import Iterator
 from multiprocessing.connection import wait
 
+from viral_core.paths import ROOT
+
 # Groups of kinds of stages, one after the other, each with how many of its stages one `dvc repro` does.  No stage may
 # be in a group with what it waits for, as DVC refuses to read what another of its processes writes.  `distil` and
 # `cache` come early where one process would wait for the others; those that fail then have another turn later.
 GROUPS = (
-    (("world", "pretrained"), 1),
-    (("language", "vision", "teacher", "vae", "distil", "cache"), 1),
+    (("pretrained", "world"), 1),
+    (("language", "vision", "teacher", "distil", "vae", "cache"), 1),
     (("grow", "distil"), 1),
-    (("words", "cache"), 1),
+    (("cache", "words"), 1),
     (("stage1", "projector"), 1),
     (("stage2",), 4),
     (("evaluate", "cknna", "learning_curve", "attention", "permutation"), 6),
@@ -44,11 +46,11 @@ FORK = multiprocessing.get_context("fork")
 
 def reproduce(jobs: int) -> None:
     """Bring the stages of `params.json` up to date, `jobs` at a time, as far as that goes without a failure."""
-    listed = subprocess.run(["dvc", "stage", "list", "--name-only"], check=True, capture_output=True, text=True).stdout
+    entries = json.loads((ROOT / "params.json").read_text())
     for library in LIBRARIES:
         importlib.import_module(library)
     for kinds, size in GROUPS:
-        stages = [name for name in listed.split() if name.split("@")[0] in kinds]
+        stages = [f"{kind}@{key}" for kind in kinds for key in entries[kind]]
         print(f"{len(stages)} stages of {', '.join(kinds)}, {jobs} at a time", flush=True)
         running = []
         for start in range(0, len(stages), size):
