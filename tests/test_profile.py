@@ -88,7 +88,7 @@ def test_an_unknown_profile_lists_the_others():
         ({"world": {"polo": 3}}, r"world: unknown key polo; valid keys: pool, captions"),
         ({"runs": {"virall": [0]}}, r"no run 'virall'; there are: baseline, viral"),
         ({"world": {"pool": "many"}}, r"world.pool: expected int, found 'many'"),
-        ({"world": {"pool": None}}, r"world.pool: expected int, found None"),
+        ({"world": {"pool": None}}, r"world: missing key pool"),
         ({"stage2": {"batch_sise": 16}}, r"mine.yaml: stage2: unknown key batch_sise; valid keys: batch_size"),
         ({"stage1": {"lr": "fast"}}, r"mine.yaml: stage1.lr: expected float, found 'fast'"),
     ],
@@ -116,11 +116,11 @@ def test_a_profile_states_only_what_differs(folder):
     assert mine.data.benchmarks == laptop.data.benchmarks.replace("laptop", "mine")
 
 
-def test_null_is_a_value_and_of_a_section_its_absence(folder):
-    changed = {"extends": "laptop", "teachers": {"dinov2": {"cache": None}}, "permutation": None}
+def test_null_is_none_where_there_is_a_none_and_else_the_default(folder):
+    changed = {"extends": "laptop", "teachers": {"dinov2": {"cache": None}}, "permutation": None, "seed": None}
     (folder / "mine.yaml").write_text(yaml.safe_dump(changed))
     mine = profiles.load("mine")
-    assert (mine.teachers["dinov2"].cache, mine.permutation) == (None, None)
+    assert (mine.teachers["dinov2"].cache, mine.permutation, mine.seed) == (None, None, 0)
     assert profiles.load("laptop").teachers["dinov2"].cache == "float16"
 
 

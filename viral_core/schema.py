@@ -12,6 +12,8 @@ class ProfileError(ValueError):
 def build(kind, data, where: str):
     """Turn plain YAML into the annotated type, refusing keys that it does not have.
 
+    null is the value of a field that may be None; any other field is then as if it were not given.
+
     Raises:
         ProfileError: at `where`, a dotted path for the reader.
     """
@@ -32,6 +34,7 @@ def build(kind, data, where: str):
     if unknown := sorted(set(data) - set(fields)):
         raise ProfileError(f"{where}: unknown key {', '.join(unknown)}; valid keys: {', '.join(fields)}")
     hints = typing.get_type_hints(kind)
+    data = {k: v for k, v in data.items() if v is not None or types.NoneType in typing.get_args(hints[k])}
     missing = [
         n for n, f in fields.items()
         if n not in data and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
