@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from viral_core.data import IGNORE, Sample, encode, load_conversations
-from viral_core.templates import IMAGE_MARKER, TEMPLATES
+from viral_core.templates import IMAGE_MARKER, TEMPLATES, stop_token_id
 from viral_core.world import pool as pools
 from viral_core.world import questions, scenes, write_benchmarks
 from viral_core.world import render as drawing
@@ -100,9 +100,10 @@ def test_text_lessons_are_tokenised_as_training_and_evaluation_do(language, temp
     """The language model must have seen the very tokens that stage 1 and 2 and the benchmarks will show it."""
     from transformers import AutoImageProcessor, AutoTokenizer, LlamaConfig, LlavaProcessor, Qwen2Config
 
-    tokenizer = language.build_tokenizer(bos=template == "vicuna_v1")
+    tokenizer = language.build_tokenizer(bos=template == "vicuna_v1", eos=TEMPLATES[template].stop)
     tokenizer.save_pretrained(tmp_path)
     {"vicuna_v1": LlamaConfig, "qwen": Qwen2Config}[template]().save_pretrained(tmp_path)
+    assert tokenizer.eos_token_id == stop_token_id(tokenizer, TEMPLATES[template])
     loaded = AutoTokenizer.from_pretrained(tmp_path)  # its class, and with it the rule that cuts text, is the model's
     images = AutoImageProcessor.from_pretrained(tiny / "clip")
     images.size, images.crop_size = {"shortest_edge": 96}, {"height": 96, "width": 96}
@@ -120,7 +121,7 @@ def test_text_lessons_are_tokenised_as_training_and_evaluation_do(language, temp
 
 
 def test_every_word_of_the_world_is_one_token(language):
-    tokenizer = language.build_tokenizer(bos=True)
+    tokenizer = language.build_tokenizer(bos=True, eos="</s>")
     for scene in drawn(50):
         for words, cell in zip(questions.spelled_out(scene), language.spell_out(tokenizer, scene), strict=True):
             ids = [tokenizer(f" {word}", add_special_tokens=False).input_ids for word in words]
@@ -154,7 +155,7 @@ def test_cells_stand_at_the_image_tokens(language):
     """The spelled-out scene replaces the embeddings of image tokens and no others."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    tokenizer = language.build_tokenizer(bos=True)
+    tokenizer = language.build_tokenizer(bos=True, eos="</s>")
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16,
                                          num_hidden_layers=1, num_attention_heads=2))  # fmt: skip
     scene = drawn(1)[0]
@@ -173,28 +174,28 @@ def test_cells_stand_at_the_image_tokens(language):
 
 
 def test_a_stand_in_grows_from_another(language, tmp_path):
-    """Deeper: the same answers until it is trained.  Shallower: the middle block falls out."""
+    """Deeper: the same answers until it is trained.  Shallower: a block falls out, after a third of the rest."""
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
     sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
     torch.manual_seed(0)
-    small = LlamaForCausalLM(LlamaConfig(num_hidden_layers=3, **sizes)).eval()
+    small = LlamaForCausalLM(LlamaConfig(num_hidden_layers=4, **sizes)).eval()
     small.save_pretrained(tmp_path)
-    deep = LlamaForCausalLM(LlamaConfig(num_hidden_layers=5, **sizes)).eval()
+    deep = LlamaForCausalLM(LlamaConfig(num_hidden_layers=6, **sizes)).eval()
     language.grow_from(deep, tmp_path)
     ids = torch.arange(12)[None]
     with torch.no_grad():
         torch.testing.assert_close(deep(ids).logits, small(ids).logits)
-        flat = Qwen2ForCausalLM(Qwen2Config(num_hidden_layers=2, num_key_value_heads=2, **sizes)).eval()
+        flat = Qwen2ForCausalLM(Qwen2Config(num_hidden_layers=3, num_key_value_heads=2, **sizes)).eval()
         language.grow_from(flat, tmp_path)
-        small.model.layers = torch.nn.ModuleList([small.model.layers[0], small.model.layers[2]])
-        small.config.num_hidden_layers = 2
+        small.model.layers = torch.nn.ModuleList([small.model.layers[i] for i in (0, 2, 3)])
+        small.config.num_hidden_layers = 3
         torch.testing.assert_close(flat(ids).logits, small(ids, use_cache=False).logits)
 
 
 def test_running_counts_are_asked_after_their_cells(language):
     """The label after a cell's position is the number of its category up to there; all others stay."""
-    tokenizer = language.build_tokenizer(bos=True)
+    tokenizer = language.build_tokenizer(bos=True, eos="</s>")
     image, rng = tokenizer.convert_tokens_to_ids(IMAGE_MARKER), np.random.default_rng(0)
     for scene in drawn(20):
         pieces = language.converse(TEMPLATES["vicuna_v1"], world.captioning(scene))
@@ -218,7 +219,7 @@ def test_the_loss_over_parts_is_that_of_the_whole_batch(language):
     """Sorted by length, padded part by part, predicted only where supervised: it is still transformers' own loss."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    tokenizer = language.build_tokenizer(bos=True)
+    tokenizer = language.build_tokenizer(bos=True, eos="</s>")
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16,
                                          num_hidden_layers=2, num_attention_heads=2))  # fmt: skip
     image, recipe = tokenizer.convert_tokens_to_ids(IMAGE_MARKER), dict(alone=0.2, captions=0.2, turns=3, items=6)
