@@ -1,6 +1,6 @@
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -81,6 +81,10 @@ def test_projector_round_trip(tiny, tmp_path):
         assert torch.equal(p, two.get_parameter(name))
     with pytest.raises(FileNotFoundError, match="none.safetensors"):
         load_projector(two, tmp_path / "none.safetensors")
+    three, _ = assemble(tiny / "clip", tiny / "llama")
+    three.base = replace(three.base, language_sha256="another")
+    with pytest.raises(ValueError, match=r"projector.safetensors was trained on .*but the models here"):
+        load_projector(three, tmp_path / "projector.safetensors")
     two.model.multi_modal_projector.linear_1 = torch.nn.Linear(3, 32)
     with pytest.raises(ValueError, match="does not fit"):
         load_projector(two, tmp_path / "projector.safetensors")

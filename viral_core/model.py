@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
@@ -167,7 +168,7 @@ def assemble(
     `HfDeepSpeedConfig`: the trainer's DeepSpeed partitions the model.
 
     Raises:
-        ValueError: a vision tower of another kind, or a projector that does not fit.
+        ValueError: a vision tower of another kind, or a projector that does not fit or joins other models.
     """
     kind = AutoConfig.from_pretrained(vision, revision=vision_revision).model_type
     if kind in RESAMPLERS or kind.endswith("_qformer"):
@@ -225,8 +226,6 @@ def assemble(
     llava.requires_grad_(False)
     for p in connector(llava):
         p.requires_grad_(True)
-    if projector is not None:
-        load_projector(llava, projector)
     llava.base = Base(
         str(vision),
         str(language),
@@ -237,6 +236,8 @@ def assemble(
         vision_feature_layer,
         tile_grids,
     )
+    if projector is not None:
+        load_projector(llava, projector)
     return llava.eval(), processor
 
 
@@ -526,18 +527,27 @@ def _additions(aligned: AlignedModel) -> nn.ModuleDict:
 
 
 def save_projector(llava: nn.Module, path: str | Path) -> None:
-    """Write the projector's weights as float32 safetensors."""
-    save_file(_cpu_state(base_llava(llava).model.multi_modal_projector), path)
+    """Write the projector's weights as float32 safetensors, with the base that they join as json in its metadata."""
+    llava = base_llava(llava)
+    save_file(_cpu_state(llava.model.multi_modal_projector), path, metadata={"base": json.dumps(asdict(llava.base))})
 
 
 def load_projector(llava: nn.Module, path: str | Path) -> None:
-    """Read a projector written by `save_projector`.
+    """Read a projector written by `save_projector`, or by `import_projector`, which knows of no base.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: its weights do not fit this model.
+        ValueError: its weights do not fit this model, or join another encoder or language model.
     """
-    _load(base_llava(llava).model.multi_modal_projector, path)
+    llava = base_llava(llava)
+    _load(llava.model.multi_modal_projector, path)
+    with safe_open(path, "pt") as file:
+        saved = (file.metadata() or {}).get("base")
+    if saved is None:
+        return
+    base = Base(**json.loads(saved))
+    if (base.vision_sha256, base.language_sha256) != (llava.base.vision_sha256, llava.base.language_sha256):
+        raise ValueError(f"{path} was trained on {base}, but the models here are {llava.base}: train it again")
 
 
 def _cpu_state(module: nn.Module) -> dict[str, Tensor]:
