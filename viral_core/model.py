@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -543,11 +543,14 @@ def load_projector(llava: nn.Module, path: str | Path) -> None:
     _load(llava.model.multi_modal_projector, path)
     with safe_open(path, "pt") as file:
         saved = (file.metadata() or {}).get("base")
-    if saved is None:
-        return
-    base = Base(**json.loads(saved))
-    if (base.vision_sha256, base.language_sha256) != (llava.base.vision_sha256, llava.base.language_sha256):
-        raise ValueError(f"{path} was trained on {base}, but the models here are {llava.base}: train it again")
+    if saved is not None:
+        _expect_base(path, Base(**json.loads(saved)), llava.base)
+
+
+def _expect_base(path: str | Path, trained_on: Base, here: Base) -> None:
+    """Refuse what was trained on models of other content; where they lie does not matter."""
+    if (trained_on.vision_sha256, trained_on.language_sha256) != (here.vision_sha256, here.language_sha256):
+        raise ValueError(f"{path} was trained on {trained_on}, but the models here are {here}: train it again")
 
 
 def _cpu_state(module: nn.Module) -> dict[str, Tensor]:
@@ -652,9 +655,7 @@ def load_run(
         tile_grids=base.tile_grids,
         device=device,
     )
-    expected = replace(base, vision=llava.base.vision, language=llava.base.language)
-    if llava.base != expected:
-        raise ValueError(f"{folder} was trained on {base}, but the models there are now {llava.base}: train it again")
+    _expect_base(folder, base, llava.base)
     if (folder / ADAPTER).is_dir():
         llava = PeftModel.from_pretrained(llava, folder / ADAPTER, is_trainable=True)
         for p in connector(llava):

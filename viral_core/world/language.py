@@ -409,13 +409,12 @@ def train_language(
     torch.manual_seed(seed)
     tokenizer = build_tokenizer(bos=family == "llama", eos=TEMPLATES[template].stop)
     config, model_class = FAMILIES[family]
-    stop = tokenizer.convert_tokens_to_ids(TEMPLATES[template].stop)
     model = model_class(
         config(
             vocab_size=len(tokenizer), hidden_size=width, intermediate_size=mlp, num_hidden_layers=blocks,
             num_attention_heads=heads, num_key_value_heads=heads, max_position_embeddings=512,
             initializer_range=0.05, rope_parameters={"rope_type": "default", "rope_theta": rope_theta},
-            tie_word_embeddings=False, eos_token_id=stop, pad_token_id=tokenizer.pad_token_id,
+            tie_word_embeddings=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
             bos_token_id=tokenizer.bos_token_id, attn_implementation="sdpa",
         )
     )  # fmt: skip
