@@ -30,29 +30,29 @@ $(STAMP): pyproject.toml constraints.txt
 repro: $(STAMP) pipeline  ## run the pipeline of PROFILE, from nothing to tables and figures
 
 pipeline:
-	python -m viral_core doctor $(PROFILE)
-	python -m viral_core profile $(PROFILE)
+	python -m workbook doctor $(PROFILE)
+	python -m workbook profile $(PROFILE)
 	if [ $(JOBS) -gt 1 ] && ! dvc status --quiet; then \
-	  OMP_NUM_THREADS=1 python -m viral_core.side_by_side $(JOBS); fi
+	  OMP_NUM_THREADS=1 python -m workbook.side_by_side $(JOBS); fi
 	dvc repro
 
 doctor: $(STAMP)  ## check what PROFILE needs, and say how to get what is missing (repro does it first)
-	python -m viral_core doctor $(PROFILE)
+	python -m workbook doctor $(PROFILE)
 
 plan: $(STAMP)  ## GPU-hours, time, disk and cost of PROFILE, run by run, and what is done
-	python -m viral_core plan $(PROFILE)
+	python -m workbook plan $(PROFILE)
 
 fetch: $(STAMP)  ## bring the models and data of PROFILE here, where there is a network
-	python -m viral_core fetch $(PROFILE)
+	python -m workbook fetch $(PROFILE)
 
 export: $(STAMP)  ## write the run folder RUN as a plain transformers LLaVA to the folder OUT
-	python -m viral_core export $(RUN) $(OUT)
+	python -m workbook export $(RUN) $(OUT)
 
 test: $(STAMP)  ## run the tests
 	python -m pytest
 
 report: $(STAMP)  ## show the report of PROFILE in a browser
-	python -m viral_core profile $(PROFILE)
+	python -m workbook profile $(PROFILE)
 	dvc repro --single-item report@$(PROFILE)-report
 	@echo "$(CURDIR)/runs/$(PROFILE)/report/index.html"
 	-python -m webbrowser "file://$(CURDIR)/runs/$(PROFILE)/report/index.html" > /dev/null

@@ -29,8 +29,8 @@ profile = "laptop"
 # %%
 from IPython.display import Markdown, display
 
-from viral_core import plots, results
-from viral_core.notebook import begin, conclude
+from workbook import plots, results
+from workbook.notebook import begin, conclude
 
 settings, out = begin(profile, "ablations")
 

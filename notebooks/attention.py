@@ -35,10 +35,10 @@ import numpy as np
 import seaborn as sns
 from IPython.display import Markdown, display
 
-from viral_core import plots, results
-from viral_core.benchmarks import load_rows, open_image
 from viral_core.data import pad_to_square
-from viral_core.notebook import begin, conclude
+from workbook import plots, results
+from workbook.benchmarks import load_rows, open_image
+from workbook.notebook import begin, conclude
 
 settings, out = begin(profile, "attention")
 systems = {"baseline": "baseline", "viral": "VIRAL"}

@@ -13,7 +13,7 @@
 # %% [markdown]
 # # The paper's claims, one by one
 #
-# **Question.** Which of the paper's claims do the runs of this profile reproduce? The ledger `viral_core/claims.yaml`
+# **Question.** Which of the paper's claims do the runs of this profile reproduce? The ledger `workbook/claims.yaml`
 # lists them in our words, each with its section and the quantity that decides it, before anything has been run.
 #
 # **Rule.** A claim says on which side of a threshold (0 unless stated) a quantity lies. Its 95 % interval lies on that
@@ -32,11 +32,11 @@ profile = "laptop"
 # %%
 from IPython.display import Markdown, display
 
-import viral_core.profile
-from viral_core import claims
-from viral_core.paths import ROOT, RunPaths
+import workbook.profile
+from workbook import claims
+from workbook.paths import ROOT, RunPaths
 
-settings = viral_core.profile.load(profile)
+settings = workbook.profile.load(profile)
 out = ROOT / RunPaths(profile).results("claims")
 out.mkdir(parents=True, exist_ok=True)
 display(Markdown(f"Profile **{profile}**: {settings.label}."))

@@ -30,8 +30,8 @@ profile = "laptop"
 import matplotlib.pyplot as plt
 from IPython.display import Markdown, display
 
-from viral_core import plots, results
-from viral_core.notebook import begin, conclude
+from workbook import plots, results
+from workbook.notebook import begin, conclude
 
 settings, out = begin(profile, "efficiency")
 models = {"": "CLIP, Vicuna-7B", "qwen-": "CLIP, Qwen2.5-7B", "13b-": "CLIP, Vicuna-13B"}

@@ -32,12 +32,12 @@ os.environ.update(TQDM_DISABLE="1", TRANSFORMERS_VERBOSITY="error")
 
 from IPython.display import Image, Markdown, display
 
-from viral_core.notebook import begin
+from workbook.notebook import begin
 
 settings, out = begin(profile, "explorer")
 
 # %%
-from viral_core.explorer import Explorer
+from workbook.explorer import Explorer
 
 try:
     explorer = Explorer(profile)

@@ -29,8 +29,8 @@ profile = "laptop"
 import matplotlib.pyplot as plt
 from IPython.display import Markdown, display
 
-from viral_core import plots, results
-from viral_core.notebook import begin, conclude
+from workbook import plots, results
+from workbook.notebook import begin, conclude
 
 settings, out = begin(profile, "llava_next")
 systems = {"next-baseline": "LLaVA-NeXT", "next-viral": "LLaVA-NeXT with alignment"}

@@ -28,15 +28,15 @@ import torch
 import torch.nn.functional as F
 from IPython.display import display
 
-from viral_core import plots
 from viral_core.data import Collator, ConversationDataset, image_token_count, load_conversations
-from viral_core.metrics import pca_map
+from viral_core.measure import pca_map
 from viral_core.model import Align, AlignedModel, add_lora, assemble
-from viral_core.notebook import begin, conclude
-from viral_core.paths import RunPaths
-from viral_core.results.qualitative import teacher_of
 from viral_core.tap import VisualTap
 from viral_core.templates import TEMPLATES
+from workbook import plots
+from workbook.notebook import begin, conclude
+from workbook.paths import RunPaths
+from workbook.results.qualitative import teacher_of
 
 settings, out = begin(profile, "method_walkthrough")
 torch.manual_seed(settings.seed)

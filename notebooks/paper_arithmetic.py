@@ -14,7 +14,7 @@
 # # What does not add up in the paper
 #
 # **Question.** Do the paper's printed numbers support its sentences? Nothing of this notebook comes from a run of ours:
-# every number is recomputed from the cells of Tables 1 to 6 (`viral_core/paper/*.csv`) and from the benchmarks' numbers
+# every number is recomputed from the cells of Tables 1 to 6 (`workbook/paper/*.csv`) and from the benchmarks' numbers
 # of questions. It says how large an effect must be before it means something, which the other notebooks build on.
 #
 # > **The paper's answer** *(typeset like this throughout)* stands before each computation.
@@ -25,9 +25,9 @@ profile = "laptop"
 # %%
 from IPython.display import Markdown, display
 
-from viral_core import paper
-from viral_core.notebook import begin
-from viral_core.paper import arithmetic
+from workbook import paper
+from workbook.notebook import begin
+from workbook.paper import arithmetic
 
 _, out = begin(profile, "paper_arithmetic")
 

@@ -36,9 +36,9 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import Markdown, display
 
-from viral_core import plots, results
-from viral_core.notebook import begin, conclude
-from viral_core.results.tables import NOT_RUN, number
+from workbook import plots, results
+from workbook.notebook import begin, conclude
+from workbook.results.tables import NOT_RUN, number
 
 settings, out = begin(profile, "pilot_study")
 systems = {

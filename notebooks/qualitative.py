@@ -29,11 +29,11 @@ profile = "laptop"
 # %%
 from IPython.display import Markdown, display
 
-from viral_core import plots, results
-from viral_core.benchmarks import load_rows, open_image
 from viral_core.data import pad_to_square
-from viral_core.notebook import begin, conclude
-from viral_core.results.qualitative import layer_states, teacher_tokens, token_colours
+from workbook import plots, results
+from workbook.benchmarks import load_rows, open_image
+from workbook.notebook import begin, conclude
+from workbook.results.qualitative import layer_states, teacher_tokens, token_colours
 
 settings, out = begin(profile, "qualitative")
 systems = {"baseline": "baseline", "viral": "VIRAL"}

@@ -34,13 +34,13 @@ from IPython.display import Markdown, display
 from PIL import Image
 from transformers import AutoConfig
 
-from viral_core import plots, results
-from viral_core.benchmarks import load_rows, open_image
 from viral_core.data import pad_to_square
-from viral_core.hub import read_pin
-from viral_core.metrics.permutation import patch_order
-from viral_core.notebook import begin, conclude
-from viral_core.paths import ROOT, RunPaths
+from viral_core.measure.permutation import patch_order
+from workbook import plots, results
+from workbook.benchmarks import load_rows, open_image
+from workbook.notebook import begin, conclude
+from workbook.paths import ROOT, RunPaths
+from workbook.scale.hub import read_pin
 
 settings, out = begin(profile, "robustness")
 

@@ -27,8 +27,8 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from viral_core.paths import ROOT
 from viral_core.templates import SYSTEM
+from workbook.paths import ROOT
 
 torch.set_num_threads(1)
 

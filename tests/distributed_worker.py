@@ -18,13 +18,13 @@ from PIL import Image
 
 from viral_core import distributed
 from viral_core.data import load_conversations
-from viral_core.evaluate import evaluate, sampled
-from viral_core.launch import deepspeed_config
 from viral_core.model import Align, AlignedModel, add_lora, assemble
-from viral_core.profile import Launch
 from viral_core.recipe import Recipe
 from viral_core.templates import TEMPLATES
 from viral_core.trainer import train_stage2
+from workbook.evaluate import evaluate, sampled
+from workbook.profile import Launch
+from workbook.scale.launch import deepspeed_config
 
 TEMPLATE = TEMPLATES["vicuna_v1"]
 RECIPE = Recipe(batch_size=4, micro_batch=2, lr=1e-2, steps=7, max_length=512, log_every=1, save_every=2)

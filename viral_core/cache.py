@@ -26,8 +26,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from viral_core import distributed
-from viral_core.llava_next import cut, tile_keys
 from viral_core.teachers import Teacher
+from viral_core.tiles import cut, tile_keys
 
 DTYPES = {"float16": torch.float16, "int8": torch.int8}
 INDEX = "index.json"

@@ -18,8 +18,8 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset, Sampler
 
-from viral_core.llava_next import cut, is_tiled, patch_index, tile_keys
 from viral_core.templates import IMAGE_MARKER, Template, segments
+from viral_core.tiles import cut, is_tiled, patch_index, tile_keys
 
 IGNORE = -100  # label of a token that is not supervised, as in transformers
 MEAN_COLOR = (122, 116, 104)  # 255 times CLIP's mean pixel, which LLaVA pads with

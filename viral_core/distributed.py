@@ -1,6 +1,6 @@
 """Inside a stage that several processes share: who this one is, which device it has, what its share of the work is.
 
-A stage that was not launched (`viral_core.launch`) is a group of one, and the same code runs.
+A stage that was not launched (`workbook.scale.launch`) is a group of one, and the same code runs.
 """
 
 import datetime

@@ -7,16 +7,14 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
-from viral_core.paths import ROOT
-
 PACKAGES = (
     "torch", "transformers", "peft", "accelerate", "safetensors", "tokenizers", "numpy", "pillow", "timm", "diffusers",
     "deepspeed", "flash-attn",
 )  # fmt: skip
-CODE = ("viral_core", "profiles", "notebooks", "dvc.yaml", "pyproject.toml")  # what a result may depend on
+CODE = ("viral_core", "workbook", "profiles", "notebooks", "dvc.yaml", "pyproject.toml")  # what a result may depend on
 
 
-def describe(root: Path = ROOT) -> dict:
+def describe(root: str | Path = ".") -> dict:
     """Git commit (with what differs from it), Python, packages (null: not installed), platform, CPU, GPUs, threads."""
     import torch
 
@@ -34,7 +32,7 @@ def describe(root: Path = ROOT) -> dict:
     }
 
 
-def git_state(root: Path = ROOT) -> dict:
+def git_state(root: str | Path = ".") -> dict:
     """`commit`, and `changed`: the files of the code that differ from it.  Both are "unknown" without git."""
     try:
         commit = _git(root, "rev-parse", "HEAD").strip()
@@ -44,7 +42,7 @@ def git_state(root: Path = ROOT) -> dict:
     return {"commit": commit, "changed": [line[3:] for line in changed]}
 
 
-def _git(root: Path, *arguments: str) -> str:
+def _git(root: str | Path, *arguments: str) -> str:
     command = ["git", "-C", str(root), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
 

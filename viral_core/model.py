@@ -41,10 +41,10 @@ from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 from transformers.utils import cached_file
 
 from viral_core.head import AlignmentHead
-from viral_core.llava_next import NEWLINE, batch_patch_index, is_tiled, tile_count, tile_processor
 from viral_core.losses import OBJECTIVES
 from viral_core.tap import VisualTap, base_llava
 from viral_core.templates import IMAGE_MARKER, TEMPLATES, Template
+from viral_core.tiles import NEWLINE, batch_patch_index, is_tiled, tile_count, tile_processor
 
 # Vision classes by model type. LLaVA drops CLIP's class token; SigLIP (and fixed-resolution SigLIP2) has none.
 VISION = {

@@ -39,10 +39,10 @@ from viral_core.data import (
     check_supervision,
     visual_tokens,
 )
-from viral_core.llava_next import is_tiled
 from viral_core.model import PROJECTOR, AlignedModel, base_llava, gathered, save_projector, save_run
 from viral_core.recipe import Recipe
 from viral_core.templates import TEMPLATES, Template
+from viral_core.tiles import is_tiled
 
 LOG, ENVIRONMENT = "log.jsonl", "environment.json"
 COMPLETE = "complete"  # marks a resume state that every process has written, and says how many there were

@@ -1,0 +1,162 @@
+"""CKNNA against a loop over the published formula, and its properties."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import ortho_group
+
+from viral_core.measure import cknna, cknna_batch, clamp_outliers
+from workbook.scale import benchmark_cknna
+
+
+def loop_cknna(x, y, k):
+    """The formula of the paper entry by entry, in float64 Python."""
+    n = len(x)
+
+    def kernel(features):
+        unit = [row / math.sqrt(sum(v * v for v in row)) for row in np.asarray(features, dtype=float)]
+        return [[math.fsum(unit[i] * unit[j]) for j in range(n)] for i in range(n)]
+
+    def neighbours(matrix):
+        return [set(sorted((j for j in range(n) if j != i), key=lambda j: -matrix[i][j])[:k]) for i in range(n)]
+
+    def hsic(p, q):
+        cross = math.fsum(p[i][j] * q[j][i] for i in range(n) for j in range(n))
+        sums = math.fsum(map(math.fsum, p)) * math.fsum(map(math.fsum, q))
+        product = math.fsum(p[i][j] * q[j][m] for i in range(n) for j in range(n) for m in range(n))
+        return (cross + sums / ((n - 1) * (n - 2)) - 2 * product / (n - 2)) / (n * (n - 3))
+
+    def masked(matrix, mask):
+        return [[matrix[i][j] if j in mask[i] else 0.0 for j in range(n)] for i in range(n)]
+
+    a, b = kernel(x), kernel(y)
+    near_a, near_b = neighbours(a), neighbours(b)
+    both = [one & other for one, other in zip(near_a, near_b, strict=True)]
+    product = hsic(masked(a, near_a), masked(a, near_a)) * hsic(masked(b, near_b), masked(b, near_b))
+    return hsic(masked(a, both), masked(b, both)) / (math.sqrt(product) + 1e-6) if product >= 0 else math.nan
+
+
+def related(n, d=12, seed=0, noise=0.5):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, d))
+    return x, (x + noise * rng.normal(size=(n, d))) @ rng.normal(size=(d, d + 3))
+
+
+@pytest.mark.parametrize(("n", "k"), [(4, 2), (8, 3), (16, 10), (40, 5), (40, 39)])
+def test_equals_the_formula_in_loops(n, k):
+    for seed in range(3):
+        x, y = related(n, seed=seed)
+        assert cknna(x, y, k) == pytest.approx(loop_cknna(x, y, k), abs=1e-12, nan_ok=True)
+
+
+def test_the_transpose_and_the_missing_symmetry_matter():
+    """The two easy mistakes move the value by far more than the tolerance of the tests above."""
+    x, y = (torch.from_numpy(side) for side in related(40))
+    x, y = (torch.nn.functional.normalize(side, dim=1) for side in (x, y))
+
+    def value(transpose, symmetrise):
+        def hsic(p, q):
+            n = len(p)
+            cross = (p * (q.T if transpose else q)).sum()
+            return (cross + p.sum() * q.sum() / ((n - 1) * (n - 2)) - 2 * (p @ q).sum() / (n - 2)) / (n * (n - 3))
+
+        kernels, masks = [], []
+        for side in (x, y):
+            kernel = (side @ side.T).fill_diagonal_(-torch.inf)
+            mask = torch.zeros_like(kernel).scatter(1, kernel.topk(5).indices, 1.0)
+            masks.append(torch.maximum(mask, mask.T) if symmetrise else mask)
+            kernels.append(kernel.fill_diagonal_(0))
+        both = masks[0] * masks[1]
+        selves = [hsic(kernel * mask, kernel * mask) for kernel, mask in zip(kernels, masks, strict=True)]
+        return float(hsic(kernels[0] * both, kernels[1] * both) / ((selves[0] * selves[1]).sqrt() + 1e-6))
+
+    assert cknna(x, y, 5) == pytest.approx(value(True, False), abs=1e-12)
+    assert abs(cknna(x, y, 5) - value(False, False)) > 1e-3
+    assert abs(cknna(x, y, 5) - value(True, True)) > 1e-3
+
+
+def test_itself_rotation_and_scale():
+    x, y = related(60)
+    rotation = ortho_group.rvs(12, random_state=0)
+    assert cknna(x, x) == pytest.approx(1, abs=1e-3)
+    assert cknna(x @ rotation, y) == pytest.approx(cknna(x, y), abs=1e-9)
+    assert cknna(7.5 * x, 0.01 * y) == pytest.approx(cknna(x, y), abs=1e-9)
+
+
+def test_independent_data_score_near_zero():
+    rng = np.random.default_rng(0)
+    values, undefined = cknna_batch(rng.normal(size=(5, 576, 64)), rng.normal(size=(5, 576, 64)))
+    assert undefined == 0
+    assert np.abs(values).max() < 0.03
+
+
+def test_batch_equals_single_and_broadcasts_a_target():
+    x = torch.randn(4, 20, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    values, undefined = cknna_batch(x, x[0], k=4)
+    assert isinstance(values, torch.Tensor)
+    assert undefined == 0
+    assert values.tolist() == pytest.approx([cknna(layer, x[0], 4) for layer in x], abs=1e-12)
+    as_numpy, _ = cknna_batch(x.numpy(), x[0].numpy(), k=4)
+    assert isinstance(as_numpy, np.ndarray)
+    assert as_numpy == pytest.approx(values.numpy(), abs=1e-12)
+
+
+def test_low_precision_is_computed_in_float32():
+    x, y = related(50)
+    half = torch.from_numpy(x).bfloat16(), torch.from_numpy(y).bfloat16()
+    assert cknna(*half) == pytest.approx(cknna(half[0].double(), half[1].double()), abs=1e-5)
+
+
+def test_undefined_values_are_nan_and_counted():
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(200, 4, 4, generator=generator, dtype=torch.float64) for _ in range(2))
+    values, undefined = cknna_batch(x, y, k=2)
+    expected = [loop_cknna(a.numpy(), b.numpy(), 2) for a, b in zip(x, y, strict=True)]
+    assert undefined == np.isnan(expected).sum() > 0
+    assert values.numpy() == pytest.approx(np.array(expected), abs=1e-9, nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "k", "message"),
+    [
+        (np.ones((5, 2)), np.ones((6, 2)), 2, "same samples"),
+        (np.ones((5, 2)), np.ones((5, 2)), 5, "2 <= k < n"),
+        (np.ones((5, 2)), np.ones((5, 2)), 1, "2 <= k < n"),
+        (np.ones((3, 2)), np.ones((3, 2)), 2, "at least 4"),
+        (np.ones(5), np.ones(5), 2, r"\(n, d\)"),
+        (np.full((5, 2), np.nan), np.ones((5, 2)), 2, "not finite"),
+    ],
+)
+def test_bad_input_is_refused(x, y, k, message):
+    with pytest.raises(ValueError, match=message):
+        cknna(x, y, k)
+
+
+def test_clamp_is_the_order_statistic_per_representation():
+    x = np.random.default_rng(0).normal(size=(3, 20, 5))
+    x[1] *= 100
+    clamped = clamp_outliers(x, 0.95)
+    for before, after in zip(x, clamped, strict=True):
+        bound = np.sort(np.abs(before), axis=None)[95]
+        assert np.array_equal(after, np.clip(before, -bound, bound))
+    assert clamp_outliers(x, 1) is x
+    assert torch.equal(clamp_outliers(torch.from_numpy(x)), torch.from_numpy(clamped))
+    with pytest.raises(ValueError, match="quantile"):
+        clamp_outliers(x, 0)
+
+
+def test_clamp_undoes_a_massive_channel():
+    """One channel with huge values decides every neighbour, until it is clamped."""
+    x, _ = related(100, d=40)
+    massive = np.hstack([x, 1e3 * np.random.default_rng(1).normal(size=(100, 1))])
+    assert cknna(x, massive) < 0.3
+    assert cknna(x, clamp_outliers(massive)) > cknna(x, massive) + 0.3
+
+
+def test_benchmark_reports_agreement_and_the_machine():
+    table = benchmark_cknna.benchmark(sizes=(32, 64), d=8, k=5, repeats=1)
+    assert table["n"].tolist() == [32, 64]
+    assert (table["difference"] < 1e-9).all()
+    assert table["processor"].str.len().min() > 0

@@ -1,0 +1,393 @@
+"""Measurements that run a model, on a tiny random LLaVA of transformers."""
+
+import json
+from contextlib import nullcontext
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import viral_core  # noqa: F401  (before torch and transformers)
+
+# isort: split
+import torch
+from peft import LoraConfig, get_peft_model
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
+
+from viral_core.measure import (
+    ExportedStates,
+    PatchPermutation,
+    cknna,
+    clamp_outliers,
+    export_states,
+    generate_with_attention,
+    layerwise_cknna,
+    layerwise_entropy,
+    spatial_entropy,
+)
+from viral_core.measure.permutation import patch_order
+from viral_core.model import AlignedModel, Residual, add_lora, assemble
+from viral_core.tap import VisualTap
+from viral_core.templates import TEMPLATES, stop_token_id
+from workbook.evaluate import generate
+from workbook.permutation import permuted_accuracy
+
+LAYERS, HEADS, N = 3, 4, 16
+WORDS = [
+    "<pad>",
+    "<unk>",
+    "</s>",
+    "<image>",
+    "USER:",
+    "ASSISTANT:",
+    *(f"w{i}" for i in range(32)),
+    *"abcdefghijklmnopqrstuvwxyz",
+]
+PROMPTS = [
+    "USER: <image> w1 w2 ASSISTANT:",
+    "w9 USER: <image> w3 w4 w5 w6 w7 ASSISTANT:",
+    "USER: <image> ASSISTANT:",
+    "USER: <image> w8 ASSISTANT:",
+    "w1 w2 USER: <image> w3 ASSISTANT:",
+    "USER: <image> w20 w30 ASSISTANT:",
+]
+
+
+def build(seed=0):
+    torch.manual_seed(seed)
+    vision = CLIPVisionConfig(
+        hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=96, patch_size=24
+    )
+    text = LlamaConfig(
+        vocab_size=len(WORDS), hidden_size=32, intermediate_size=48, num_hidden_layers=LAYERS, pad_token_id=0,
+        num_attention_heads=HEADS, num_key_value_heads=2, eos_token_id=None, bos_token_id=None, initializer_range=0.4,
+    )  # fmt: skip
+    return LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text, image_token_id=3)).eval()
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build()
+
+
+@pytest.fixture(scope="module")
+def lora():
+    config = LoraConfig(r=4, target_modules=r".*language_model.*\.(q_proj|k_proj|v_proj)", init_lora_weights=False)
+    torch.manual_seed(1)
+    return get_peft_model(build(), config).eval()
+
+
+@pytest.fixture(scope="module")
+def processor():
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        eos_token="</s>",
+        extra_special_tokens=["<image>"],
+    )
+    side = {"height": 96, "width": 96}
+    pixels = CLIPImageProcessorPil(size=side, do_center_crop=False, crop_size=side)
+    return LlavaProcessor(
+        pixels, fast, patch_size=24, vision_feature_select_strategy="default", num_additional_image_tokens=1
+    )
+
+
+@pytest.fixture(scope="module")
+def images():
+    rng = np.random.default_rng(0)
+    return [Image.fromarray(rng.integers(0, 256, (96, 96, 3), dtype=np.uint8)) for _ in PROMPTS]
+
+
+def encode(processor, images, prompts):
+    return processor(images=images, text=prompts, padding=True, padding_side="left", return_tensors="pt")
+
+
+@pytest.mark.parametrize("kind", ["model", "lora"])
+def test_collected_attention_is_that_of_the_whole_forward(kind, request, processor, images):
+    model = request.getfixturevalue(kind)
+    llava = model.get_base_model() if kind == "lora" else model
+    answers = generate_with_attention(model, encode(processor, images[:3], PROMPTS[:3]), max_new_tokens=4)
+    assert llava.config.text_config._attn_implementation == "sdpa"
+    llava.set_attn_implementation("eager")
+    for image, prompt, answer in zip(images, PROMPTS, answers, strict=False):
+        inputs = encode(processor, [image], [prompt])
+        asked = inputs["input_ids"].shape[1]
+        inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([answer.tokens])], dim=1)
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        with torch.no_grad():
+            whole = model(**inputs, output_attentions=True)
+        assert whole.logits[0, asked - 1 : -1].argmax(1).tolist() == answer.tokens  # greedy
+        rows = torch.stack([layer[0, :, asked - 1 : -1] for layer in whole.attentions])  # (L, heads, T, S)
+        expected = rows[..., inputs["input_ids"][0] == 3].permute(2, 0, 1, 3)
+        assert answer.attention.shape == (4, LAYERS, HEADS, N)
+        torch.testing.assert_close(answer.attention, expected, rtol=1e-4, atol=1e-6)
+    llava.set_attn_implementation("sdpa")
+
+
+def test_the_stop_token_ends_an_answer_and_is_left_out(model, processor, images):
+    inputs = encode(processor, images[:3], PROMPTS[:3])
+    free = generate_with_attention(model, inputs, max_new_tokens=5)
+    stop = free[0].tokens[0]
+    stopped = generate_with_attention(model, inputs, max_new_tokens=5, stop=stop, layers=[2])
+    assert stopped[0].tokens == []
+    assert stopped[0].attention.shape == (0, 1, HEADS, N)
+    for before, after in zip(free, stopped, strict=True):
+        kept = before.tokens.index(stop) if stop in before.tokens else 5
+        assert after.tokens == before.tokens[:kept]
+        torch.testing.assert_close(after.attention, before.attention[:kept, 1:2], rtol=1e-4, atol=1e-6)
+
+
+def test_prompts_that_cannot_be_measured_are_refused(model, processor, images):
+    inputs = encode(processor, images[:2], PROMPTS[:2])
+    with pytest.raises(ValueError, match="blocks 1 to 3"):
+        generate_with_attention(model, inputs, layers=[0])
+    right = processor(images=images[:2], text=PROMPTS[:2], padding=True, padding_side="right", return_tensors="pt")
+    with pytest.raises(ValueError, match="padded on the right"):
+        generate_with_attention(model, right)
+    with pytest.raises(ValueError, match="no image tokens"):
+        generate_with_attention(model, processor(text=["w1 w2"], return_tensors="pt"))
+
+
+def test_layerwise_entropy_averages_tokens_then_questions(model, processor, images, tmp_path):
+    csv = tmp_path / "entropy" / "baseline.csv"
+    table = layerwise_entropy(
+        model, processor, images, PROMPTS, run="baseline", seed=3, csv=csv, max_new_tokens=3, batch_size=4
+    )
+    pd.testing.assert_frame_equal(pd.read_csv(csv), table)
+    assert len(table) == 2 * LAYERS * HEADS
+    single = [
+        generate_with_attention(model, encode(processor, [i], [p]), 3)[0] for i, p in zip(images, PROMPTS, strict=True)
+    ]
+    for reading, options in {"renormalised": (0.0, True), "raw": (1e-3, False)}.items():
+        row = table.set_index(["reading", "layer", "head"]).loc[reading, 2, 1]
+        means = [
+            np.mean([spatial_entropy(token[1, 1].reshape(4, 4), *options) for token in answer.attention])
+            for answer in single
+        ]
+        assert row["entropy"] == pytest.approx(np.mean(means), abs=1e-4)
+        assert row["std"] == pytest.approx(np.std(means, ddof=1), abs=1e-4)
+        assert (row["run"], row["seed"], row["questions"], row["tokens"], row["undefined"]) == ("baseline", 3, 6, 18, 0)
+
+
+def test_questions_without_an_answer_are_left_out_of_the_mean(model, processor, images):
+    first = generate_with_attention(model, encode(processor, images[:1], PROMPTS[:1]), 1)[0].tokens[0]
+    table = layerwise_entropy(
+        model, processor, images[:1], PROMPTS[:1], run="baseline", seed=0, max_new_tokens=3, stop=first
+    )
+    assert (table["questions"] == 0).all()
+    assert table["entropy"].isna().all()
+
+
+def test_permutation_moves_the_features_of_each_sample_by_its_own_order(model, processor, images):
+    inputs = encode(processor, images[:3], PROMPTS[:3])
+    with torch.no_grad(), VisualTap(model, []) as tap:
+        plain = model(**inputs).logits
+        features = tap.features
+        with PatchPermutation(model, seed=5) as permuted:
+            permuted.set_samples(["a", "b", 7])
+            shuffled = model(**inputs).logits
+            moved = tap.features
+            permuted.set_samples(["b", "a", 7])
+            assert not torch.equal(model(**inputs).logits, shuffled)
+        assert torch.equal(model(**inputs).logits, plain)  # the context has closed
+    for row, sample in enumerate(["a", "b", 7]):
+        assert torch.equal(moved[row], features[row][patch_order(5, sample, N)])
+    assert not torch.allclose(shuffled, plain, atol=1e-3)
+    assert sorted(patch_order(5, "a", N)) == list(range(N))
+    assert not np.array_equal(patch_order(5, "a", N), patch_order(6, "a", N))
+
+
+@pytest.mark.parametrize("kind", ["model", "lora"])
+def test_permutation_and_inverse_give_identical_logits(kind, request, processor, images):
+    model = request.getfixturevalue(kind)
+    inputs = encode(processor, images[:3], PROMPTS[:3])
+    with torch.no_grad():
+        plain = model(**inputs).logits
+        with PatchPermutation(model, seed=0) as outer, PatchPermutation(model, seed=0, inverse=True) as inner:
+            outer.set_samples([0, 1, 2])
+            inner.set_samples([0, 1, 2])
+            assert torch.equal(model(**inputs).logits, plain)
+
+
+def test_permutation_holds_in_generation_and_needs_its_ids(model, processor, images):
+    inputs = encode(processor, images[:2], PROMPTS[:2])
+    plain = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+    with PatchPermutation(model, seed=1) as permuted:
+        with pytest.raises(ValueError, match="2 images reach the projector and 0 sample ids"):
+            model.generate(**inputs, max_new_tokens=8, do_sample=False)
+        permuted.set_samples(["x", "y"])
+        assert not torch.equal(model.generate(**inputs, max_new_tokens=8, do_sample=False), plain)
+
+
+def test_permuted_accuracy_counts_what_each_variant_answers(model, processor, images, tmp_path):
+    """The rows' right answers are what the model says to half of them unpermuted, so the original has half of them."""
+    template, letters, rows = TEMPLATES["vicuna_v1"], {}, []
+    for i, image in enumerate(images):
+        image.save(tmp_path / f"{i}.png")
+        rows.append(
+            {"id": f"q{i}", "image": str(tmp_path / f"{i}.png"), "prompt": PROMPTS[i], "group": i, "source": "s"}
+        )
+    prompts = [template.question(f"<image>\n{row['prompt'].replace('<image>', '')}", first=True) for row in rows]
+    for variant, number in (("original", None), ("permuted-0", 0), ("permuted-1", 1)):
+        letters[variant] = []
+        for row, image, prompt in zip(rows, images, prompts, strict=True):  # one by one
+            with nullcontext() if number is None else PatchPermutation(model, number) as permuted:
+                if permuted:
+                    permuted.set_samples([row["id"]])
+                (said,) = generate(model, processor, template, [image], [prompt], max_new_tokens=3)
+            letters[variant].append(said[:1].upper())
+    for i, row in enumerate(rows):
+        row |= {
+            "answer": letters["original"][i] if i % 2 else "-",
+            "options": ["x"],
+            "category": "Count" if i < 3 else "Relation",
+        }
+
+    table = permuted_accuracy(
+        model, processor, template, rows, tmp_path / "answers", benchmark="cv_bench", model_id="tiny", run="viral",
+        seed=2, permutations=2, batch_size=4, max_new_tokens=3, csv=tmp_path / "permuted.csv",
+    )  # fmt: skip
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "permuted.csv"), table)
+    table = table.set_index(["variant", "category"])
+    for variant, said in letters.items():
+        for category, chosen in (("Count", slice(0, 3)), ("Relation", slice(3, 6))):
+            right = sum(letter == row["answer"] for letter, row in zip(said[chosen], rows[chosen], strict=True))
+            assert table.loc[(variant, category), "correct"] == right
+    assert table.loc["original", "correct"].tolist() == [1, 2]
+    assert table.loc["permuted-0", "correct"].sum() < 3
+
+
+def hidden_states(model, processor, image, prompt):
+    """States (L + 1, N, D) before the final norm and encoder features (N, Dz), as transformers gives them."""
+    inputs = encode(processor, [image], [prompt])
+    last = []
+    handle = model.model.language_model.layers[-1].register_forward_hook(
+        lambda module, args, output: last.append(output)
+    )
+    with torch.no_grad():
+        states = model(**inputs, output_hidden_states=True).hidden_states
+        vision = model.model.vision_tower(inputs["pixel_values"], output_hidden_states=True)
+    handle.remove()
+    visual = inputs["input_ids"][0] == 3
+    return torch.stack([state[0, visual] for state in (*states[:-1], last[0])]), vision.hidden_states[-2][0, 1:]
+
+
+def test_layerwise_cknna_equals_the_states_of_transformers(model, processor, images, tmp_path):
+    csv, ids = tmp_path / "cknna.csv", list("abcdef")
+    table = layerwise_cknna(
+        model, processor, images, PROMPTS, run="viral", seed=1, ids=ids, k=4, pooled=True, batch_size=4, csv=csv
+    )
+    pd.testing.assert_frame_equal(pd.read_csv(csv), table)
+    assert len(table) == (len(images) + 1) * (LAYERS + 1) * 2
+    pooled = []
+    for name, image, prompt in zip(ids, images, PROMPTS, strict=True):
+        states, features = hidden_states(model, processor, image, prompt)
+        pooled.append((states.mean(1), features.mean(0)))
+        for clamp in (1.0, 0.95):
+            rows = table.query("image == @name and clamp == @clamp").set_index("layer")
+            target = clamp_outliers(features, clamp)
+            for layer, state in enumerate(states):
+                expected = cknna(clamp_outliers(state, clamp), target, 4)
+                assert rows["cknna"][layer] == pytest.approx(expected, abs=1e-4, nan_ok=True)
+                expected = cknna(clamp_outliers(state, clamp), target[patch_order(0, f"chance:{name}", N)], 4)
+                assert rows["chance"][layer] == pytest.approx(expected, abs=1e-4, nan_ok=True)
+    states, features = (torch.stack(side) for side in zip(*pooled, strict=True))
+    rows = table.query("reading == 'pooled' and clamp == 1").set_index("layer")
+    assert (rows["n"] == len(images)).all()
+    for layer in range(LAYERS + 1):
+        assert rows["cknna"][layer] == pytest.approx(cknna(states[:, layer], features, 4), abs=1e-4, nan_ok=True)
+
+
+def test_layerwise_cknna_refuses_bad_input_before_it_runs(model, processor, images, tmp_path):
+    def measure(images=images, prompts=PROMPTS, **options):
+        return layerwise_cknna(model, processor, images, prompts, run="r", seed=0, **options)
+
+    with pytest.raises(FileNotFoundError, match=r"1 of 6 images are missing, the first: .*gone\.png"):
+        measure([*images[:5], tmp_path / "gone.png"])
+    with pytest.raises(ValueError, match="6 images and 2 prompts"):
+        measure(prompts=PROMPTS[:2])
+    with pytest.raises(ValueError, match="more than 10 images"):
+        measure(pooled=True)
+    with pytest.raises(ValueError, match=r"\[4\] do not exist"):
+        measure(layers=[4])
+    with pytest.raises(ValueError, match="needs its own"):
+        measure(ids=["a"] * 6)
+    with pytest.raises(ValueError, match="image 0: k = 20"):
+        measure(k=20)
+    model.train()
+    with pytest.raises(ValueError, match="training mode"):
+        measure()
+    model.eval()
+
+
+@pytest.mark.parametrize(("shard_bytes", "shards"), [(1 << 30, 1), (10000, 3), (1, 6)])
+def test_exported_states_come_back_exactly(model, processor, images, tmp_path, shard_bytes, shards):
+    folder = export_states(
+        model,
+        processor,
+        images,
+        PROMPTS,
+        [0, 3],
+        tmp_path / "states",
+        ids=list("abcdef"),
+        batch_size=1,
+        shard_bytes=shard_bytes,
+    )
+    assert (
+        len(list(folder.glob("*.safetensors")))
+        == shards
+        == len(json.loads((folder / "index.json").read_text())["shards"])
+    )
+    exported = ExportedStates(folder)
+    assert exported.ids == list("abcdef")
+    assert exported.layers == [0, 3]
+    for name, image, prompt in zip("abcdef", images, PROMPTS, strict=True):
+        states, features = hidden_states(model, processor, image, prompt)
+        torch.testing.assert_close(exported.state(name, 0), states[0])
+        torch.testing.assert_close(exported.state(name, 3), states[3])
+        torch.testing.assert_close(exported.features(name), features)
+    with pytest.raises(KeyError, match="layer 1 was not exported"):
+        exported.state("a", 1)
+    with pytest.raises(FileExistsError, match="holds an export already"):
+        export_states(model, processor, images, PROMPTS, [0], folder)
+    (folder / "index.json").unlink()
+    with pytest.raises(FileNotFoundError, match="did not finish"):
+        ExportedStates(folder)
+
+
+@pytest.mark.parametrize(("vision", "language", "name"), [("clip", "llama", "vicuna_v1"), ("siglip", "qwen", "qwen")])
+def test_a_run_with_lora_and_a_residual_in_bfloat16_can_be_measured(tiny, images, tmp_path, vision, language, name):
+    torch.manual_seed(0)
+    llava, processor = assemble(tiny / vision, tiny / language, dtype=torch.bfloat16)
+    aligned = AlignedModel(add_lora(llava, 4, 8), residuals=(Residual(2, "encoder"),)).to(torch.bfloat16).eval()
+    model, template = aligned.llava, TEMPLATES[name]
+    asked = template.question("<image>\nWhat is in the photo?", first=True)
+    options = {"run": name, "seed": 0}
+
+    table = layerwise_cknna(model, processor, images, asked, k=2, pooled=True, **options)
+    assert len(table) == (len(images) + 1) * 5 * 2
+    stop = stop_token_id(processor.tokenizer, template)
+    table = layerwise_entropy(model, processor, images, asked, max_new_tokens=2, stop=stop, **options)
+    assert len(table) == 2 * 4 * 4
+    exported = ExportedStates(export_states(model, processor, images, asked, [2], tmp_path / "states"))
+    assert exported.state("0", 2).dtype == torch.bfloat16
+
+    inputs = processor(images=images[:2], text=[asked] * 2, return_tensors="pt").to("cpu", torch.bfloat16)
+    with torch.no_grad():
+        plain = model(**inputs).logits
+        with PatchPermutation(model, 0) as permuted:
+            permuted.set_samples([0, 1])
+            assert not torch.equal(model(**inputs).logits, plain)

@@ -1,0 +1,353 @@
+"""Rows from official files, through local folders and through `datasets`; faults are listed before anything runs."""
+
+import csv
+import io
+import json
+import shutil
+from pathlib import Path
+
+import pandas
+import pytest
+from PIL import Image
+
+from viral_core.templates import IMAGE_MARKER, SYSTEM, TEMPLATES, prompt
+from workbook.benchmarks import BENCHMARKS, load_rows, open_image, registry, score
+from workbook.benchmarks.mmstar import options
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+PHOTO = "pope/val2014/COCO_val2014_000000310196.jpg"
+LETTER = "Answer with the option's letter from the given choices directly."
+CV_BENCH_CARD = """---
+configs:
+- config_name: default
+  data_files: [{split: test, path: "test*.parquet"}]
+- config_name: 2D
+  data_files: [{split: test, path: test_2d.parquet}]
+- config_name: 3D
+  data_files: [{split: test, path: test_3d.parquet}]
+---
+"""
+MMSTAR_CARD = "---\nconfigs:\n- config_name: val\n  data_files: [{split: val, path: mmstar.parquet}]\n---\n"
+MME_CARD = "---\nconfigs:\n- config_name: default\n  data_files: [{split: test, path: 'data/test-*'}]\n---\n"
+
+
+def picture(path=None, colour="red"):
+    image = Image.new("RGB", (8, 6), colour)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path)
+        return None
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG")
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def write_csv(path, rows, header):
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *rows])
+
+
+def write_lines(path, items):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
+
+
+MMVP_HEADER = ["Index", "Question", "Options", "Correct Answer"]
+MMVP = [[n, "Are the wings open or closed?", "(a) Open (b) Closed", ("(a)", "(b)")[n % 2 == 0]] for n in range(1, 5)]
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    """A folder of benchmarks in the official formats, a few rows each."""
+    root = tmp_path_factory.mktemp("benchmarks")
+    question = "How many wine glasss are in the image?"
+    count = {
+        "idx": 787, "type": "2D", "task": "Count", "image": picture(), "question": question,
+        "choices": ["0", "3", "2", "1"], "answer": "(D)",
+        "prompt": f"{question} Select from the following choices.\n(A) 0\n(B) 3\n(C) 2\n(D) 1",
+        "filename": "img/2D/count/coco_287.png", "source": "COCO", "source_dataset": "COCO 2017 Validation Set",
+        "source_filename": "/coco/val2017/000000412362.jpg", "target_class": "wine glass", "target_size": 1732,
+    }  # fmt: skip
+    where = "where is the cat located with respect to the dog?"
+    relation = count | {
+        "idx": 788, "task": "Relation", "question": where, "choices": ["left", "right"], "answer": "(B)",
+        "prompt": f"{where} Select from the following choices.\n(A) left\n(B) right", "source": "ADE20K",
+        "source_filename": "/ade/1.jpg",
+    }  # fmt: skip
+    (root / "cv_bench").mkdir()
+    pandas.DataFrame([count, relation]).to_parquet(root / "cv_bench" / "test_2d.parquet")
+    pandas.DataFrame([count | {"type": "3D"}] * 3).to_parquet(root / "cv_bench" / "test_3d.parquet")
+    (root / "cv_bench" / "README.md").write_text(CV_BENCH_CARD)
+
+    for n in range(1, 5):
+        picture(root / "mmvp" / "MMVP Images" / f"{n}.jpg")
+    write_csv(root / "mmvp" / "Questions.csv", MMVP, MMVP_HEADER)
+
+    for subset, words in (("one", "in the photo? Answer with left, right, top or bottom."),
+                          ("two", "in relation to the bed? Answer with left, right, above or below.")):  # fmt: skip
+        items = [
+            {"id": i, "question": f"<image>\nUSER: {' ' * i}Where is the cat {words}\nASSISTANT:", "answer": [gold]}
+            for i, gold in enumerate(("Left", "Right"))
+        ]
+        write_lines(root / "whats_up" / "prompts" / f"COCO_QA_{subset}_obj_with_answer_four_options.jsonl", items)
+        (root / "whats_up" / "data").mkdir(exist_ok=True)
+        captions = [[397133, "A photo of a cat on the left", "A photo of a cat on the right"]] * 2
+        (root / "whats_up" / "data" / f"coco_qa_{subset}_obj.json").write_text(json.dumps(captions))
+    picture(root / "whats_up" / "data" / "val2017" / "000000397133.jpg")
+
+    for subset in ("random", "popular"):
+        write_lines(
+            root / "pope" / f"coco_pope_{subset}.json",
+            [
+                {"question_id": i + 1, "image": Path(PHOTO).name, "text": f"Is there a {thing} in the image?",
+                 "label": label}
+                for i, (thing, label) in enumerate((("snowboard", "yes"), ("dining table", "no")))
+            ],
+        )  # fmt: skip
+    picture(root / PHOTO)
+
+    first = "Which option is right?\nOptions: A: It is red, or so, B: two: yes, C: three, D: four"
+    second = (
+        "Hint: Please answer the question and provide the correct option letter, e.g., A, B, C, D, at the end.\n"
+        "Question: What is it?\nChoices:\n(A) one\n(B) two\n(C) three\n(D) four"
+    )
+    info = {"source": "x", "split": "val", "image_path": "y"}
+    star = [
+        {"index": i, "question": text, "image": picture(), "answer": "B", "category": "math",
+         "l2_category": "geometry", "meta_info": info}
+        for i, text in enumerate((first, second))
+    ]  # fmt: skip
+    (root / "mmstar").mkdir()
+    pandas.DataFrame(star).to_parquet(root / "mmstar" / "mmstar.parquet")
+    (root / "mmstar" / "README.md").write_text(MMSTAR_CARD)
+
+    mme = [
+        {"question_id": f"{task}/0001.jpg", "image": picture(), "category": task, "answer": answer,
+         "question": f"Is there a {thing} in this image? Please answer yes or no."}
+        for task in ("existence", "count")
+        for thing, answer in (("train", "Yes"), ("bed", "No"))
+    ]  # fmt: skip
+    (root / "mme" / "data").mkdir(parents=True)
+    pandas.DataFrame(mme[:2]).to_parquet(root / "mme" / "data" / "test-00000-of-00002-ab.parquet")
+    pandas.DataFrame(mme[2:]).to_parquet(root / "mme" / "data" / "test-00001-of-00002-cd.parquet")
+    (root / "mme" / "README.md").write_text(MME_CARD)
+
+    totals = dict.fromkeys(BENCHMARKS, {"rows": 2}) | {"mmvp": {"rows": 4}, "mme": {"rows": 4}}
+    totals["cv_bench"] = {"rows": 2, "categories": {"Count": 1, "Relation": 1}}
+    (root / "manifest.json").write_text(json.dumps(totals))
+    return root
+
+
+@pytest.fixture
+def root(original, tmp_path):
+    return shutil.copytree(original, tmp_path / "benchmarks")
+
+
+GOLDEN = {
+    "cv_bench": "How many wine glasss are in the image? Select from the following choices.\n"
+    f"(A) 0\n(B) 3\n(C) 2\n(D) 1\n{LETTER}",
+    "mmvp": f"Are the wings open or closed?\n(a) Open (b) Closed\n{LETTER}",
+    "whats_up_one": "Where is the cat in the photo? Answer with left, right, top or bottom.",
+    "whats_up_two": "Where is the cat in relation to the bed? Answer with left, right, above or below.",
+    "pope_random": "Is there a snowboard in the image?\nAnswer the question using a single word or phrase.",
+    "pope_popular": "Is there a snowboard in the image?\nAnswer the question using a single word or phrase.",
+    "mmstar": f"Which option is right?\nOptions: A: It is red, or so, B: two: yes, C: three, D: four\n{LETTER}",
+    "mme": "Is there a train in this image? Please answer yes or no.",
+}  # fmt: skip
+ANSWERS = {
+    "cv_bench": ["D", "B"],
+    "mmvp": ["(a)", "(b)", "(a)", "(b)"],
+    "whats_up_one": ["left", "right"],
+    "whats_up_two": ["left", "right"],
+    "pope_random": ["yes", "no"],
+    "pope_popular": ["yes", "no"],
+    "mmstar": ["B", "B"],
+    "mme": ["yes", "no", "yes", "no"],
+}
+
+
+@pytest.mark.parametrize("benchmark", BENCHMARKS)
+def test_rows_and_golden_prompts(original, benchmark):
+    rows = load_rows(benchmark, original)
+    assert rows[0]["prompt"] == GOLDEN[benchmark]
+    assert [row["answer"] for row in rows] == ANSWERS[benchmark]
+    assert {"id", "image", "question", "prompt", "options", "answer", "group", "category"} <= set(rows[0])
+    assert len({row["id"] for row in rows}) == len(rows)
+    assert open_image(rows[0]["image"]).size == (8, 6)
+    assert score(benchmark, [row | {"response": row["answer"]} for row in rows])["strict"] in (1, 400)
+
+
+@pytest.mark.parametrize("benchmark", BENCHMARKS)
+def test_golden_prompt_of_every_template(benchmark):
+    question = f"{IMAGE_MARKER}\n{GOLDEN[benchmark]}"
+    trained = f"{SYSTEM} USER: <image>\n{GOLDEN[benchmark]} ASSISTANT:"
+    texts = {name: prompt(template, question) for name, template in TEMPLATES.items()}
+    assert texts == {"vicuna_v1": trained, "qwen": trained, "plain": "<image>"}
+    assert SYSTEM.startswith("A chat between a curious user and an artificial intelligence assistant.")
+
+
+@pytest.mark.parametrize("benchmark", ["cv_bench", "mmvp", "mmstar", "mme"])
+def test_the_same_rows_through_hugging_face(original, benchmark, tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    mirror = original / registry.family(benchmark)
+    assert load_rows(benchmark, original, hub=str(mirror)) == load_rows(benchmark, original)
+
+
+@pytest.mark.parametrize("header", ["lndex", "\ufeffIndex", "\ufefflndex"])
+def test_mmvp_header_variants(root, header):
+    write_csv(root / "mmvp" / "Questions.csv", MMVP, [header, *MMVP_HEADER[1:]])
+    assert [row["id"] for row in load_rows("mmvp", root)] == ["1", "2", "3", "4"]
+
+
+def test_mmvp_corrected_key_is_of_the_official_file_only(root):
+    assert [r["corrected_answer"] for r in load_rows("mmvp", root)] == ANSWERS["mmvp"]
+    swapped = load_rows("mmvp", root, expected={"rows": 4, "swapped_keys": [3, 4]})
+    assert [r["corrected_answer"] for r in swapped] == ["(a)", "(b)", "(b)", "(a)"]
+    assert registry.EXPECTED["mmvp"] == {"rows": 300, "swapped_keys": [99, 100, 279, 280]}
+
+
+def test_mmstar_options_in_both_styles(original):
+    rows = load_rows("mmstar", original)
+    assert rows[0]["options"] == ["It is red, or so", "two: yes", "three", "four"]
+    assert rows[1]["options"] == ["one", "two", "three", "four"]
+    assert options("What is it? Choices: (A) yes (B) no") == ["yes", "no", "", ""]
+    assert options("What is it?") == ["", "", "", ""]
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_mme_release_in_either_layout(root, split):
+    shutil.rmtree(root / "mme")
+    for task in ("existence", "count"):
+        folder = root / "mme" / task
+        picture(folder / ("images" if split else "") / "0001.jpg")
+        text = folder / ("questions_answers_YN" if split else "") / "0001.txt"
+        text.parent.mkdir(exist_ok=True)
+        text.write_text(
+            "Is there a train? Please answer yes or no.\tYes\nIs there a bed? Please answer yes or no.\tNo\n"
+        )
+    rows = load_rows("mme", root)
+    assert [r["answer"] for r in rows] == ["yes", "no", "yes", "no"]
+    assert rows[0]["prompt"] == "Is there a train? Please answer yes or no."
+    assert [r["group"] for r in rows] == ["existence/0001.jpg"] * 2 + ["count/0001.jpg"] * 2
+    (root / "mme" / "count" / ("images" if split else "") / "0001.jpg").unlink()
+    (
+        root / "mme" / "existence" / text.parent.name / "0001.txt" if split else root / "mme/existence/0001.txt"
+    ).write_text("no tab here\n")
+    with pytest.raises(ValueError, match="(?s)line 1 is not question, tab, answer.*no image"):
+        load_rows("mme", root)
+
+
+def test_official_totals_are_the_default(root):
+    (root / "manifest.json").unlink()
+    for benchmark in BENCHMARKS:
+        with pytest.raises(ValueError, match="rows instead of"):
+            load_rows(benchmark, root)
+    totals = {name: expected["rows"] for name, expected in registry.EXPECTED.items()}
+    assert totals == {
+        "cv_bench": 1438, "mmvp": 300, "whats_up_one": 2247, "whats_up_two": 440, "pope_random": (3000, 2910),
+        "pope_popular": 3000, "mmstar": 1500, "mme": 2374,
+    }  # fmt: skip
+    assert sum(registry.EXPECTED["mme"]["categories"].values()) == 2374
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="the folder of real files is not here")
+@pytest.mark.parametrize(("benchmark", "n"), [("pope_random", 2910), ("pope_popular", 3000)])
+def test_the_real_pope_files(tmp_path, benchmark, n):
+    shutil.copytree(DATA / "pope", tmp_path / "pope", copy_function=shutil.copyfile)
+    file = tmp_path / "pope" / f"coco_{benchmark}.json"
+    for line in file.read_text(encoding="utf-8").splitlines():
+        path = tmp_path / "pope" / "val2014" / json.loads(line)["image"]
+        if not path.exists():
+            picture(path)
+    rows = load_rows(benchmark, tmp_path)
+    assert (len(rows), len({row["group"] for row in rows})) == (n, 500)
+
+
+def break_csv(root, rows):
+    write_csv(root / "mmvp" / "Questions.csv", rows, MMVP_HEADER)
+
+
+def edit_lines(path, change):
+    items = [json.loads(line) for line in path.read_text().splitlines()]
+    write_lines(path, change(items))
+
+
+def edit_parquet(path, change):
+    change(pandas.read_parquet(path)).to_parquet(path)
+
+
+def cut_short(path):
+    Image.effect_noise((256, 256), 50).convert("RGB").save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+POPE = "pope/coco_pope_random.json"
+QUESTIONS = "whats_up/prompts/COCO_QA_one_obj_with_answer_four_options.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "spoil", "said"),
+    [
+        ("pope_random", lambda r: (r / PHOTO).unlink(), r"row 1: image .*310196.jpg is missing; restore the image"),
+        ("pope_random", lambda r: cut_short(r / PHOTO), r"row 2: image .* cannot be read \(.*truncated"),
+        ("pope_random", lambda r: (r / PHOTO).write_text("x"), r"row 1: image .* cannot be read"),
+        ("pope_random", lambda r: edit_lines(r / POPE, lambda x: [x[0], x[0]]), "row 1 occurs 2 times"),
+        ("pope_random", lambda r: edit_lines(r / POPE, lambda x: [x[0], x[0]]), "row 2 is missing; download"),
+        ("pope_random", lambda r: edit_lines(r / POPE, lambda x: x[:1]), "coco_pope_random.json: 1 rows instead of 2"),
+        ("pope_random", lambda r: edit_lines(r / POPE, lambda x: [x[0], x[1] | {"label": "nein"}]),
+         "row 2: the answer is none of the options"),
+        ("pope_random", lambda r: (r / POPE).write_text("{"), r"coco_pope_random.json, line 1: not json"),
+        ("whats_up_one", lambda r: edit_lines(r / QUESTIONS, lambda x: x[:1]), "2 entries for 1 questions"),
+        ("whats_up_one", lambda r: edit_lines(r / QUESTIONS, lambda x: [x[0], x[1] | {"id": 7}]), "row 1 is missing"),
+        ("mmvp", lambda r: break_csv(r, MMVP[:3]), "pair 2 is odd: it has rows 3 only; restore the missing row"),
+        ("mmvp", lambda r: break_csv(r, [MMVP[0], MMVP[2], MMVP[1], MMVP[3]]), "not in the order of their numbers"),
+        ("mmvp", lambda r: break_csv(r, [["", *MMVP[0][1:]], *MMVP[1:]]), "row 1 has no number"),
+        ("mmvp", lambda r: break_csv(r, [[1, "Q", "Open, Closed", "(a)"], *MMVP[1:]]), "row 1: options 'Open, Closed'"),
+        ("mmvp", lambda r: (r / "mmvp/MMVP Images/3.jpg").unlink(), "row 3: image .*3.jpg is missing"),
+        ("cv_bench", lambda r: edit_parquet(r / "cv_bench/test_2d.parquet", lambda d: d.assign(answer="(E)")),
+         "row 787: the answer is none"),
+        ("cv_bench", lambda r: edit_parquet(r / "cv_bench/test_2d.parquet", lambda d: d.assign(task="Count")),
+         "0 rows of category 'Relation' instead of 1"),
+        ("mmstar", lambda r: edit_parquet(r / "mmstar/mmstar.parquet", lambda d: d.assign(image=None)), "no image"),
+        ("mmstar", lambda r: edit_parquet(r / "mmstar/mmstar.parquet", lambda d: d.assign(index=[0, 5])),
+         "row 1 is missing"),
+        ("mme", lambda r: edit_parquet(r / "mme/data/test-00000-of-00002-ab.parquet", lambda d: d[:1]),
+         "existence/0001.jpg has 1 questions answered yes, not one Yes and one No"),
+        ("mme", lambda r: edit_parquet(r / "mme/data/test-00000-of-00002-ab.parquet", lambda d: d.assign(answer="Yes")),
+         "2 questions answered yes, yes"),
+        ("mme", lambda r: edit_parquet(r / "mme/data/test-00000-of-00002-ab.parquet", lambda d: d.assign(category="x")),
+         "unknown subtask"),
+    ],
+)  # fmt: skip
+def test_faults_name_file_row_and_remedy(root, benchmark, spoil, said):
+    spoil(root)
+    with pytest.raises(ValueError, match=said) as error:
+        load_rows(benchmark, root)
+    assert str(root) in str(error.value)
+
+
+def test_all_faults_are_listed_together(root):
+    break_csv(root, MMVP[:3])
+    (root / "mmvp" / "MMVP Images" / "1.jpg").unlink()
+    with pytest.raises(ValueError, match=r"benchmark mmvp: 4 faults") as error:
+        load_rows("mmvp", root)
+    for part in ("3 rows instead of 4", "row 4 is missing", "row 1: image", "pair 2 is odd"):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize("benchmark", BENCHMARKS)
+def test_missing_files(tmp_path, benchmark):
+    with pytest.raises(FileNotFoundError, match=f"{registry.family(benchmark)}.*(download|put)"):
+        load_rows(benchmark, tmp_path)
+
+
+def test_names_that_cannot_be_loaded(root):
+    with pytest.raises(ValueError, match="load whats_up_one and whats_up_two"):
+        load_rows("whats_up", root)
+    with pytest.raises(ValueError, match="unknown benchmark"):
+        load_rows("vqa", root)
+    for benchmark in ("pope_random", "whats_up_one"):
+        with pytest.raises(ValueError, match="RUCAIBox|AdaptVis"):
+            load_rows(benchmark, root, hub=True)

@@ -1,0 +1,190 @@
+"""The preflight: what is missing is named with its remedy, and nothing passes that is."""
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+
+from workbook import profile as profiles
+from workbook.paths import ROOT
+from workbook.profile import Launch
+from workbook.scale import doctor, estimates, fetch, hub, plan
+from workbook.scale.doctor import MISSING, NOTE, OK
+
+PAPER = replace(profiles.load("paper"), runs={"baseline": [0], "viral": [0]}, learning_curve=None,
+                launch=Launch(gpus=2, deepspeed="zero2"))  # fmt: skip
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A repository without results, a hub that does not answer, no hub cache and no GPU."""
+    for module in (doctor, estimates, fetch, hub, plan):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    monkeypatch.setattr(hub, "snapshot", lambda *_: None)
+    monkeypatch.setattr(hub, "commit", lambda *_: (_ for _ in ()).throw(hub.HubError("the hub cannot be reached")))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    return tmp_path
+
+
+def findings(check, profile, level=MISSING):
+    return [finding for finding in check(profile) if finding.level == level]
+
+
+def gpus(here, *sizes):
+    """A machine whose nvidia-smi lists GPUs of so many MiB."""
+    (here / "bin").mkdir(exist_ok=True)
+    lines = "\n".join(f"echo 'NVIDIA A100, {size}'" for size in sizes)
+    (here / "bin" / "nvidia-smi").write_text(f"#!/bin/sh\n{lines}\n")
+    (here / "bin" / "nvidia-smi").chmod(0o755)
+
+
+@pytest.mark.parametrize("name", ["laptop", "smoke"])
+def test_the_embedded_profiles_pass(name, here, capsys):
+    assert doctor.run(profiles.load(name))
+    said = capsys.readouterr().out
+    assert "no GPU needed" in said
+    assert said.endswith("all there\n")
+
+
+def test_packages_out_of_range_or_absent(here):
+    text = (here / "pyproject.toml").read_text()
+    (here / "pyproject.toml").write_text(
+        text.replace("tqdm>=4.67", "tqdm>=99").replace("seaborn>=", "no-such-package>=")
+    )
+    wrong = findings(doctor.packages, PAPER)
+    assert any("tqdm is" in w.what and ">=99" in w.what for w in wrong)
+    assert any("no-such-package>=0.13 is not installed" in w.what for w in wrong)
+    assert all("make setup" in w.remedy for w in wrong)
+    flash = replace(PAPER, compute=replace(PAPER.compute, attention="flash_attention_2"))
+    assert any("flash-attn" in w.what and "sdpa" in w.remedy for w in findings(doctor.packages, flash))
+
+
+def test_gpus_are_counted(here):
+    assert "0 of 2 GPUs" in findings(doctor.gpus, PAPER)[0].what
+    gpus(here, 40960)
+    assert "1 of 2 GPUs" in findings(doctor.gpus, PAPER)[0].what
+    gpus(here, 40960, 40960)
+    assert "A100 40 GiB, NVIDIA A100 40 GiB" in findings(doctor.gpus, PAPER, OK)[0].what
+
+
+def test_memory_against_the_estimate(here):
+    gpus(here, 40960, 40960)
+    assert not findings(doctor.memory, PAPER)
+    gpus(here, 24576, 40960)
+    wrong = findings(doctor.memory, PAPER)
+    assert any("for stage2 of baseline-s0, viral-s0" in w.what and "there are 24" in w.what for w in wrong)
+    assert "stage2.micro_batch below 8" in wrong[-1].remedy
+    assert "zero3" in wrong[-1].remedy
+
+
+def test_models_of_the_hub(here, monkeypatch):
+    wrong = findings(doctor.models, PAPER)
+    assert [w.what.split()[1] for w in wrong] == [
+        "lmsys/vicuna-7b-v1.5", "openai/clip-vit-large-patch14-336", "facebook/dinov2-base"
+    ]  # fmt: skip
+    assert "make fetch PROFILE=paper" in wrong[0].remedy
+
+    asked = []
+    monkeypatch.setattr(hub, "commit", lambda name, revision: asked.append(revision) or revision or COMMIT)
+    unpinned = replace(PAPER, teachers={"dinov2": replace(PAPER.teachers["dinov2"], revision=None)})
+    notes = findings(doctor.models, unpinned, NOTE)
+    assert len(notes) == 3
+    assert any(COMMIT[:8] in note.what and "pinned at first use" in note.what for note in notes)
+    pin = here / "runs/paper/models/facebook--dinov2-base.json"
+    assert json.loads(pin.read_text())["revision"] == COMMIT
+    assert asked[0] == PAPER.languages["vicuna-7b"].revision
+    monkeypatch.setattr(hub, "commit", lambda name, revision: revision or "f" * 40)
+    list(doctor.models(unpinned))
+    assert json.loads(pin.read_text())["revision"] == COMMIT  # the commit of the first use stays
+
+
+def test_a_pin_is_used_by_the_pipeline(here, monkeypatch):
+    from workbook import pipeline
+
+    monkeypatch.setattr(pipeline, "ROOT", here)
+    unpinned = replace(PAPER, visions={**PAPER.visions, "clip": replace(PAPER.visions["clip"], revision=None)})
+    pin = here / "runs/paper/models/openai--clip-vit-large-patch14-336.json"
+    assert pipeline.stages(unpinned)["stage2"]["paper-viral-s0"]["vision"]["revision"] is None
+    hub.write_pin(pin, "openai/clip-vit-large-patch14-336", COMMIT)
+    entry = pipeline.stages(unpinned)["stage2"]["paper-viral-s0"]
+    assert entry["vision"]["revision"] == COMMIT
+    assert entry["vision"]["tracked"] == "runs/paper/models/openai--clip-vit-large-patch14-336.json"
+
+
+def test_gated_models_ask_for_a_token(monkeypatch):
+    import huggingface_hub
+    from huggingface_hub.errors import GatedRepoError
+
+    class Api:
+        def model_info(self, *_, **__):
+            return SimpleNamespace(gated="auto", sha=COMMIT)
+
+        def auth_check(self, name):
+            raise GatedRepoError("gated", response=SimpleNamespace(headers={}, request=None, status_code=403))
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    with pytest.raises(hub.HubError, match="accept them at https://huggingface.co/owner/model, then set HF_TOKEN"):
+        hub.commit("owner/model")
+
+
+def test_local_folders_are_looked_into(here):
+    path = "models/mine"
+    mine = replace(PAPER, languages={**PAPER.languages, "vicuna-7b": replace(PAPER.languages["vicuna-7b"], path=path)})
+    folder = here / path
+    folder.mkdir(parents=True)
+    wrong = findings(doctor.models, mine)[0]
+    assert wrong.what == "model folder models/mine lacks config.json, weights (*.safetensors)"
+    (folder / "config.json").write_text("{}")
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "model-1.safetensors").touch()
+    assert "lacks model-2.safetensors" in findings(doctor.models, mine)[0].what
+    (folder / "model-2.safetensors").touch()
+    assert "model folder models/mine" in [f.what for f in doctor.models(mine)]
+
+
+def test_files_and_disk(here, monkeypatch):
+    wrong = findings(doctor.files, PAPER)
+    assert "no file runs/paper/data/llava_pretrain/blip_laion_cc_sbu_558k.json" in [w.what for w in wrong]
+    assert sum("benchmark" in w.what for w in wrong) == 8
+    assert all("fetch paper --list" in w.remedy for w in wrong)
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: SimpleNamespace(free=500e9))
+    short = findings(doctor.disk, PAPER)[0]
+    assert "caches 670.3" in short.what  # 378797 images x 576 x 768 x 2 bytes, and DVC's copy
+    assert "`cache: int8` the caches take 337 GB" in short.remedy
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: SimpleNamespace(free=5000e9))
+    assert not findings(doctor.disk, PAPER)
+
+
+def test_images_last_and_only_when_the_rest_is_there(here, monkeypatch, capsys):
+    assert not doctor.run(PAPER)
+    assert "training images not opened yet" in capsys.readouterr().out
+
+    for check in ("packages", "gpus", "memory", "models", "files", "disk"):
+        monkeypatch.setattr(doctor, check, lambda _: iter(()))
+    data = PAPER.data
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A dog."}]
+    for part, folder in (("captions", data.caption_images), ("conversations", data.conversation_images)):
+        (here / folder / "coco").mkdir(parents=True)
+        Image.new("RGB", (9, 7)).save(here / folder / "coco/a.jpg")
+        entries = [{"id": "a", "image": "coco/a.jpg", "conversations": turns}]
+        (here / getattr(data, part)).write_text(json.dumps(entries))
+    assert doctor.run(PAPER)
+    assert "conversations: 1 samples, 1 images, all of which open" in capsys.readouterr().out
+    assert (here / "runs/paper/manifest/conversations.json").is_file()
+
+    os.truncate(here / data.conversation_images / "coco/a.jpg", 300)
+    entries += [{"id": "b", "conversations": [{**turns[0], "value": "Hi"}, turns[1]]}]
+    (here / data.conversations).write_text(json.dumps(entries))
+    assert not doctor.run(PAPER)
+    said = capsys.readouterr().out
+    assert "sample a: image" in said
+    assert "--drop-faulty" in said
+    assert doctor.run(PAPER, drop_faulty=True)
+    assert "1 faulty entries taken out of llava_v1_5_mix665k.json" in capsys.readouterr().out

@@ -1,0 +1,270 @@
+"""The runner on tiny random models: batches, order, continuation, protocols, trials, summaries."""
+
+import json
+import math
+
+import pytest
+
+import viral_core  # noqa: F401  (before torch and transformers)
+
+# isort: split
+import torch
+from PIL import Image
+
+from viral_core.data import pad_to_square
+from viral_core.measure.permutation import PatchPermutation
+from viral_core.model import add_lora, assemble
+from viral_core.templates import TEMPLATES, prompt
+from workbook import evaluate as runner
+from workbook.benchmarks.answers import read_answers
+from workbook.evaluate import evaluate, generate, results_table, sampled, summarise
+
+
+@pytest.fixture(scope="module", params=[("clip", "llama", "vicuna_v1", "eager"), ("siglip", "qwen", "qwen", "sdpa")])
+def model(request, tiny):
+    """(LLaVA with wide random weights, processor, template): its answers differ from prompt to prompt."""
+    vision, language, template, attention = request.param
+    torch.manual_seed(0)
+    llava, processor = assemble(tiny / vision, tiny / language, attn_implementation=attention)
+    for parameter in llava.parameters():
+        parameter.data += 0.2 * torch.randn_like(parameter) * (parameter.ndim > 1)
+    return llava, processor, TEMPLATES[template]
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    """POPE rows of very different lengths, two to an image, of images that are no squares."""
+    folder = tmp_path_factory.mktemp("images")
+    rows = []
+    for i in range(10):
+        path = folder / f"{i // 2}.png"
+        Image.effect_noise((20 + 4 * (i // 2), 28), 90).convert("RGB").save(path)
+        question = "Is there " + "a very " * ((7 * i) % 10) + "red car?"
+        rows.append(
+            {"id": str(i), "image": str(path), "question": question, "prompt": question, "options": ["yes", "no"],
+             "answer": ("yes", "no")[i % 2], "group": str(i // 2), "category": "random"}
+        )  # fmt: skip
+    return rows
+
+
+OPTIONS = {"benchmark": "pope_random", "model_id": "tiny", "max_new_tokens": 6, "progress": False}
+
+
+def ask(model, rows, out, **options):
+    return evaluate(*model, rows, out, **(OPTIONS | options))
+
+
+def texts(runs):
+    return [[row["response"] for row in run] for run in runs]
+
+
+def test_a_batch_answers_as_one_by_one_in_the_rows_order(model, rows, tmp_path):
+    one = ask(model, rows, tmp_path / "one.jsonl", batch_size=1)
+    for size in (3, 10):
+        assert texts(ask(model, rows, tmp_path / f"{size}.jsonl", batch_size=size)) == texts(one)
+    assert [row["id"] for row in one[0]] == [row["id"] for row in rows]
+    assert len(set(texts(one)[0])) > 3
+    by_hand = [
+        generate(*model, [Image.open(r["image"])], [prompt(model[2], "<image>\n" + r["prompt"])], max_new_tokens=6)[0]
+        for r in rows
+    ]
+    assert texts(one) == [by_hand]
+
+
+def test_logits_do_not_depend_on_the_padding(model, rows):
+    llava, processor, template = model
+    prompts = [prompt(template, "<image>\n" + row["prompt"]) for row in rows]
+    images = [pad_to_square(Image.open(row["image"])) for row in rows]
+
+    def logits(chosen):
+        inputs = processor(
+            images=[images[i] for i in chosen], text=[prompts[i] for i in chosen], padding=True, return_tensors="pt",
+            padding_side="left",
+        )  # fmt: skip
+        positions = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+        with torch.inference_mode():
+            return llava(
+                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], position_ids=positions,
+                pixel_values=inputs["pixel_values"],
+            ).logits[:, -1]  # fmt: skip
+
+    together = logits(range(len(rows)))
+    alone = torch.cat([logits([i]) for i in range(len(rows))])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+
+
+def test_longest_first_and_squared_images(model, rows, tmp_path, monkeypatch):
+    llava, processor, _ = model
+    asked, sizes = [], []
+    monkeypatch.setattr(
+        runner, "pad_to_square", lambda image: (sizes.append(image.size), pad_to_square(image))[1], raising=True
+    )
+    ask(model, rows, tmp_path / "a.jsonl", batch_size=2, on_batch=asked.extend)
+    lengths = {row["id"]: len(processor.tokenizer(row["prompt"])["input_ids"]) for row in rows}
+    assert sorted(asked) == sorted(lengths)
+    assert [lengths[i] for i in asked] == sorted(lengths.values(), reverse=True)
+    assert len(sizes) == 10
+    assert not llava.training
+
+
+def test_an_interrupted_evaluation_continues_and_a_finished_one_is_not_repeated(model, rows, tmp_path):
+    whole, broken = tmp_path / "whole.jsonl", tmp_path / "broken.jsonl"
+    expected = ask(model, rows, whole, batch_size=4)
+
+    def stop(ids):
+        if stop.batches == 2:
+            raise KeyboardInterrupt
+        stop.batches += 1
+
+    stop.batches = 0
+    with pytest.raises(KeyboardInterrupt):
+        ask(model, rows, broken, batch_size=4, on_batch=stop)
+    assert len(broken.read_text().splitlines()) == 1 + 8
+    with broken.open("a") as file:
+        file.write('{"id": "3", "resp')  # the process died while it wrote
+    asked = []
+    assert texts(ask(model, rows, broken, batch_size=3, on_batch=asked.append)) == texts(expected)
+    assert sum(map(len, asked)) == 2
+    before = broken.read_bytes()
+    assert texts(ask((None, *model[1:]), rows, broken)) == texts(expected)
+    assert broken.read_bytes() == before
+
+
+def test_answers_of_other_settings_are_refused(model, rows, tmp_path):
+    out = tmp_path / "a.jsonl"
+    ask(model, rows, out)
+    for change in ({"model_id": "other"}, {"max_new_tokens": 7}, {"limit": 4}, {"variant": "permuted 0"},
+                   {"protocol": sampled(2)}, {"benchmark": "pope_popular"}):  # fmt: skip
+        with pytest.raises(ValueError, match="other settings") as error:
+            ask((None, *model[1:]), rows, out, **change)
+        assert next(iter(change)).removesuffix("_id") in str(error.value)
+    reworded = [row | {"prompt": row["prompt"] + " Please."} for row in rows]
+    with pytest.raises(ValueError, match="questions: "):
+        ask((None, *model[1:]), reworded, out)
+
+
+def test_sampled_runs_are_seeded_and_continue_exactly(model, rows, tmp_path):
+    protocol = sampled(runs=3, temperature=2.0)
+    first = ask(model, rows, tmp_path / "a.jsonl", protocol=protocol, batch_size=4)
+    assert len(first) == 3
+    assert texts(first)[0] != texts(first)[1]
+    assert texts(ask(model, rows, tmp_path / "b.jsonl", protocol=protocol, batch_size=4)) == texts(first)
+    other = ask(model, rows, tmp_path / "c.jsonl", protocol=protocol | {"seed": 7}, batch_size=4)
+    assert texts(other) != texts(first)
+    lines = (tmp_path / "a.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "d.jsonl").write_text("".join(lines[:17]))
+    assert texts(ask(model, rows, tmp_path / "d.jsonl", protocol=protocol, batch_size=4)) == texts(first)
+    summary = summarise(tmp_path / "a.jsonl", "pope_random")
+    assert (summary["runs"], summary["n"], summary["protocol"]["temperature"]) == (3, 10, 2.0)
+
+
+def test_a_limit_takes_whole_groups_and_never_enters_a_table(model, rows, tmp_path):
+    (run,) = ask(model, rows, tmp_path / "a.jsonl", limit=4)
+    assert [row["group"] for row in run] == ["0", "0", "2", "2"]
+    summary = summarise(tmp_path / "a.jsonl", "pope_random")
+    assert summary["partial"]
+    with pytest.raises(ValueError, match="tiny on pope_random is partial"):
+        results_table([summary])
+    with pytest.raises(ValueError, match="at least 1"):
+        ask(model, rows, tmp_path / "b.jsonl", limit=0)
+
+
+def test_hooks_are_active_during_an_evaluation(model, rows, tmp_path):
+    plain = ask(model, rows, tmp_path / "plain.jsonl", batch_size=4)
+    with PatchPermutation(model[0], seed=3) as permuted:
+        found = [
+            ask(model, rows, tmp_path / f"{n}.jsonl", batch_size=n, variant="permuted 3", on_batch=permuted.set_samples)
+            for n in (1, 4)
+        ]
+    assert texts(found[0]) == texts(found[1]) != texts(plain)
+
+
+def test_a_peft_model_and_a_training_mode_that_is_kept(tiny, rows, tmp_path):
+    llava, processor = assemble(tiny / "clip", tiny / "llama")
+    model = add_lora(llava, r=2, alpha=4, dropout=0.5).train()
+    found = [ask((model, processor, TEMPLATES["vicuna_v1"]), rows, tmp_path / f"{n}.jsonl") for n in range(2)]
+    assert texts(found[0]) == texts(found[1])
+    assert model.training
+
+
+def test_answers_of_other_weights_are_an_error_or_renewed(model, rows, tmp_path):
+    file, parts = tmp_path / "a.jsonl", [tmp_path / f"a.jsonl.part-000{i}" for i in range(2)]
+    ask(model, rows, file, model_id="before")
+    parts[1].write_text(file.read_text())
+    with pytest.raises(ValueError, match="other settings .model: 'before' there, 'after' now"):
+        ask(model, rows, file, model_id="after")
+    with pytest.warns(UserWarning, match="asking again"):
+        answered = ask(model, rows, file, model_id="after", renew=True)
+    settings, found = read_answers(file)
+    assert settings["model"] == "after"
+    assert sorted(row["id"] for row in found[0]) == sorted(row["id"] for row in answered[0])
+    assert not any(path.exists() for path in parts)
+    kept = file.read_bytes()
+    ask(model, rows, file, model_id="after", renew=True)
+    assert file.read_bytes() == kept
+
+
+def test_rows_must_be_distinct(model, rows, tmp_path):
+    for faulty in ([], rows + rows[:1]):
+        with pytest.raises(ValueError, match="each id once"):
+            ask(model, faulty, tmp_path / "a.jsonl")
+
+
+def answered(path, answers, response, benchmark="pope_random", **change):
+    """An answer file as the runner writes it, without a model."""
+    from workbook.benchmarks.answers import append, continue_file, settings
+
+    asked = settings(
+        benchmark, answers, prompts=[r["prompt"] for r in answers], model="tiny", template="qwen", max_new_tokens=6
+    )
+    continue_file(path, asked | change)
+    append(path, [row | {"run": 0, "response": response(row)} for row in answers])
+    return path
+
+
+def test_summary_of_one_file_and_of_a_benchmark_with_two(rows, tmp_path):
+    random = answered(tmp_path / "pope_random.jsonl", rows, lambda row: row["answer"])
+    changed = [row | {"category": "popular"} for row in rows]
+    popular = answered(tmp_path / "pope_popular.jsonl", changed, lambda row: "Incorrect", "pope_popular")
+    alone = summarise(random, "pope_random")
+    assert (alone["official"], alone["strict"], alone["n"], alone["clusters"], alone["partial"]) == (1, 1, 10, 5, False)
+    assert alone["intervals"]["official"] == [1, 1]
+    assert json.loads((tmp_path / "pope_random.json").read_text()) == alone
+    both = summarise([random, popular], "pope", tmp_path / "scores" / "both.json")
+    assert (both["official"], both["n"], both["clusters"], both["unparsed"]) == (0.75, 20, 5, 0)
+    assert json.loads((tmp_path / "scores" / "both.json").read_text())["strict"] == both["strict"] == 0.75
+    no = summarise(answered(tmp_path / "no.jsonl", rows, lambda row: "Incorrect"), "pope_random")
+    assert (no["official"], no["strict"], no["precision"], no["strict_scores"]["precision"]) == (0.5, 0.5, 0.5, None)
+
+    vague = summarise(answered(tmp_path / "vague.jsonl", rows, lambda row: "perhaps"), "pope_random")
+    table = results_table([both, vague])
+    assert list(table["rule"]) == ["official", "official", "strict"]
+    assert list(table["value"]) == [75, 50, 0]
+    assert set(table["protocol"]) == {"greedy"}
+    assert math.isclose(table["low"][0], 100 * both["intervals"]["official"][0])
+
+
+def test_summaries_refuse_unfinished_or_mixed_answers(rows, tmp_path):
+    short = answered(tmp_path / "short.jsonl", rows, lambda row: "yes", rows=11)
+    with pytest.raises(ValueError, match="10 of 11 answers; continue"):
+        summarise(short, "pope_random")
+    random = answered(tmp_path / "random.jsonl", rows, lambda row: "yes")
+    with pytest.raises(ValueError, match="pope_random and pope_popular"):
+        summarise(random, "pope")
+    popular = answered(tmp_path / "popular.jsonl", rows, lambda row: "yes", "pope_popular", model="other")
+    with pytest.raises(ValueError, match="differ in model"):
+        summarise([random, popular], "pope")
+    with pytest.raises(FileNotFoundError, match="evaluate the model"):
+        summarise(tmp_path / "none.jsonl", "pope_random")
+    (tmp_path / "text.jsonl").write_text("hello\n")
+    with pytest.raises(ValueError, match="line 1: cannot be read"):
+        read_answers(tmp_path / "text.jsonl")
+
+
+def test_images_as_bytes_are_not_written_to_the_answers(model, rows, tmp_path):
+    from pathlib import Path
+
+    inside = [row | {"image": Path(row["image"]).read_bytes()} for row in rows]
+    expected = ask(model, rows, tmp_path / "paths.jsonl")
+    assert texts(ask(model, inside, tmp_path / "bytes.jsonl")) == texts(expected)
+    assert "image" not in read_answers(tmp_path / "bytes.jsonl")[1][0][0]

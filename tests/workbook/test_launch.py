@@ -1,0 +1,214 @@
+"""How stages start on several GPUs, what is tried and refused before a training, and answers of a killed group."""
+
+import json
+import os
+from dataclasses import replace
+
+import pytest
+
+import viral_core  # noqa: F401  (before torch and transformers)
+
+# isort: split
+import torch
+from distributed_worker import ask
+
+from viral_core import distributed
+from viral_core.data import check_supervision, load_conversations
+from viral_core.model import Align, AlignedModel, add_lora, assemble
+from viral_core.recipe import Recipe
+from viral_core.templates import TEMPLATES
+from viral_core.trainer import AlignmentTrainer, train_stage2
+from workbook import profile as profiles
+from workbook.benchmarks.answers import part_file, read_answers
+from workbook.profile import Launch, deepspeed_names
+from workbook.scale import launch
+from workbook.scale.launch import deepspeed_config, launcher
+from workbook.schema import ProfileError
+
+TEMPLATE = TEMPLATES["vicuna_v1"]
+
+
+def test_one_node_is_torchrun_of_the_same_command():
+    command = launcher(Launch(gpus=8, deepspeed="zero2"), ["stage2", "paper-viral-s0"], {})
+    assert command[1:3] == ["-m", "torch.distributed.run"]
+    assert command[-4:] == ["-m", "workbook", "stage2", "paper-viral-s0"]
+    assert command[command.index("--nproc-per-node") + 1] == "8"
+
+
+def test_several_nodes_are_deepspeeds_hostfile_or_slurm(monkeypatch):
+    hosts = Launch(gpus=4, nodes=2, hostfile="hosts.txt", deepspeed="zero3")
+    command = launcher(hosts, ["stage2", "k"], {})
+    assert command[1:5] == ["-m", "deepspeed.launcher.runner", "--no_local_rank", "--hostfile"]
+    assert command[-4:] == ["--module", "workbook", "stage2", "k"]
+    monkeypatch.setattr(launch, "_first_node", lambda environment: "node-a")
+    slurm = {"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node-[a-b]"}
+    command = launcher(replace(hosts, hostfile=None), ["stage2", "k"], slurm)
+    assert command[0] == "srun"
+    assert "node-a:29500" in command
+    assert command[command.index("--nnodes") + 1] == "2"
+    for environment in ({}, slurm | {"SLURM_JOB_NUM_NODES": "1"}):
+        with pytest.raises(ProfileError, match="2 nodes need a hostfile .* or a SLURM allocation"):
+            launcher(replace(hosts, hostfile=None), ["stage2", "k"], environment)
+
+
+class Replaced(Exception):
+    """Stands for the process that has become another."""
+
+
+def test_a_shared_stage_becomes_its_launcher_once(monkeypatch):
+    started = []
+
+    def become(program, command):
+        started.append(command)
+        raise Replaced
+
+    monkeypatch.setattr(os, "execvp", become)
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setattr("sys.argv", ["workbook", "stage1", "k"])
+    for stage, settings in (
+        ("stage1", Launch()), ("world", Launch(gpus=2)), ("notebook", Launch(gpus=2)),
+        ("evaluate", Launch(deepspeed="zero3_offload")),
+    ):  # fmt: skip
+        launch.spread(stage, settings)
+    assert not started
+    for stage, settings in (
+        ("stage1", Launch(gpus=2)), ("stage2", Launch(deepspeed="zero3_offload")), ("evaluate", Launch(gpus=2)),
+    ):  # fmt: skip
+        with pytest.raises(Replaced):
+            launch.spread(stage, settings)
+    joined = []
+    monkeypatch.setattr(distributed, "join", lambda deepspeed: joined.append(deepspeed))
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    launch.spread("stage2", Launch(gpus=2, deepspeed="zero2"))
+    launch.spread("evaluate", Launch(gpus=2, deepspeed="zero2"))
+    assert joined == [True, False]
+    assert len(started) == 3
+    assert distributed.share("abcde") == ["b", "d"]
+
+
+def test_more_gpus_than_there_are_is_an_error(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(ProfileError, match="launch.gpus is 8 and this machine has 4"):
+        launch.spread("stage2", Launch(gpus=8))
+
+
+def test_deepspeed_configurations_are_data():
+    assert deepspeed_names() == ["zero2", "zero3", "zero3_offload"]
+    stages = [deepspeed_config(Launch(deepspeed=name))["zero_optimization"]["stage"] for name in deepspeed_names()]
+    assert stages == [2, 3, 3]
+    assert deepspeed_config(Launch()) is None
+    with pytest.raises(ProfileError, match="no DeepSpeed configuration 'zero4'; there are: zero2, zero3"):
+        Launch(deepspeed="zero4")
+    with pytest.raises(ProfileError, match="gpus and nodes are 1 or more"):
+        Launch(gpus=0)
+
+
+def test_the_paper_profile_is_zero_2_in_bfloat16_with_checkpointing():
+    paper = profiles.load("paper")
+    assert paper.launch.deepspeed == "zero2"
+    assert paper.compute.dtype == "bfloat16"
+    assert paper.stage2["bf16"]
+    assert paper.stage2["gradient_checkpointing"]
+    assert paper.stage2["batch_size"] == 128
+    for recipe in (paper.stage1, paper.stage2):
+        assert recipe["batch_size"] % (recipe["micro_batch"] * paper.launch.gpus * paper.launch.nodes) == 0
+
+
+def features(keys):
+    return torch.stack([torch.randn(4, 6, generator=torch.Generator().manual_seed(int(key[:-4]))) for key in keys])
+
+
+def build(tiny):
+    torch.manual_seed(1)
+    llava, processor = assemble(tiny / "clip", tiny / "llama")
+    return AlignedModel(add_lora(llava, 4, 8, 0.1), Align((2,), hidden=16, init_std=0.2, dim=6)), processor
+
+
+RECIPE = Recipe(batch_size=4, micro_batch=2, lr=1e-2, steps=3, max_length=512, log_every=1)
+
+
+def test_trying_the_longest_batches_changes_nothing(tiny, conversations, tmp_path, monkeypatch):
+    samples, states, tried = load_conversations(*conversations), [], []
+    original = AlignmentTrainer._try_longest_batches
+
+    def watched(trainer):
+        before = torch.get_rng_state()
+        original(trainer)
+        assert torch.equal(torch.get_rng_state(), before)
+        assert all(p.grad is None for p in trainer.model.parameters())
+        tried.append(trainer)
+
+    for name, attempt in (("tried", watched), ("not", lambda trainer: None)):
+        monkeypatch.setattr(AlignmentTrainer, "_try_longest_batches", attempt)
+        model, processor = build(tiny)
+        train_stage2(model, processor, samples, RECIPE, tmp_path / name, template=TEMPLATE, features=features)
+        states.append(model.state_dict())
+    assert len(tried) == 1
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+def test_a_batch_that_does_not_fit_ends_the_run_before_its_first_step(tiny, conversations, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("full")
+
+    model, processor = build(tiny)
+    monkeypatch.setattr(model, "forward", full)
+    with pytest.raises(RuntimeError, match="longest batch does not fit into memory .* lower micro_batch"):
+        train_stage2(
+            model, processor, load_conversations(*conversations), RECIPE, tmp_path / "run", template=TEMPLATE,
+            features=features,
+        )  # fmt: skip
+
+
+def test_samples_without_a_supervised_token_are_listed_before_training(tiny, tmp_path):
+    long = "word " * 60
+    entries = [
+        {"id": f"s{i}", "conversations": [{"from": "human", "value": text}, {"from": "gpt", "value": "Yes."}]}
+        for i, text in enumerate(["Short?", long, "Short again?", long])
+    ]
+    (tmp_path / "mix.json").write_text(json.dumps(entries))
+    samples = load_conversations(tmp_path / "mix.json", tmp_path)
+    _, processor = assemble(tiny / "clip", tiny / "llama")
+    check_supervision(samples, processor, TEMPLATE, 1024)
+    with pytest.raises(ValueError, match="2 samples cannot be trained on") as error:
+        check_supervision(samples, processor, TEMPLATE, 160)
+    assert "sample s1: no supervised token" in str(error.value)
+    assert "sample s3" in str(error.value)
+
+
+def test_answers_of_a_killed_group_are_kept(tiny, tmp_path):
+    (tmp_path / "places.json").write_text(json.dumps({"models": str(tiny)}))
+    whole, killed = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
+    ask(tmp_path, whole)
+    settings, *answers = whole.read_text().splitlines(keepends=True)
+    killed.write_text(settings + "".join(answers[:2]))
+    part_file(killed, 0).write_text(settings + answers[4] + answers[5][:20])  # the last line half written
+    marked = json.loads(answers[3]) | {"response": "kept"}
+    part_file(killed, 1).write_text(settings + json.dumps(marked) + "\n" + answers[0])
+    ask(tmp_path, killed)
+    said = {row["id"]: row["response"] for row in read_answers(killed)[1][0]}
+    expected = {row["id"]: row["response"] for row in read_answers(whole)[1][0]}
+    assert said == expected | {marked["id"]: "kept"}
+    assert not list(tmp_path.glob("*.part-*"))
+
+
+def test_a_state_of_another_number_of_processes_is_refused_and_kept(tiny, conversations, tmp_path):
+    samples, recipe = load_conversations(*conversations), replace(RECIPE, save_every=1)
+
+    def dying(keys):
+        if list((tmp_path / "run.work/state").glob("checkpoint-1/complete")):
+            raise Replaced
+        return features(keys)
+
+    model, processor = build(tiny)
+    with pytest.raises(Replaced):
+        train_stage2(model, processor, samples, recipe, tmp_path / "run", template=TEMPLATE, features=dying)
+    marked = tmp_path / "run.work/state/checkpoint-1/complete"
+    assert marked.read_text() == "1\n"
+    marked.write_text("8\n")
+    model, processor = build(tiny)
+    with pytest.raises(ValueError, match="state of 8 processes, and these are 1: go on with as many"):
+        train_stage2(model, processor, samples, recipe, tmp_path / "run", template=TEMPLATE, features=features)
+    assert marked.is_file()

@@ -1,0 +1,115 @@
+"""The manifest: every image once, all faults together, nothing opened twice."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from workbook.scale import manifest
+from workbook.scale.manifest import drop_faulty, write_manifest
+
+FOLDERS = ("coco/train2017", "gqa/images", "ocr_vqa/images", "textvqa/train_images", "vg/VG_100K", "vg/VG_100K_2")
+
+
+@pytest.fixture
+def mix(tmp_path):
+    """A small mix in the format of LLaVA's 665K: its folders, OCR-VQA's suffixes, a text-only sample."""
+    rng, entries = np.random.default_rng(0), []
+    for i, name in enumerate(FOLDERS):
+        file = tmp_path / "images" / name / f"{i}.jpg"
+        file.parent.mkdir(parents=True)
+        picture = Image.fromarray(rng.integers(0, 255, (40 + i, 30, 3), dtype=np.uint8))
+        picture.save(file.with_suffix(".gif") if "ocr" in name else file)
+        turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A dog."}]
+        entries.append({"id": f"s{i}", "image": f"{name}/{i}.jpg", "conversations": turns})
+    entries.append({"id": "text", "conversations": [{**turns[0], "value": "Hi"}, turns[1]]})
+    entries.append({**entries[0], "id": "again"})
+    (tmp_path / "mix.json").write_text(json.dumps(entries))
+    return tmp_path
+
+
+def check(folder):
+    return write_manifest(folder / "mix.json", folder / "images", folder / "manifest" / "conversations.json", 2)
+
+
+def test_what_is_recorded(mix):
+    found = check(mix)
+    assert (found["samples"], found["samples_with_images"], found["images"]) == (8, 7, 6)
+    assert found["found_under_another_suffix"] == 1
+    lines = (mix / "manifest/conversations.images.jsonl").read_text().splitlines()
+    images = {line["name"]: line for line in map(json.loads, lines)}
+    assert images["ocr_vqa/images/2.jpg"]["file"] == "ocr_vqa/images/2.gif"
+    assert (images["coco/train2017/0.jpg"]["width"], images["coco/train2017/0.jpg"]["height"]) == (30, 40)
+    assert found["bytes"] == sum(file.stat().st_size for file in (mix / "images").rglob("*.*"))
+
+
+def test_a_second_start_opens_only_what_changed(mix, monkeypatch):
+    first = check(mix)
+    before = (mix / "manifest/conversations.json").stat().st_mtime_ns
+    opened = []
+    look = manifest._look
+    monkeypatch.setattr(manifest, "_look", lambda file: (opened.append(file.name), look(file))[1])
+    assert check(mix) == first
+    assert opened == []
+    assert (mix / "manifest/conversations.json").stat().st_mtime_ns == before
+    Image.new("RGB", (9, 9)).save(mix / "images/gqa/images/1.jpg")
+    second = check(mix)
+    assert opened == ["1.jpg"]
+    assert second["images_sha256"] != first["images_sha256"]
+
+
+def test_an_interrupted_pass_goes_on(mix, monkeypatch):
+    look, opened = manifest._look, []
+
+    def stop(file):
+        opened.append(file)
+        if len(opened) > 3:
+            raise KeyboardInterrupt
+        return look(file)
+
+    monkeypatch.setattr(manifest, "_look", stop)
+    with pytest.raises(KeyboardInterrupt):
+        write_manifest(mix / "mix.json", mix / "images", mix / "manifest" / "conversations.json", 1)
+    details = mix / "manifest/conversations.images.jsonl"
+    kept = len(details.read_text().splitlines())
+    assert 0 < kept < 6
+    details.write_text(details.read_text() + '{"name": "coco/tr')  # as a killed process leaves it
+    again = []
+    monkeypatch.setattr(manifest, "_look", lambda file: (again.append(file), look(file))[1])
+    assert check(mix)["images"] == 6
+    assert len(again) == 6 - kept
+
+
+def test_all_faults_in_one_error(mix):
+    """A missing image, a truncated one, one that is no image, and an empty answer: listed together, with the remedy."""
+    (mix / "images/coco/train2017/0.jpg").unlink()
+    cut = mix / "images/gqa/images/1.jpg"
+    cut.write_bytes(cut.read_bytes()[:-400])
+    (mix / "images/vg/VG_100K/4.jpg").write_text("<html>Not found</html>")
+    entries = json.loads((mix / "mix.json").read_text())
+    entries[6]["conversations"][1]["value"] = " "
+    (mix / "mix.json").write_text(json.dumps(entries))
+    with pytest.raises(ValueError, match="5 faults in .*mix.json; correct or remove these entries") as error:
+        check(mix)
+    for sample, what in (("s0", "not found"), ("again", "not found"), ("s1", "truncated"), ("s4", "cannot identify"),
+                         ("text", "an empty answer")):  # fmt: skip
+        assert any(f"sample {sample}:" in line and what in line for line in str(error.value).splitlines())
+    assert not (mix / "manifest/conversations.json").exists()
+    assert len((mix / "manifest/conversations.faults.txt").read_text().splitlines()) == 5
+
+    assert drop_faulty(mix / "mix.json", mix / "manifest/conversations.json") == 5
+    assert [entry["id"] for entry in json.loads((mix / "mix.json").read_text())] == ["s2", "s3", "s5"]
+    assert len(json.loads((mix / "mix.json.original").read_text())) == 8
+    assert check(mix)["samples"] == 3
+    assert drop_faulty(mix / "mix.json", mix / "manifest/conversations.json") == 0
+
+
+def test_the_json_file_is_part_of_it(mix):
+    first = check(mix)
+    entries = json.loads((mix / "mix.json").read_text())
+    entries[0]["conversations"][1]["value"] = "A cat."
+    (mix / "mix.json").write_text(json.dumps(entries))
+    second = check(mix)
+    assert second["conversations_sha256"] != first["conversations_sha256"]
+    assert second["images_sha256"] == first["images_sha256"]

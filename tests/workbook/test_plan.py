@@ -1,0 +1,153 @@
+"""The plan: estimates against known sizes and times, measured ones where there are logs, and what gives which table."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import yaml
+
+from workbook import pipeline
+from workbook import profile as profiles
+from workbook.profile import Launch
+from workbook.scale import estimates, plan
+
+PAPER = profiles.load("paper")
+ENTRIES = pipeline.stages(PAPER)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty repository root: nothing has been run."""
+    for module in (estimates, plan):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", [k for k, v in estimates.reference("architectures").items() if "parameters" in v])
+def test_parameters_from_the_configuration(name):
+    config = estimates.architecture(name)
+    if config["model_type"] in ("llama", "qwen2"):
+        assert estimates.language_parameters(config) == config["parameters"]
+    else:
+        blocks = estimates.vision_parameters({key: value for key, value in config.items() if key != "parameters"})
+        assert blocks == pytest.approx(config["parameters"], rel=0.15)
+
+
+def test_trained_parameters_of_the_real_recipe():
+    """LoRA r 128 on a 7B: 320 million; projector 21 million; head 14 million."""
+    entry = ENTRIES["stage2"]["paper-viral-s0"]
+    language, vision = estimates.shapes(entry)
+    lora = 32 * 128 * (4 * 8192 + 3 * (4096 + 11008))
+    projector = 1024 * 4096 + 4096 + 4096 * 4096 + 4096
+    head = 4096 * 2048 + 2048 * 2048 + 2048 * 768
+    assert estimates.trained_parameters(entry, language, vision) == lora + projector + head
+    assert estimates.trained_parameters({**entry, "align": None}, language, vision) == lora + projector
+
+
+def test_memory_says_what_fits():
+    """7B by LoRA fits 40 GB with ZeRO-2, as in the paper; 13B does not, and does with ZeRO-3 on 8 GPUs."""
+    seven, thirteen = (ENTRIES["stage2"][f"paper-{run}-s0"] for run in ("viral", "13b-viral"))
+    assert 25 < estimates.memory(seven, Launch(gpus=4, deepspeed="zero2")) < 37
+    assert estimates.memory(thirteen, Launch(gpus=4, deepspeed="zero2")) > 40
+    assert estimates.memory(thirteen, Launch(gpus=8, deepspeed="zero3")) < 37
+    stored = {**seven, "recipe": {**seven["recipe"], "gradient_checkpointing": False}}
+    assert estimates.memory(stored, Launch(gpus=4, deepspeed="zero2")) > 80
+
+
+def test_a_cache_of_dinov2_features():
+    entry = ENTRIES["cache"]["paper-dinov2-clip"]
+    assert estimates.cache_bytes(entry, 1000) == 1000 * 576 * 768 * 2
+    assert estimates.cache_bytes(entry, 1000, "int8") == 1000 * 576 * (768 + 4)
+    assert estimates.cache_bytes(ENTRIES["cache"]["paper-dinov2-siglip2"], 10) == 10 * 729 * 768 * 2
+
+
+def test_steps_of_the_recipe():
+    assert estimates.steps(ENTRIES["stage1"]["paper-vicuna-7b-clip"], 558128) == 2181
+    assert estimates.steps(ENTRIES["stage2"]["paper-viral-s0"], 665298) == 5198
+
+
+def test_the_stated_utilisation_follows_from_llavas_times():
+    """hardware.yaml derives it from LLaVA-1.5's README: pre-training of 7B, 3.5 h on 8 x A100."""
+    data, gpu = estimates.reference("hardware")["data"], estimates.reference("hardware")["gpus"]["A100"]
+    operations = 2181 * estimates.training_operations("stage1", ENTRIES["stage1"]["paper-vicuna-7b-clip"], data)
+    reached = operations / (8 * 312e12 * 3.5 * 3600)
+    assert reached == pytest.approx(gpu["utilisation"]["stage1"], abs=0.02)
+
+
+def test_the_paper_profile(here):
+    found = plan.table(PAPER)
+    assert not found["done"].any()
+    row = found.loc["13b-viral"]
+    assert row["8 x A100-80, GPU-h"] == pytest.approx(8 * row["8 x A100-80, h"])
+    assert row["8 x A100-80, USD"] == pytest.approx(2.0 * row["8 x A100-80, GPU-h"])
+    assert not row["4 x A100-40, fits"]
+    assert found.loc["viral", "8 x H100, h"] < found.loc["viral", "8 x A100-80, h"]
+    dearer = plan.table(PAPER, price=4.0)
+    assert dearer.loc["viral", "8 x H100, USD"] == pytest.approx(4.0 * dearer.loc["viral", "8 x H100, GPU-h"])
+    text = plan.show(PAPER)
+    assert "*" in next(line for line in text.splitlines() if line.startswith("13b-viral"))
+    assert "still to do" in text
+
+
+def test_what_is_done_and_measured_is_counted(here):
+    folder = here / "runs/paper/stage2/viral-s0"
+    folder.mkdir(parents=True)
+    (folder / "log.jsonl").write_text(json.dumps({"step": 5198, "seconds": 36000.0}) + "\n")
+    profile = replace(PAPER, runs={"baseline": [0], "viral": [0]})
+    found = {(job.stage, job.key): job for job in plan.jobs(profile)}
+    assert found["stage2", "viral-s0"].done
+    assert found["stage2", "viral-s0"].measured == 36000.0
+    assert not found["stage2", "baseline-s0"].done
+    assert found["stage2", "baseline-s0"].measured == pytest.approx(36000.0)  # the same models, step by step
+    assert not found["evaluate", "viral-s0"].done
+
+
+def test_a_measured_step_replaces_the_stated_utilisation(here):
+    shape = {"width": 4096, "mlp": 11008, "blocks": 32, "vocabulary": 32064, "samples": 8, "tokens": 2048, "lora": 128}
+    shape |= {"vision_width": 1024, "vision_mlp": 4096, "vision_blocks": 24, "image_size": 336, "patch": 14}
+    step = {
+        "shape": shape,
+        "settings": {"gradient_checkpointing": True},
+        "arms": {"baseline": {"seconds": {"median": 2.0}}},
+    }
+    step["environment"] = {"gpus": [{"model": "NVIDIA H100 80GB HBM3"}]}
+    before = plan.table(PAPER).loc["viral"]
+    file = here / "runs/gpu/benchmark/step.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(step))
+    found, notes = plan.gpus()
+    assert found["H100"]["utilisation"]["stage2"] == pytest.approx(3 * 2 * 6.6e9 * 16384 / (2.0 * 989e12), rel=0.2)
+    assert "measured by runs/gpu/benchmark/step.json" in notes[0]
+    after = plan.table(PAPER).loc["viral"]
+    assert after["8 x H100, h"] < before["8 x H100, h"]
+    assert after["8 x A100-80, h"] == before["8 x A100-80, h"]
+
+
+def test_which_runs_give_which_table(here):
+    profile = replace(PAPER, runs={"baseline": [0], "viral": [0], "relation": [0]})
+    places = {place: (needed, lacking) for place, needed, lacking in plan.places(profile, plan.table(profile))}
+    needed, lacking = places["Table 5"]
+    assert set(needed) == {"stage1 vicuna-7b-clip", "cache dinov2-clip", "baseline", "viral", "relation"}
+    assert lacking == ["layers-15-17", "layers-14-18"]
+    assert list(places)[:6] == [f"Table {n}" for n in range(1, 7)]
+
+
+def test_a_manifest_replaces_the_stated_counts(here):
+    assert plan.samples_of(PAPER)["images"] == 378797
+    file = here / "runs/paper/manifest/conversations.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps({"samples": 12, "images": 7}))
+    assert plan.samples_of(PAPER) == {"captions": 558128, "conversations": 12, "images": 7}
+
+
+@pytest.mark.parametrize("name", profiles.names())
+def test_every_profile_has_a_plan(name, here):
+    profile = profiles.load(name)
+    text = plan.show(profile)
+    assert all(run in text for run in profile.runs)
+
+
+def test_reference_files_agree():
+    hardware = estimates.reference("hardware")
+    assert all(machine["gpu"] in hardware["gpus"] for machine in hardware["machines"].values())
+    assert yaml.safe_dump(hardware)

@@ -1,0 +1,71 @@
+"""Patch permutation: does a model notice that its image was shuffled?  VIRAL Section 5.5, Table 3, Figure 7.
+
+Qi et al. (2025): the order of the visual features z is permuted before the projector, while the positions in the
+sequence stay as they are.  One permutation per sample, drawn from the seed and the sample's id alone: every model that
+is compared sees the same one.  A single permutation is one draw of a random effect, so Table 3's numbers need several
+seeds and a confidence interval.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from viral_core.tap import base_llava
+
+
+def patch_order(seed: int, sample: str | int, n: int) -> np.ndarray:
+    """(n,) order of the n visual features of a sample: position i gets feature order[i]."""
+    digest = hashlib.sha256(f"{seed}:{sample}".encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:8])).permutation(n)
+
+
+class PatchPermutation:
+    """Permute the visual features of a model before its projector, for as long as the context is open.
+
+    The features that reach the projector do not say which sample they belong to, so whoever runs the batches says it:
+    `set_samples(ids)` before each forward pass or `generate` call, one id per row of the projector's input (per image;
+    per tile where a model cuts its images into tiles), in the batch's order.  The ids stay until they are set again.
+
+        with PatchPermutation(model, seed=0) as permuted:
+            evaluate(model, ..., variant="permuted-0", on_batch=permuted.set_samples)
+
+    It acts before every other hook on the projector, so that whatever else reads the features sees the permuted ones.
+    `inverse=True` applies the inverse: inside a context with the same seed and ids it restores the order.
+
+    Args:
+        model: a LLaVA of transformers, with LoRA (peft) or without.
+        seed: of this repetition of the experiment.
+        inverse: apply the inverse permutation.
+    """
+
+    def __init__(self, model, seed: int, inverse: bool = False):
+        self.projector = base_llava(model).model.multi_modal_projector
+        self.seed = seed
+        self.inverse = inverse
+        self.samples: list = []
+
+    def set_samples(self, ids: Sequence[str | int]) -> None:
+        """Name the samples of the next batch."""
+        self.samples = list(ids)
+
+    def __enter__(self):
+        self._handle = self.projector.register_forward_pre_hook(self._permute, prepend=True)
+        return self
+
+    def __exit__(self, *exception):
+        self._handle.remove()
+
+    def _permute(self, module, args):
+        (features,) = args
+        if len(self.samples) != len(features):
+            raise ValueError(
+                f"{len(features)} images reach the projector and {len(self.samples)} sample ids were named: "
+                "call set_samples with one id per image before each batch"
+            )
+        orders = np.stack([patch_order(self.seed, sample, features.shape[1]) for sample in self.samples])
+        if self.inverse:
+            orders = np.argsort(orders, axis=1)
+        index = torch.from_numpy(orders).to(features.device)[..., None]
+        return features.take_along_dim(index, dim=1)

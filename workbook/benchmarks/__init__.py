@@ -1,0 +1,118 @@
+"""Six benchmarks: rows from their official files, prompts, official and strict scores, intervals.  No torch.
+
+A row is a dict: `id`, `image` (path or encoded bytes), `question`, `prompt` (the user turn without image marker),
+`options` (texts), `answer` (the key, in `parse_answer`'s form), `group` (the cluster: pair, image or question),
+`category`, and what a benchmark adds.  An answered row also has `response`.
+
+A folder of benchmarks holds each of them as released:
+
+    cv_bench/test_2d.parquet                                 snapshot of nyu-visionx/CV-Bench
+    mmvp/Questions.csv, mmvp/MMVP Images/{1..300}.jpg         snapshot of MMVP/MMVP
+    whats_up/prompts/COCO_QA_{one,two}_obj_with_answer_four_options.jsonl,
+    whats_up/data/coco_qa_{one,two}_obj.json, whats_up/data/val2017/*.jpg     AdaptVis release, COCO
+    pope/coco_pope_{random,popular}.json, pope/val2014/*.jpg  RUCAIBox/POPE, COCO
+    mmstar/mmstar.parquet                                    snapshot of Lin-Chen/MMStar
+    mme/data/*.parquet, or mme/<subtask>/ with images and texts     snapshot of lmms-lab/MME, or MME's release
+    manifest.json                                            optional: {"cv_bench": {"rows": 300}, ...}, the totals
+                                                             to insist on where they are not the official ones
+
+The paper reports six numbers: What's Up is the mean of its two files, POPE of random and popular (`PAPER`).
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from workbook.benchmarks.parse import parse_answer
+from workbook.benchmarks.registry import BENCHMARKS, EXPECTED, MODULES, PAPER, family, read
+from workbook.benchmarks.sources import Faults, open_image
+from workbook.benchmarks.stats import Interval, differences, intervals, point_scores
+
+__all__ = [
+    "BENCHMARKS",
+    "PAPER",
+    "Interval",
+    "differences",
+    "intervals",
+    "load_rows",
+    "open_image",
+    "paper_score",
+    "parse_answer",
+    "score",
+]
+
+
+def load_rows(
+    benchmark: str, root: str | Path, *, expected: Mapping | None = None, hub: str | bool | None = None
+) -> list[dict]:
+    """Rows of one of `BENCHMARKS`, checked.
+
+    Args:
+        root: the folder of benchmarks described above.
+        expected: totals, `{"rows": n, "categories": {name: n}}`; else those of `root/manifest.json`, else the official.
+        hub: read cv_bench, mmvp, mmstar or mme through the Hugging Face libraries instead: a repository id, a mirror
+            folder of it, or True for the official id.
+
+    Raises:
+        FileNotFoundError: a file of questions is missing.
+        ValueError: unknown benchmark; or the list of all faults (images missing or unreadable, rows repeated or
+            missing, wrong totals, odd MMVP pairs, MME images without one Yes and one No), each with its remedy.
+    """
+    module, name = MODULES[family(benchmark)], family(benchmark)
+    if benchmark not in EXPECTED:
+        raise ValueError(f"{benchmark} has several files: load {' and '.join(PAPER[name])}")
+    manifest = Path(root) / "manifest.json"
+    if expected is None and manifest.is_file():
+        expected = json.loads(manifest.read_text(encoding="utf-8")).get(benchmark)
+    faults = Faults(benchmark)
+    rows = module.load(
+        benchmark,
+        Path(root) / name,
+        expected or EXPECTED[benchmark],
+        faults,
+        getattr(module, "HUB", hub) if hub is True else hub,
+    )
+    faults.raise_if_any()
+    return rows
+
+
+def score(benchmark: str, rows: Sequence[Mapping]) -> dict:
+    """Scores of answered rows; accuracies are fractions, MME's are its points.
+
+    `benchmark` may also be one of `PAPER` with the rows of all its files: the mean of the files' scores.
+
+    Returns:
+        `official`, `strict` (the same number from `parse_answer`; unparsed is wrong), `unparsed` (share of rows),
+        `n`, the official sub-scores under their names (each module's `scores`), and `strict_scores`, the strict ones.
+
+    Raises:
+        ValueError: no rows, an unknown benchmark, or half of an MMVP pair or of an MME image.
+    """
+    if not rows:
+        raise ValueError(f"no answers to score for {benchmark}")
+    answers = {rule: read(benchmark, rows, rule) for rule in ("official", "strict")}
+    official, strict = (point_scores(benchmark, rows, named) for named in answers.values())
+    return official | {
+        "benchmark": benchmark,
+        "n": len(rows),
+        "strict": strict["official"],
+        "unparsed": answers["strict"].count(None) / len(rows),
+        "strict_scores": strict,
+    }
+
+
+def paper_score(scores: Mapping[str, Mapping], rule: str = "official") -> dict[str, float]:
+    """The paper's numbers from `score` results by benchmark: percentages, MME in points.
+
+    A benchmark of two files is their mean.  Benchmarks without results are left out; half of one is a ValueError.
+    """
+    numbers = {}
+    for name, parts in PAPER.items():
+        found = [scores[part][rule] for part in parts if part in scores]
+        if name in scores:
+            found = [scores[name][rule]]
+        elif found and len(found) < len(parts):
+            raise ValueError(f"{name} needs the scores of {' and '.join(parts)}")
+        if found:
+            numbers[name] = sum(found) / len(found) * (1 if name == "mme" else 100)
+    return numbers

@@ -1,0 +1,184 @@
+"""The runner of all benchmarks: greedy (or sampled) answers in batches, appended to a file that can be continued.
+
+Design choices:
+- Images are padded to squares (LLaVA-NeXT cuts them as they are) and prompts built by the functions that training uses.
+- Batches are padded on the left and sorted by length, the longest first, so that running out of memory shows at once;
+  rows come back in their own order.  Padding does not change an answer (tested).
+- Nothing is asked twice: answers are appended after every batch, and a finished file is only read.
+- Processes that were launched together share the batches, whole, so that every answer is what one process would give;
+  each appends to a part of its own, and the parts are merged.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+from viral_core import distributed
+from viral_core.data import expand_image_tokens, image_token_count, pad_to_square
+from viral_core.templates import IMAGE_MARKER, Template, prompt, stop_token_id
+from viral_core.tiles import is_tiled
+from workbook.benchmarks import open_image
+from workbook.benchmarks.answers import (
+    append,
+    continue_file,
+    merge_parts,
+    part_file,
+    read_answers,
+    remove_outdated,
+    results_table,
+    settings,
+    summarise,
+)
+
+__all__ = ["evaluate", "generate", "results_table", "sampled", "summarise"]
+
+
+def sampled(runs: int = 10, temperature: float = 0.1, seed: int = 0) -> dict:
+    """The paper's protocol for MMVP, made reproducible: the mean of `runs` seeded runs (temperature as released)."""
+    return {"runs": runs, "temperature": temperature, "seed": seed}
+
+
+def evaluate(
+    model,
+    processor,
+    template: Template,
+    rows: Sequence[dict],
+    out: str | Path,
+    *,
+    benchmark: str,
+    model_id: str,
+    batch_size: int = 16,
+    max_new_tokens: int = 16,
+    protocol: dict | None = None,
+    limit: int | None = None,
+    variant: str = "",
+    renew: bool = False,
+    on_batch: Callable[[list[str]], None] | None = None,
+    progress: bool = True,
+) -> list[list[dict]]:
+    """Ask a model every question of a benchmark, or the rest of them where `out` holds answers already.
+
+    Args:
+        model: what generates: a LLaVA of transformers, with LoRA (peft) or without, with any hooks attached.
+        rows: from `benchmarks.load_rows`, which has checked them.
+        out: the answer file (`benchmarks.answers`).
+        model_id: names the weights in the file and in tables.
+        protocol: None for greedy decoding, or `sampled(...)`.
+        limit: for trials: about this many rows, whole pairs, spread over the benchmark; marks the result as partial.
+        variant: names what else was done to the model, such as a permutation of its visual features.
+        renew: answers in `out` that were made under other settings are removed; by default they are an error.
+        on_batch: called with the ids of the rows before each batch is generated.
+
+    Returns:
+        The answered rows of each run, in the order of `rows`.
+
+    Raises:
+        ValueError: no rows, repeated ids, or `out` was made under other settings and is not to be renewed.
+    """
+    out = Path(out)
+    rows = list(rows) if limit is None else _spread(rows, limit)
+    ids = [row["id"] for row in rows]
+    if not rows or len(set(ids)) != len(ids):
+        raise ValueError(f"{benchmark}: rows to evaluate must be some, each id once: load them with load_rows")
+    prompts = [prompt(template, f"{IMAGE_MARKER}\n{row['prompt'].replace(IMAGE_MARKER, '')}") for row in rows]
+    if protocol:  # what is drawn depends on the batch, so a batch is part of the settings
+        protocol = protocol | {"batch_size": batch_size}
+    wanted = settings(
+        benchmark, rows, model=model_id, template=template.name, prompts=prompts, max_new_tokens=max_new_tokens,
+        protocol=protocol, limit=limit, variant=variant,
+    )  # fmt: skip
+    lengths = [len(tokens) for tokens in processor.tokenizer(prompts)["input_ids"]]
+    order = sorted(range(len(rows)), key=lambda i: -lengths[i])
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    if distributed.is_main():  # what processes of an interrupted evaluation have left
+        if renew:
+            remove_outdated(out, wanted)
+        merge_parts(out, wanted, [ids[i] for i in order])
+    distributed.barrier()
+    done = continue_file(out, wanted)
+    waiting = []  # (run, number of the batch, rows without an answer)
+    for run in range(wanted["runs"]):
+        for number, batch in enumerate(batches):
+            if missing := [i for i in batch if (run, ids[i]) not in done]:
+                waiting.append((run, number, missing))
+    mine = distributed.share(waiting)
+    target = part_file(out, distributed.rank()) if distributed.world_size() > 1 else out
+    if mine:
+        continue_file(target, wanted)
+        asking = len(done) + sum(len(missing) for *_, missing in mine)
+        quiet = not (progress and distributed.is_main())
+        with tqdm(total=asking, initial=len(done), desc=benchmark, unit="q", disable=quiet) as bar:
+            for run, number, missing in mine:
+                asked = batches[number] if protocol else missing
+                if protocol:
+                    torch.manual_seed(protocol["seed"] + run * len(batches) + number)
+                if on_batch is not None:
+                    on_batch([ids[i] for i in asked])
+                images = [open_image(rows[i]["image"]) for i in asked]
+                said = generate(
+                    model, processor, template, images, [prompts[i] for i in asked], max_new_tokens=max_new_tokens,
+                    temperature=protocol["temperature"] if protocol else None,
+                )  # fmt: skip
+                answers = dict(zip(asked, said, strict=True))
+                append(target, [rows[i] | {"run": run, "response": answers[i]} for i in missing])
+                bar.update(len(missing))
+    distributed.barrier()
+    if distributed.is_main():
+        merge_parts(out, wanted, [ids[i] for i in order])
+    distributed.barrier()
+    _, runs = read_answers(out)
+    place = {name: i for i, name in enumerate(ids)}
+    return [sorted(run, key=lambda row: place[row["id"]]) for run in runs]
+
+
+@torch.inference_mode()
+def generate(
+    model,
+    processor,
+    template: Template,
+    images: Sequence,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    temperature: float | None = None,
+) -> list[str]:
+    """Answers of one batch: one image (PIL, RGB) and one prompt with its marker for each; greedy without temperature.
+
+    The model answers in its own device and dtype; its training mode is left as it was found.
+    """
+    weights, tokenizer = next(model.parameters()), processor.tokenizer
+    if not is_tiled(processor):
+        images = [pad_to_square(image) for image in images]
+    counts = [image_token_count(processor, (image.height, image.width)) for image in images]
+    texts = [expand_image_tokens(text, n) for text, n in zip(prompts, counts, strict=True)]
+    tokens = tokenizer(texts, padding=True, padding_side="left", return_tensors="pt").to(weights.device)
+    pixels = processor.image_processor(images, return_tensors="pt").to(weights.device, weights.dtype)
+    stop = stop_token_id(tokenizer, template)
+    draw = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
+    training = model.training
+    model.eval()
+    produced = model.generate(
+        input_ids=tokens["input_ids"],
+        attention_mask=tokens["attention_mask"],
+        **pixels,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=tokenizer.eos_token_id if stop is None else stop,
+        pad_token_id=tokenizer.pad_token_id,
+        **({"do_sample": False} | draw),
+    )
+    model.train(training)
+    new = produced[:, tokens["input_ids"].shape[1] :]
+    return [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
+
+
+def _spread(rows: Sequence[dict], limit: int) -> list[dict]:
+    """About `limit` rows (at least one group) spread evenly over the benchmark, with all rows of their groups."""
+    if limit < 1:
+        raise ValueError(f"limit must be at least 1, not {limit}")
+    keys = [(row["category"], row["group"]) for row in rows]
+    groups = list(dict.fromkeys(keys))
+    n = max(1, min(len(groups), round(limit * len(groups) / len(rows))))
+    chosen = {groups[i * len(groups) // n] for i in range(n)}
+    return [row for row, key in zip(rows, keys, strict=True) if key in chosen]

@@ -1,0 +1,1 @@
+"""Going to GPUs: what a profile needs, costs, fetches and launches."""

@@ -1,0 +1,298 @@
+"""Everything that a profile needs, checked before anything long starts; what is missing comes with how to get it.
+
+`python -m workbook doctor NAME` prints one line per finding and fails if something needed is missing.  Cheap checks
+come first: images are opened only when nothing else is wrong, and only those that have changed since the last time.
+"""
+
+import importlib.metadata
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from packaging.requirements import Requirement
+
+from workbook import pipeline
+from workbook.paths import ROOT, RunPaths
+from workbook.profile import Profile
+from workbook.scale import estimates, hub
+
+GB = 1e9
+OK, NOTE, MISSING = "ok", "note", "missing"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at: `ok`, a `note` to know about, or `missing`: then nothing is started."""
+
+    level: str
+    what: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.level.upper() if self.level == MISSING else self.level:8}{self.what}" + (
+            f"\n{'':8}-> {self.remedy}" if self.remedy else ""
+        )
+
+
+def examine(profile: Profile, drop_faulty: bool = False) -> Iterator[Finding]:
+    """Findings of all checks, in order; training images come last, and only if nothing before is missing."""
+    missing = False
+    for check in (packages, gpus, memory, models, files, disk):
+        for finding in check(profile):
+            missing |= finding.level == MISSING
+            yield finding
+    if profile.world:
+        return
+    if missing:
+        yield Finding(NOTE, "training images not opened yet: that follows when the rest is there")
+        return
+    yield from images(profile, drop_faulty)
+
+
+def run(profile: Profile, drop_faulty: bool = False) -> bool:
+    """Print the findings; whether nothing is missing."""
+    print(f"doctor: profile {profile.name} ({profile.label})")
+    missing = 0
+    for finding in examine(profile, drop_faulty):
+        print(finding, flush=True)
+        missing += finding.level == MISSING
+    print(f"{missing} missing: nothing is started" if missing else "all there")
+    return not missing
+
+
+def needs_gpu(profile: Profile) -> bool:
+    """Whether a profile is made for GPUs: several processes, DeepSpeed, or half precision."""
+    half = profile.compute.dtype != "float32" or any(r.get("bf16") for r in (profile.stage1, profile.stage2))
+    return half or bool(profile.launch.deepspeed) or profile.launch.gpus * profile.launch.nodes > 1
+
+
+def packages(profile: Profile) -> Iterator[Finding]:
+    """The packages of pyproject.toml that this profile uses, in their ranges."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["workbook"]]
+    wanted += project["optional-dependencies"]["world"] if profile.world else []
+    wanted += project["optional-dependencies"]["deepspeed"] if profile.launch.deepspeed else []
+    kinds = {profile.teachers[name].kind for name in _used(profile)["teachers"]}
+    wanted += project["optional-dependencies"]["ross"] if "vae" in kinds else []
+    if any(model.package for model in profile.languages.values()):
+        wanted += project["optional-dependencies"]["gguf"]
+    if "radio" in kinds:
+        wanted.append("transformers>=5.23")  # the first with RadioModel
+    if profile.compute.attention == "flash_attention_2":
+        wanted.append("flash-attn")
+    faults = []
+    for requirement in map(Requirement, wanted):
+        try:
+            version = importlib.metadata.version(requirement.name)
+        except importlib.metadata.PackageNotFoundError:
+            faults.append((f"package {requirement} is not installed", requirement))
+            continue
+        if not requirement.specifier.contains(version, prereleases=True):
+            faults.append((f"package {requirement.name} is {version}, not {requirement.specifier}", requirement))
+    for what, requirement in faults:
+        extra = ", or leave compute.attention at sdpa" if requirement.name == "flash-attn" else ""
+        yield Finding(MISSING, what, f"make setup, or: python -m pip install '{requirement}'{extra}")
+    if not faults:
+        yield Finding(OK, f"{len(wanted)} packages, Python {sys.version.split()[0]}")
+
+
+def visible_gpus() -> list[tuple[str, float]]:
+    """(name, GiB) of the GPUs of this machine, as nvidia-smi lists them; torch is not loaded for it."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    rows = [line.rsplit(",", 1) for line in done.stdout.splitlines() if "," in line]
+    return [(name.strip(), float(mib) / 1024) for name, mib in rows if re.fullmatch(r"\s*[\d.]+\s*", mib)]
+
+
+def gpus(profile: Profile) -> Iterator[Finding]:
+    """As many GPUs as the profile launches processes on this node."""
+    found, wanted = visible_gpus(), profile.launch.gpus
+    if not needs_gpu(profile):
+        yield Finding(OK, "no GPU needed")
+    elif len(found) < wanted:
+        remedy = "set launch.gpus in the profile" if found else "run this on a GPU machine, or take PROFILE=laptop"
+        yield Finding(MISSING, f"{len(found)} of {wanted} GPUs", f"{remedy}; nvidia-smi lists what there is")
+    else:
+        sizes = ", ".join(f"{name} {gib:.0f} GiB" for name, gib in found[:wanted])
+        more = f"; {profile.launch.nodes} nodes are wanted, this one was looked at" if profile.launch.nodes > 1 else ""
+        yield Finding(OK, f"{wanted} of {len(found)} GPUs: {sizes}{more}")
+
+
+def memory(profile: Profile) -> Iterator[Finding]:
+    """The estimated memory of every kind of training against that of the smallest GPU."""
+    if not needs_gpu(profile):
+        return
+    found = visible_gpus()[: profile.launch.gpus]
+    room = min((gib for _, gib in found), default=None)
+    entries, seen = pipeline.stages(profile), {}
+    for stage in ("stage1", "stage2"):
+        for key, entry in entries[stage].items():
+            needed = estimates.memory(entry, profile.launch)
+            if needed is not None:
+                seen.setdefault((stage, round(needed)), []).append(key.removeprefix(f"{profile.name}-"))
+    for (stage, needed), names in sorted(seen.items()):
+        named = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        what = f"about {needed} GiB of a GPU for {stage} of {named}"
+        if room is not None and needed > room:
+            yield Finding(MISSING, f"{what}: there are {room:.0f}", _smaller(profile, stage, needed, room))
+        else:
+            yield Finding(OK if room else NOTE, what)
+
+
+def _smaller(profile: Profile, stage: str, needed: float, room: float) -> str:
+    """What would make a training fit."""
+    recipe = getattr(profile, stage)
+    micro = recipe.get("micro_batch") or recipe["batch_size"] // (profile.launch.gpus * profile.launch.nodes)
+    hints = [f"{stage}.micro_batch below {micro}" if micro > 1 else ""]
+    hints += ["" if recipe.get("gradient_checkpointing") else f"{stage}.gradient_checkpointing: true"]
+    hints += ["" if (profile.launch.deepspeed or "").startswith("zero3") else "launch.deepspeed: zero3"]
+    return "in the profile, try " + ", or ".join(filter(None, hints)) + " (the global batch stays the same)"
+
+
+def _used(profile: Profile) -> dict[str, list[str]]:
+    """Names of the languages, visions and teachers that the profile's runs use."""
+    entries, out = pipeline.stages(profile), {}
+    paths = {entry[kind]["path"] for stage in ("stage2", "cache") for entry in entries[stage].values()
+             for kind in ("language", "vision", "teacher") if entry.get(kind)}  # fmt: skip
+    for group in ("languages", "visions", "teachers"):
+        out[group] = [name for name, model in getattr(profile, group).items() if model.path in paths]
+    return out
+
+
+def _given(profile: Profile) -> list:
+    """Models that the runs use and no stage makes, each path once."""
+    made = pipeline.stages(profile)
+    kinds = ("pretrained", "language", "grow", "vision", "teacher", "distil", "vae")
+    own = {entry["out"] for kind in kinds for entry in made.get(kind, {}).values()}
+    used = [getattr(profile, group)[name] for group, names in _used(profile).items() for name in names]
+    return list({model.path: model for model in used if model.path not in own}.values())
+
+
+def hub_models(profile: Profile) -> list:
+    """Models that the runs use by hub id."""
+    return [model for model in _given(profile) if hub.is_hub_id(model.path)]
+
+
+def models(profile: Profile) -> Iterator[Finding]:
+    """Every model that the runs use and no stage makes: a folder here, in the hub cache, or to be had from the hub."""
+    for model in _given(profile):
+        yield _hub_model(profile, model) if hub.is_hub_id(model.path) else _folder(model)
+    for source in profile.projectors.values():
+        if not (ROOT / source).is_file():
+            yield Finding(MISSING, f"no projector {source}", "put it there, or take `projectors` out of the profile")
+
+
+def _folder(model) -> Finding:
+    folder = ROOT / model.path / getattr(model, "subfolder", "")
+    if lacking := hub.missing_files(folder):
+        return Finding(MISSING, f"model folder {model.path} lacks {', '.join(lacking[:3])}",
+                       "put a model there as save_pretrained writes it, or name a hub id in the profile")  # fmt: skip
+    return Finding(OK, f"model folder {model.path}")
+
+
+def _hub_model(profile: Profile, model) -> Finding:
+    """Where a model by hub id comes from; its commit is recorded, so that later starts use the same one."""
+    file = ROOT / RunPaths(profile.name).pin(model.path)
+    pinned = model.revision or hub.read_pin(file)
+    subfolder = getattr(model, "subfolder", "")
+    commit, how = pinned, "pinned in the profile" if model.revision else f"pinned at first use, in {file.name}"
+    local = hub.snapshot(model.path, pinned, subfolder)
+    if local is None:
+        try:
+            commit = hub.commit(model.path, pinned)
+        except hub.HubError as error:
+            remedy = f"where the hub can be reached: make fetch PROFILE={profile.name}; or name a local folder"
+            return Finding(MISSING, f"model {model.path} is not on this machine: {error}", remedy)
+    elif pinned is None:
+        commit = local.name
+    hub.write_pin(file, model.path, commit)
+    if local is None:
+        return Finding(NOTE, f"model {model.path}@{commit[:8]} ({how}) will be downloaded when a stage needs it",
+                       f"make fetch PROFILE={profile.name} does it now")  # fmt: skip
+    return Finding(OK, f"model {model.path}@{commit[:8]} ({how}), on this machine")
+
+
+def files(profile: Profile) -> Iterator[Finding]:
+    """Training json, image folders and benchmarks of a profile that does not draw them itself."""
+    if profile.world:
+        yield Finding(OK, "data: drawn by the pipeline")
+        return
+    remedy = f"make fetch PROFILE={profile.name}; what goes where: python -m workbook fetch {profile.name} --list"
+    for path in (profile.data.captions, profile.data.conversations):
+        yield Finding(OK, path) if (ROOT / path).is_file() else Finding(MISSING, f"no file {path}", remedy)
+    for path in (profile.data.caption_images, profile.data.conversation_images):
+        filled = (ROOT / path).is_dir() and any((ROOT / path).iterdir())
+        yield Finding(OK, path) if filled else Finding(MISSING, f"no images in {path}", remedy)
+    from workbook.benchmarks import load_rows
+
+    for benchmark in profile.evaluation.benchmarks:
+        try:
+            rows = load_rows(benchmark, ROOT / profile.data.benchmarks)
+        except (FileNotFoundError, ValueError) as error:
+            yield Finding(MISSING, f"benchmark {benchmark}: {error}", remedy)
+        else:
+            yield Finding(OK, f"benchmark {benchmark}: {len(rows)} rows")
+
+
+def disk(profile: Profile) -> Iterator[Finding]:
+    """Room for what is not there yet: caches, runs with their checkpoints, resume states, downloads.
+
+    Two resume states are kept, and a third may be being written.
+    """
+    from workbook.scale import plan
+
+    entries, samples = pipeline.stages(profile), plan.samples_of(profile)
+    todo = {kind: [e for e in entries[kind].values() if not (ROOT / e["out"]).exists()] for kind in ("cache", "stage2")}
+    kept = 2  # DVC keeps a copy of what stages write
+    sizes = {"runs": kept * sum(estimates.run_bytes(entry) or 0 for entry in todo["stage2"])}
+    sizes["caches"] = kept * sum(estimates.cache_bytes(entry, samples["images"]) or 0 for entry in todo["cache"])
+    bare = [{**entry, "recipe": {**entry["recipe"], "checkpoints": []}} for entry in todo["stage2"]]
+    sizes["resume states"] = 3 * 4 * max((estimates.run_bytes(entry) or 0 for entry in bare), default=0)
+    int8 = kept * sum(estimates.cache_bytes(entry, samples["images"], "int8") or 0 for entry in todo["cache"])
+    if profile.data.downloads:
+        from workbook.scale import fetch
+
+        sizes["data"] = int(sum(source.gb * GB for source in fetch.missing(profile)))
+    (ROOT / "runs").mkdir(exist_ok=True)
+    free, needed = shutil.disk_usage(ROOT / "runs").free, sum(sizes.values())
+    parts = ", ".join(f"{name} {size / GB:.1f}" for name, size in sizes.items() if size)
+    what = f"about {needed / GB:.0f} GB of disk ({parts}; DVC's copies included), {free / GB:.0f} GB free"
+    if needed <= free:
+        yield Finding(OK, what)
+        return
+    hints = ["free some"]
+    if sizes["caches"]:
+        hints.append(f"with teachers' `cache: int8` the caches take {int8 / GB:.0f} GB, with `cache: null` nothing")
+        hints.append("`dvc config cache.type hardlink` spares the copies")
+    yield Finding(MISSING, what, "; ".join(hints))
+
+
+def images(profile: Profile, drop_faulty: bool = False) -> Iterator[Finding]:
+    """The manifest of both training sets: every image opened once (`workbook.scale.manifest`)."""
+    from workbook.scale.manifest import drop_faulty as drop
+    from workbook.scale.manifest import write_manifest
+
+    data, paths = profile.data, RunPaths(profile.name)
+    for part, folder in (("captions", data.caption_images), ("conversations", data.conversation_images)):
+        json_file, manifest = ROOT / getattr(data, part), ROOT / paths.manifest(part)
+        try:
+            try:
+                found = write_manifest(json_file, ROOT / folder, manifest)
+            except ValueError:
+                if not (drop_faulty and (dropped := drop(json_file, manifest))):
+                    raise
+                yield Finding(NOTE, f"{dropped} faulty entries taken out of {json_file.name}; the original beside it")
+                found = write_manifest(json_file, ROOT / folder, manifest)
+        except (FileNotFoundError, ValueError) as error:
+            yield Finding(MISSING, str(error), "restore the images (make fetch), or take the faulty entries out: "
+                          f"python -m workbook doctor {profile.name} --drop-faulty")  # fmt: skip
+            continue
+        renamed = found["found_under_another_suffix"]
+        also = f", {renamed} under another suffix than the json says" if renamed else ""
+        yield Finding(OK, f"{part}: {found['samples']} samples, {found['images']} images, all of which open{also}")
