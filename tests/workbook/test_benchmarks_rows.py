@@ -14,7 +14,7 @@ from viral_core.templates import IMAGE_MARKER, SYSTEM, TEMPLATES, prompt
 from workbook.benchmarks import BENCHMARKS, load_rows, open_image, registry, score
 from workbook.benchmarks.mmstar import options
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
+DATA = Path(__file__).parents[3] / "shared" / "data"
 PHOTO = "pope/val2014/COCO_val2014_000000310196.jpg"
 LETTER = "Answer with the option's letter from the given choices directly."
 CV_BENCH_CARD = """---

@@ -13,7 +13,7 @@ from workbook.benchmarks.mme import COGNITION, PERCEPTION
 from workbook.benchmarks.mmstar import CATEGORIES
 
 COUNTS = ["4", "2", "3", "1"]
-DATA = Path(__file__).parents[2] / "shared" / "data"
+DATA = Path(__file__).parents[3] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the folder of real answer files is not here")
 
 
@@ -308,4 +308,4 @@ def test_no_torch_is_needed():
         "assert intervals('pope_random', [[row, row | {'id': '2', 'group': 'y'}]])['f1'].value == 1\n"
         "assert 'torch' not in sys.modules\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

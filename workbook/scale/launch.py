@@ -2,7 +2,7 @@
 
 What the profile's `launch` says decides:
 - one node: torchrun, a process for each GPU;
-- several nodes in a SLURM allocation: srun starts one torchrun a node (`profiles/slurm.sh` asks for the allocation);
+- several nodes in a SLURM allocation: srun starts one torchrun a node (`profiles/launch/slurm.sh` asks for the allocation);
 - several nodes of a `hostfile`: DeepSpeed's own launcher, which reaches them through ssh.
 
 DVC, make and the user always call the same command; a process that is one of the group already goes on with the stage.
@@ -64,7 +64,7 @@ def launcher(settings: Launch, arguments: list[str], environment: dict[str, str]
     if environment.get("SLURM_JOB_NUM_NODES") != nodes:
         raise ProfileError(
             f"launch: {nodes} nodes need a hostfile (`launch: {{hostfile: ...}}`) or a SLURM allocation of as many "
-            f"(SLURM_JOB_NUM_NODES is {environment.get('SLURM_JOB_NUM_NODES')}; see profiles/slurm.sh)"
+            f"(SLURM_JOB_NUM_NODES is {environment.get('SLURM_JOB_NUM_NODES')}; see profiles/launch/slurm.sh)"
         )
     meet = ["--nnodes", nodes, "--rdzv-backend", "c10d", "--rdzv-id", environment["SLURM_JOB_ID"],
             "--rdzv-endpoint", f"{_first_node(environment)}:{PORT}"]  # fmt: skip
