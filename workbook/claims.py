@@ -417,7 +417,7 @@ def permutation_gain(evidence: Evidence, run: str, over: str, category: str = "R
     What a question loses is the mean over its permutations.  Paired by seed and question; questions and seeds are
     resampled.
     """
-    cells = paper.wide("3").droplevel("row")
+    cells = paper.table(3).pivot(index="run", columns="benchmark", values="value")
     asked = float(paper.text().set_index("quantity").loc["spatial_questions", "value"])
     printed = 100 * (cells.loc[run, "drop"] - cells.loc[over, "drop"]) / asked
     facts = {"part": f"cv_bench, {category}", "unit": "points", "paper": float(printed)}

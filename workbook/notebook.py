@@ -1,8 +1,10 @@
 """What notebooks begin and end with; executing one, a jupytext script, with papermill after checking its parameters."""
 
+import inspect
 import os
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 
 from workbook.paths import ROOT, RunPaths
@@ -38,6 +40,16 @@ def conclude(lines: list[str]) -> None:
     from IPython.display import Markdown, display
 
     display(Markdown("\n".join(f"- {line}" for line in lines)))
+
+
+def show(code) -> None:
+    """Display the source of a function, method or class as it is running here, with its file and line."""
+    from IPython.display import Markdown, display
+
+    file = Path(inspect.getsourcefile(code))
+    lines, number = inspect.getsourcelines(code)
+    name = file.relative_to(ROOT) if file.is_relative_to(ROOT) else file.name
+    display(Markdown(f"`{name}`, line {number}\n\n```python\n{textwrap.dedent(''.join(lines))}```"))
 
 
 def execute(source: str | Path, out: str | Path, parameters: dict) -> None:

@@ -1,0 +1,69 @@
+"""Notebooks run as scripts: what their cells compute is compared with figures worked out by hand."""
+
+import runpy
+
+import matplotlib.pyplot as plt
+import pytest
+
+from workbook import notebook
+from workbook.paths import ROOT
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Runs notebooks/<name>.py with its tables and figures in a folder of its own, and returns its variables."""
+    out = tmp_path_factory.mktemp("results")
+
+    def run_notebook(name: str) -> dict:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(notebook, "begin", lambda profile, notebook_name: (None, out))
+            variables = runpy.run_path(ROOT / "notebooks" / f"{name}.py")
+        plt.close("all")
+        return variables
+
+    return run_notebook
+
+
+@pytest.fixture(scope="module")
+def arithmetic(run):
+    return run("paper_arithmetic")
+
+
+def test_average_gains(arithmetic):
+    percent = arithmetic["average"]["mean relative gain (%)"]
+    assert percent["four systems, six benchmarks"] == pytest.approx(7.49, abs=0.005)
+    assert percent["four systems, without MME"] == pytest.approx(8.39, abs=0.005)
+    assert percent["Vicuna-7B with CLIP, without MME"] == pytest.approx(9.449, abs=0.001)
+
+
+def test_larger_gains_than_the_largest(arithmetic):
+    largest = arithmetic["largest"]
+    assert largest["relative"].round(1).tolist() == [40.1, 21.0, 18.2, 17.3]
+    assert tuple(largest.iloc[-1][["run", "benchmark"]]) == ("siglip2-viral", "mmvp")
+
+
+def test_not_all_tasks_improve(arithmetic):
+    table = arithmetic["not_improved"]
+    assert set(zip(table["run"], table["benchmark"], strict=True)) == {("qwen-viral", "pope"), ("viral", "mmstar")}
+
+
+def test_errors_of_table_3(arithmetic):
+    table = arithmetic["drops"].set_index(["run", "n"])
+    assert 17 < table.loc[("viral", 650), "error of a drop"] < 19
+    assert table.loc[("viral", 788), "difference"] == 28
+    assert table["errors"].max() == pytest.approx(2.48, abs=0.01)
+
+
+def test_unattainable_accuracies(arithmetic):
+    table = arithmetic["unattainable"]
+    assert set(table[table["benchmark"] == "cv_bench"]["value"]) == {57.59, 57.77, 49.62}
+    assert (table["benchmark"] == "mmvp").sum() > 3
+    assert not (table["benchmark"] == "mmstar").any()
+
+
+def test_where_viral_is_not_the_best(arithmetic):
+    better = arithmetic["better"].groupby("sweep")["benchmark"].agg(set)
+    assert better["Table 2, layers"] == {"pope", "mme"}
+    assert better["Table 5"] == {"whats_up"}
+    assert better["Table 6"] == {"mmstar"}
+    assert arithmetic["clip"].loc["mme", "difference"] == pytest.approx(-101.72)
