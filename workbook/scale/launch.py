@@ -2,7 +2,7 @@
 
 What the profile's `launch` says decides:
 - one node: torchrun, a process for each GPU;
-- several nodes in a SLURM allocation: srun starts one torchrun a node (`profiles/launch/slurm.sh` asks for the allocation);
+- several nodes in a SLURM allocation: srun starts one torchrun a node (`profiles/launch/slurm.sh` asks for it);
 - several nodes of a `hostfile`: DeepSpeed's own launcher, which reaches them through ssh.
 
 DVC, make and the user always call the same command; a process that is one of the group already goes on with the stage.
