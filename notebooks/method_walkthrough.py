@@ -81,7 +81,7 @@ display(image)
 # it got. Nothing of the model's own code is changed.
 
 # %%
-middle = settings.registry["viral"].align.layers(blocks)[0]
+middle = settings.registry["viral"].align.blocks(blocks)[0]
 batch = Collator(processor)([item])
 inputs = {key: batch[key] for key in ("input_ids", "attention_mask", "pixel_values")}
 with torch.inference_mode(), VisualTap(llava, range(blocks + 1)) as tap:

@@ -50,7 +50,7 @@ def train(folder: Path, name: str, engine: str | None = None, lives: float = flo
     places = json.loads((folder / "places.json").read_text())
     torch.manual_seed(1)
     llava, processor = assemble(Path(places["models"]) / "clip", Path(places["models"]) / "llama")
-    model = AlignedModel(add_lora(llava, r=4, alpha=8), Align((2,), hidden=16, init_std=0.2, dim=6))
+    model = AlignedModel(add_lora(llava, r=4, alpha=8), Align(layers=(2,), hidden=16, init_std=0.2, dim=6))
     recipe = replace(RECIPE, deepspeed=deepspeed_config(Launch(deepspeed=engine)), **changes)
     samples, features = load_conversations(places["data"], places["images"]), Features(lives)
     train_stage2(model, processor, samples, recipe, folder / name, template=TEMPLATE, features=features)

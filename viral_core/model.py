@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -42,6 +42,7 @@ from transformers.utils import cached_file
 
 from viral_core.head import AlignmentHead
 from viral_core.losses import OBJECTIVES
+from viral_core.specs import Align, Reconstruct, Residual
 from viral_core.tap import VisualTap, base_llava
 from viral_core.templates import IMAGE_MARKER, TEMPLATES, Template
 from viral_core.tiles import NEWLINE, batch_patch_index, is_tiled, tile_count, tile_processor
@@ -77,70 +78,6 @@ class Base:
     def __post_init__(self):
         if self.tile_grids is not None:
             object.__setattr__(self, "tile_grids", tuple(map(tuple, self.tile_grids)))
-
-
-@dataclass(frozen=True)
-class Align:
-    """What is aligned with what.
-
-    `target`: "teacher" (Eq. 6; `dim` is the teacher's d), "encoder" (Eq. 4, features z) or "projector" (Eq. 8, detached
-    post-projection features). `weight` is lambda of Eq. 5. Several layers: one loss each, averaged. `hidden` and
-    `init_std` are the head's; without `train_head` it stays as it starts (a control: the released code's defect).
-    """
-
-    layers: tuple[int, ...]
-    target: str = "teacher"
-    objective: str = "cosine"
-    weight: float = 0.5
-    shared_head: bool = False
-    train_head: bool = True
-    hidden: int = 2048
-    init_std: float = 0.02
-    dim: int | None = None
-
-    def __post_init__(self):
-        object.__setattr__(self, "layers", tuple(self.layers))
-        if not self.layers:
-            raise ValueError("alignment needs at least one layer")
-        if self.objective not in OBJECTIVES:
-            raise ValueError(f"unknown alignment objective {self.objective!r}: choose from {', '.join(OBJECTIVES)}")
-        if self.target not in ("teacher", "encoder", "projector"):
-            raise ValueError(f"unknown alignment target {self.target!r}: choose teacher, encoder or projector")
-        if (self.target == "teacher") != (self.dim is not None):
-            raise ValueError("`dim` is the teacher's feature size: give it for target 'teacher', and for no other")
-
-
-@dataclass(frozen=True)
-class Residual:
-    """Re-injection after block `layer`: of post-projection features ("projector", Eq. 3) or, through a new linear
-    adapter, of encoder features ("encoder", Eq. 7)."""
-
-    layer: int
-    source: str = "projector"
-
-    def __post_init__(self):
-        if self.source not in ("projector", "encoder"):
-            raise ValueError(f"unknown residual source {self.source!r}: choose projector or encoder")
-
-
-@dataclass(frozen=True)
-class Reconstruct:
-    """The reconstruction objective of ROSS (Table 6): the image's latents, denoised from visual tokens.
-
-    `layer`: whose visual tokens condition the denoiser; the last one's are read after the final norm (ROSS's default).
-    `dim` channels per latent token on a `grid` x `grid` of visual tokens. `blocks`, `width`, `heads`, `mlp_ratio` are
-    the denoiser's, `repeats` its timesteps per image.
-    """
-
-    layer: int
-    dim: int
-    grid: int
-    weight: float = 1.0
-    blocks: int = 3
-    width: int = 1024
-    heads: int = 16
-    mlp_ratio: float = 4.0
-    repeats: int = 4
 
 
 def assemble(
@@ -312,7 +249,11 @@ class AlignedModel(nn.Module):
             ValueError: a layer that the language model does not have; residuals or reconstruction in a LLaVA-NeXT.
         """
         super().__init__()
-        self.llava, self.align, self.residuals, self.reconstruct = llava, align, tuple(residuals), reconstruct
+        self.llava = llava
+        blocks = self.config.text_config.num_hidden_layers
+        self.align = align and replace(align, layers=align.blocks(blocks))
+        self.residuals = tuple(replace(residual, layer=residual.block(blocks)) for residual in residuals)
+        self.reconstruct = reconstruct and replace(reconstruct, layer=reconstruct.block(blocks))
         if (self.residuals or reconstruct) and is_tiled(self.config):
             raise ValueError("re-injection and reconstruction take the one map of tokens that LLaVA-1.5 has")
         core = base_llava(llava).model
@@ -320,18 +261,30 @@ class AlignedModel(nn.Module):
         self.heads, self.adapters = nn.ModuleDict(), nn.ModuleDict()
         if align is not None:
             dim = {"teacher": align.dim, "encoder": encoder_width, "projector": width}[align.target]
-            for key in ["shared"] if align.shared_head else map(str, align.layers):
+            if dim is None:
+                raise ValueError("the head's output is as wide as the teacher's features: give Align their `dim`")
+            for key in ["shared"] if align.shared_head else map(str, self.align.layers):
                 self.heads[key] = AlignmentHead(width, dim, align.hidden, align.init_std)
             self.heads.requires_grad_(align.train_head)
         self.reconstruction = None
         if reconstruct is not None:
             from viral_core.ross import Reconstruction  # loads diffusers
 
-            sizes = {name: value for name, value in asdict(reconstruct).items() if name not in ("layer", "weight")}
-            self.reconstruction = Reconstruction(width, **sizes)
+            self.reconstruction = Reconstruction(
+                width,
+                reconstruct.dim,
+                reconstruct.grid,
+                blocks=reconstruct.blocks,
+                width=reconstruct.width,
+                heads=reconstruct.heads,
+                mlp_ratio=reconstruct.mlp_ratio,
+                repeats=reconstruct.repeats,
+            )
         # Before the tap, whose hook on the language model reads what this one writes.
         self._guard = core.language_model.register_forward_pre_hook(self._keep_in_graph, with_kwargs=True)
-        tapped = [*(align.layers if align else ()), *([reconstruct.layer] if reconstruct else ())]
+        tapped = list(self.align.layers) if align else []
+        if reconstruct:
+            tapped.append(self.reconstruct.layer)
         self.tap = VisualTap(llava, tapped)
         for residual in self.residuals:
             self._attach(residual, encoder_width, width)

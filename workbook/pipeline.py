@@ -6,11 +6,12 @@ layers by number, so that a change re-runs the stages it concerns and no others.
 
 import dataclasses
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from workbook.paths import ROOT, RunPaths
 from workbook.profile import MEASUREMENTS, NOTEBOOKS, Language, Profile, Teacher, Vision, load
-from workbook.registry import Run, block_at
+from workbook.registry import Run
 from workbook.scale import hub
 from workbook.schema import known
 
@@ -157,18 +158,10 @@ def _system(profile: Profile, run: str) -> dict:
     return {
         "language": _model(language, paths),
         "vision": vision,
-        "align": align and {
-            "layers": align.layers(language.depth),
-            **{key: getattr(align, key) for key in ("target", "objective", "weight", "shared_head", "train_head")},
-            **plain(profile.head),
-        },
-        "residual": spec.residual and {
-            "layer": block_at(spec.residual.depth, language.depth), "source": spec.residual.source
-        },
-        "reconstruct": reconstruct and {
-            "layer": block_at(reconstruct.depth, language.depth), "weight": reconstruct.weight,
-            **plain(profile.denoiser),
-        },
+        "align": align and plain(replace(align, layers=align.blocks(language.depth), **plain(profile.head))),
+        "residual": spec.residual and plain(replace(spec.residual, layer=spec.residual.block(language.depth))),
+        "reconstruct": reconstruct
+        and plain(replace(reconstruct, layer=reconstruct.block(language.depth), **plain(profile.denoiser))),
         "teacher": teacher,
         "recipe": {
             **profile.stage2,

@@ -189,8 +189,9 @@ def stage2(entry: dict) -> None:
 
     from viral_core.cache import FeatureCache
     from viral_core.data import load_conversations, shuffle_targets
-    from viral_core.model import Align, AlignedModel, Reconstruct, Residual, add_lora
+    from viral_core.model import AlignedModel, add_lora
     from viral_core.recipe import Recipe
+    from viral_core.specs import Align, Reconstruct, Residual
     from viral_core.templates import TEMPLATES
     from viral_core.trainer import train_stage2
     from workbook.scale.launch import deepspeed_config
@@ -207,12 +208,12 @@ def stage2(entry: dict) -> None:
     elif teacher:
         sources["teacher"] = _teacher(entry)
     dim = next((source.dim for source in sources.values()), None)
-    align = Align(**entry["align"], dim=dim) if entry["align"] else None
+    align = Align(**{**entry["align"], "dim": dim}) if entry["align"] else None
     residuals = (Residual(**entry["residual"]),) if entry["residual"] else ()
     reconstruct = None
     if entry["reconstruct"]:
         sources["latents"] = latents = FeatureCache(entry["latents"])
-        reconstruct = Reconstruct(**entry["reconstruct"], dim=latents.dim, grid=math.isqrt(latents.tokens))
+        reconstruct = Reconstruct(**{**entry["reconstruct"], "dim": latents.dim, "grid": math.isqrt(latents.tokens)})
     aligned = AlignedModel(llava, align, residuals, reconstruct)
     if teacher and teacher["shuffled"]:
         samples = shuffle_targets(samples, entry["seed"])

@@ -372,7 +372,7 @@ def test_exported_states_come_back_exactly(model, processor, images, tmp_path, s
 def test_a_run_with_lora_and_a_residual_in_bfloat16_can_be_measured(tiny, images, tmp_path, vision, language, name):
     torch.manual_seed(0)
     llava, processor = assemble(tiny / vision, tiny / language, dtype=torch.bfloat16)
-    aligned = AlignedModel(add_lora(llava, 4, 8), residuals=(Residual(2, "encoder"),)).to(torch.bfloat16).eval()
+    aligned = AlignedModel(add_lora(llava, 4, 8), residuals=(Residual("encoder", layer=2),)).to(torch.bfloat16).eval()
     model, template = aligned.llava, TEMPLATES[name]
     asked = template.question("<image>\nWhat is in the photo?", first=True)
     options = {"run": name, "seed": 0}

@@ -112,7 +112,7 @@ def cosine_loop(pred, target, per_image=4):
 @pytest.mark.parametrize("target", ["teacher", "encoder", "projector"])
 def test_alignment_loss_against_a_plain_loop(tiny, batches, target, shared):
     dim = 6 if target == "teacher" else None
-    model = build(tiny, Align((1, 3), target, weight=0.25, shared_head=shared, hidden=16, dim=dim)).eval()
+    model = build(tiny, Align(target, layers=(1, 3), weight=0.25, shared_head=shared, hidden=16, dim=dim)).eval()
     batch = batches(MIXED)
     teacher = torch.randn(4, 4, 6)
     with torch.no_grad():
@@ -132,7 +132,7 @@ def test_alignment_loss_against_a_plain_loop(tiny, batches, target, shared):
 
 
 def test_a_projector_target_is_detached(tiny, batches):
-    model = build(tiny, Align((1,), "projector", hidden=16))
+    model = build(tiny, Align("projector", layers=(1,), hidden=16))
     loss = model(**batches(MIXED))["vra_loss"]
     pred = model.heads["1"](model.tap.states[1])
     detached = -torch.nn.functional.cosine_similarity(pred, model.tap.states[0].detach(), dim=-1).mean()
@@ -145,8 +145,8 @@ def test_a_projector_target_is_detached(tiny, batches):
 @pytest.mark.parametrize("objective", ["cosine", "relation"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_batch_without_images_is_zero_and_in_the_graph(tiny, batches, objective, checkpointing):
-    align = Align((2, 4), objective=objective, hidden=16, dim=6)
-    model = build(tiny, align, (Residual(1), Residual(3, "encoder"))).train()
+    align = Align(layers=(2, 4), objective=objective, hidden=16, dim=6)
+    model = build(tiny, align, (Residual(layer=1), Residual("encoder", layer=3))).train()
     if checkpointing:
         model.gradient_checkpointing_enable()
     out = model(**batches((7, 9)))
@@ -161,7 +161,7 @@ def test_batch_without_images_is_zero_and_in_the_graph(tiny, batches, objective,
 
 
 def test_parts_of_a_global_batch_add_up(tiny, batches):
-    model = build(tiny, Align((2,), "encoder", hidden=16)).eval()
+    model = build(tiny, Align("encoder", layers=(2,), hidden=16)).eval()
     whole = model(**batches((4, 7, 0, 1, 2)))
     parts = [batches(indices) for indices in ((4, 7), (0,), (1, 2))]
     totals = torch.tensor([sum((part["labels"][:, 1:] != -100).sum() for part in parts), 5])
@@ -172,7 +172,7 @@ def test_parts_of_a_global_batch_add_up(tiny, batches):
 
 
 def test_alignment_errors(tiny, batches):
-    model = build(tiny, Align((2,), hidden=16, dim=6))
+    model = build(tiny, Align(layers=(2,), hidden=16, dim=6))
     with pytest.raises(ValueError, match="needs teacher features"):
         model(**batches(MIXED))
     with pytest.raises(ValueError, match="does not match"):
@@ -181,14 +181,15 @@ def test_alignment_errors(tiny, batches):
         with pytest.raises(ValueError, match="alignment|teacher"):
             Align(**{"layers": (2,), "dim": 6, **bad})
     with pytest.raises(ValueError, match="layers .9. do not exist"):
-        build(tiny, Align((9,), hidden=16, dim=6))
+        build(tiny, Align(layers=(9,), hidden=16, dim=6))
     with pytest.raises(ValueError, match="residual source"):
-        Residual(2, "pixels")
+        Residual("pixels", layer=2)
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(tiny, batches):
     def gradients(checkpointing):
-        model = build(tiny, Align((1, 4), "encoder", hidden=16), (Residual(2), Residual(3, "encoder"))).train()
+        residuals = (Residual(layer=2), Residual("encoder", layer=3))
+        model = build(tiny, Align("encoder", layers=(1, 4), hidden=16), residuals).train()
         if checkpointing:
             model.gradient_checkpointing_enable()
         model(**batches(MIXED))["loss"].backward()
@@ -206,10 +207,10 @@ def test_vision_tower_never_trains(tiny):
 
 
 def test_state_dict_holds_what_trains(tiny):
-    model = build(tiny, Align((2,), hidden=16, dim=6))
+    model = build(tiny, Align(layers=(2,), hidden=16, dim=6))
     state = model.state_dict()
     assert set(state) == {name for name, p in model.named_parameters() if p.requires_grad}
-    other = build(tiny, Align((2,), hidden=16, dim=6))
+    other = build(tiny, Align(layers=(2,), hidden=16, dim=6))
     other.load_state_dict({name: value + 1 for name, value in state.items()})
     for name, value in state.items():
         assert torch.equal(other.get_parameter(name), value + 1)
@@ -218,9 +219,9 @@ def test_state_dict_holds_what_trains(tiny):
 
 
 @pytest.mark.parametrize(("vision", "language"), [("clip", "llama"), ("siglip", "qwen")])
-@pytest.mark.parametrize("residuals", [(), (Residual(2),), (Residual(2, "encoder"),)])
+@pytest.mark.parametrize("residuals", [(), (Residual(layer=2),), (Residual("encoder", layer=2),)])
 def test_a_loaded_run_is_identical(tiny, batches, tmp_path, residuals, vision, language):
-    align = Align((1, 3), hidden=16, dim=6, objective="relation")
+    align = Align(layers=(1, 3), hidden=16, dim=6, objective="relation")
     model = build(tiny, align, residuals, vision, language).eval()
     save_run(tmp_path / "run", model, TEMPLATE, seed=7, training={"step": 3})
     torch.manual_seed(99)

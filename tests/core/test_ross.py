@@ -21,7 +21,7 @@ from viral_core.trainer import train_stage2
 from workbook import pipeline, profile
 
 TEMPLATE = TEMPLATES["vicuna_v1"]
-LAST, MIDDLE = (Reconstruct(layer, dim=6, grid=2, blocks=2, width=16, heads=4) for layer in (4, 2))
+LAST, MIDDLE = (Reconstruct(layer=layer, dim=6, grid=2, blocks=2, width=16, heads=4) for layer in (4, 2))
 
 
 def latents(keys):
@@ -288,7 +288,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(tiny, batches):
 
 
 def test_a_part_of_a_global_batch_has_its_share_and_both_objectives_add_up(tiny, batches):
-    model, _ = build(tiny, replace(MIDDLE, weight=0.3), Align((2,), hidden=16, dim=5, weight=0.7))
+    model, _ = build(tiny, replace(MIDDLE, weight=0.3), Align(layers=(2,), hidden=16, dim=5, weight=0.7))
     perturb(model.reconstruction)
     batch = {**batches[0], "teacher_features": torch.randn(4, 4, 5)}
     values = []

@@ -224,7 +224,7 @@ def test_lambda_scales_gradients(tiny_profile):
     found = {}
     for value in (0.1, 1.0):
         torch.manual_seed(3)
-        model = AlignedModel(llava, Align(**spec, weight=value, dim=16))
+        model = AlignedModel(llava, Align(**{**spec, "weight": value, "dim": 16}))
         losses = model(**batch)
         found[value] = torch.autograd.grad(losses["loss"], weight, retain_graph=True)[0]
         parts = [torch.autograd.grad(losses[name], weight, retain_graph=True)[0] for name in ("lm_loss", "vra_loss")]

@@ -191,7 +191,7 @@ def cosine_loop(pred, target, indices):
 @pytest.mark.parametrize("target", ["teacher", "encoder", "projector"])
 def test_alignment_loss_against_a_plain_loop(tiny, samples, target):
     dim = TEACHER_DIM if target == "teacher" else None
-    model, processor = build(tiny, Align((1, 3), target, weight=0.25, hidden=16, dim=dim))
+    model, processor = build(tiny, Align(target, layers=(1, 3), weight=0.25, hidden=16, dim=dim))
     batch, llava = batch_of(samples, processor, (9, 8, 4)), base_llava(model.llava)
     indices = batch_patch_index(llava.config, batch["image_sizes"])
     tiles = sum(len(tile_keys(processor.image_processor, "", SIZES[i])) for i in (2, 1, 4))
@@ -212,7 +212,7 @@ def test_alignment_loss_against_a_plain_loop(tiny, samples, target):
 
 
 def test_newlines_and_unpadded_patches_have_no_part_in_the_alignment(tiny, samples):
-    model, processor = build(tiny, Align((2,), hidden=16, dim=TEACHER_DIM))
+    model, processor = build(tiny, Align(layers=(2,), hidden=16, dim=TEACHER_DIM))
     batch = batch_of(samples, processor, (0,))
     tiles = len(tile_keys(processor.image_processor, "", SIZES[0]))
     teacher = torch.randn(tiles, 4, TEACHER_DIM)
@@ -231,13 +231,13 @@ def test_newlines_and_unpadded_patches_have_no_part_in_the_alignment(tiny, sampl
     with pytest.raises(ValueError, match="does not match"):
         model(**batch, teacher_features=teacher[:-1])
     with pytest.raises(ValueError, match="one map of tokens"):
-        AlignedModel(assemble(tiny / "clip", tiny / "llama", tile_grids=GRIDS)[0], residuals=(Residual(2),))
+        AlignedModel(assemble(tiny / "clip", tiny / "llama", tile_grids=GRIDS)[0], residuals=(Residual(layer=2),))
 
 
 @pytest.mark.parametrize("chosen", [(0, 4), (8,)])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_gradients_reach_what_trains_and_nothing_else(tiny, samples, chosen, checkpointing):
-    model, processor = build(tiny, Align((2,), "encoder", hidden=16))
+    model, processor = build(tiny, Align("encoder", layers=(2,), hidden=16))
     model.train()
     if checkpointing:
         model.gradient_checkpointing_enable()
@@ -259,7 +259,7 @@ def test_gradients_reach_what_trains_and_nothing_else(tiny, samples, chosen, che
 
 
 def test_a_loaded_run_is_identical(tiny, samples, tmp_path):
-    model, processor = build(tiny, Align((2,), hidden=16, dim=TEACHER_DIM))
+    model, processor = build(tiny, Align(layers=(2,), hidden=16, dim=TEACHER_DIM))
     save_run(tmp_path / "run", model, TEMPLATE, seed=7)
     torch.manual_seed(99)
     run = load_run(tmp_path / "run")
@@ -346,7 +346,7 @@ def test_training_with_either_source(tiny, samples, tmp_path):
     images = {name: sample.folder / name for sample in samples for name in sample.images}
     recipe = Recipe(batch_size=3, lr=1e-3, steps=2, max_length=512)
     for source in ("teacher", "features"):
-        model, processor = build(tiny, Align((2,), hidden=16, dim=3))
+        model, processor = build(tiny, Align(layers=(2,), hidden=16, dim=3))
         before = {name: p.detach().clone() for name, p in model.named_parameters()}
         if source == "features":
             write_cache(teacher, images, tmp_path / "cache", image_processor=processor.image_processor)

@@ -15,7 +15,7 @@ from viral_core.trainer import train_stage1, train_stage2
 
 TEMPLATE = TEMPLATES["vicuna_v1"]
 RECIPE = Recipe(batch_size=4, lr=1e-2, steps=4, max_length=512, log_every=1)
-ALIGN = Align((2,), hidden=16, init_std=0.2, dim=6)
+ALIGN = Align(layers=(2,), hidden=16, init_std=0.2, dim=6)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def log(folder):
 
 
 def test_stage_2_changes_what_trains_and_nothing_else(tiny, samples, tmp_path):
-    model, processor = build(tiny, residuals=(Residual(1, "encoder"),))
+    model, processor = build(tiny, residuals=(Residual("encoder", layer=1),))
     before = everything(model)
     train_stage2(model, processor, samples, RECIPE, tmp_path / "run", template=TEMPLATE, features=features)
     changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}

@@ -19,7 +19,7 @@ def trained(tiny, folder, vision="clip", language="llama", template="vicuna_v1",
     """A saved run with LoRA, projector and head that are not at their start."""
     torch.manual_seed(1)
     llava = add_lora(assemble(tiny / vision, tiny / language)[0], r=4, alpha=8)
-    aligned = AlignedModel(llava, Align((2,), dim=16, hidden=8), residuals)
+    aligned = AlignedModel(llava, Align(layers=(2,), dim=16, hidden=8), residuals)
     for p in aligned.parameters():
         if p.requires_grad:
             torch.nn.init.normal_(p, std=0.1)
@@ -82,7 +82,7 @@ def test_the_chat_template_is_the_one_of_training():
 
 
 def test_what_cannot_be_exported_says_why(tiny, tmp_path):
-    trained(tiny, tmp_path / "residual", residuals=(Residual(2),))
+    trained(tiny, tmp_path / "residual", residuals=(Residual(layer=2),))
     with pytest.raises(ValueError, match="residual.*no place for that"):
         export(tmp_path / "residual", tmp_path / "out")
     with pytest.raises(FileNotFoundError, match=r"no run\.json"):

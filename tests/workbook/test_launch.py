@@ -123,7 +123,7 @@ def features(keys):
 def build(tiny):
     torch.manual_seed(1)
     llava, processor = assemble(tiny / "clip", tiny / "llama")
-    return AlignedModel(add_lora(llava, 4, 8, 0.1), Align((2,), hidden=16, init_std=0.2, dim=6)), processor
+    return AlignedModel(add_lora(llava, 4, 8, 0.1), Align(layers=(2,), hidden=16, init_std=0.2, dim=6)), processor
 
 
 RECIPE = Recipe(batch_size=4, micro_batch=2, lr=1e-2, steps=3, max_length=512, log_every=1)

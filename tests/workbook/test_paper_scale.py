@@ -34,7 +34,6 @@ from viral_core.model import VISION, Align, AlignedModel, add_lora, assemble, ba
 from viral_core.teachers import KINDS, load_teacher
 from viral_core.templates import TEMPLATES
 from workbook.paths import PROFILES
-from workbook.registry import Align as ProfileAlign
 
 ARCHITECTURES = yaml.safe_load((PROFILES / "reference" / "architectures.yaml").read_text())
 CLIP, SIGLIP2 = "openai/clip-vit-large-patch14-336", "google/siglip2-so400m-patch14-384"
@@ -166,7 +165,7 @@ def test_a_thin_llava_of_every_shape(language, vision, thin, tmp_path):
     if vision == SIGLIP2 and language != "lmsys/vicuna-7b-v1.5":
         pytest.skip("the paper pairs SigLIPv2 with Vicuna-7B only")
     template, blocks, middle = LANGUAGES[language]
-    layers = ProfileAlign(teacher="dinov2", depth=0.5).layers(blocks)
+    layers = Align(teacher="dinov2", depth=0.5).blocks(blocks)
     assert layers == [middle]
     llava, processor = assemble(thin(vision), thin(language))
     n = ARCHITECTURES[vision]["grid"] ** 2
@@ -181,7 +180,7 @@ def test_a_thin_llava_of_every_shape(language, vision, thin, tmp_path):
     teacher = load_teacher("dinov2", thin(TEACHERS["dinov2"]), grid=ARCHITECTURES[vision]["grid"])
     batch["teacher_features"] = teacher(sample.open_images())
 
-    aligned = AlignedModel(add_lora(llava, r=4, alpha=8), Align(layers, dim=teacher.dim, hidden=16)).train()
+    aligned = AlignedModel(add_lora(llava, r=4, alpha=8), Align(layers=layers, dim=teacher.dim, hidden=16)).train()
     losses = aligned(**batch)
     state = aligned.tap.states[middle]
     hidden = base_llava(aligned.llava)(

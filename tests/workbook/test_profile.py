@@ -132,7 +132,7 @@ def test_smoke_has_every_kind_of_stage_that_laptop_has():
 
 @pytest.mark.parametrize(("blocks", "layer"), [(32, 16), (40, 20), (28, 14), (8, 4), (10, 5), (7, 4), (30, 15)])
 def test_the_middle_layer_of_every_language_model(blocks, layer):
-    assert registry.Align(teacher="dinov2", depth=0.5).layers(blocks) == [layer]
+    assert registry.Align(teacher="dinov2", depth=0.5).blocks(blocks) == (layer,)
 
 
 def test_changing_one_run_changes_its_entries_only(folder):

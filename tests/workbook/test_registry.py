@@ -132,7 +132,7 @@ def facts(run: registry.Run, blocks: int) -> dict:
         "language": run.language,
         "vision": run.vision,
         "teacher": align and align.teacher,
-        "layers": align and align.layers(blocks),
+        "layers": align and list(align.blocks(blocks)),
         "objective": align and align.objective,
         "residual": residual and (residual.source, residual.depth),
     }
@@ -203,13 +203,13 @@ def test_seeds_of_the_headline_runs():
 )
 def test_layers_of_a_span(blocks, near, wide):
     for span, layers in ((1, near), (2, wide)):
-        assert registry.Align(teacher="dinov2", span=span).layers(blocks) == layers
+        assert list(registry.Align(teacher="dinov2", span=span).blocks(blocks)) == layers
 
 
 @pytest.mark.parametrize("blocks", [32, 8])
 def test_depths_are_the_papers_layers(paper, blocks):
     for n in (4, 8, 12, 20, 24, 28, 32):
-        assert paper.registry[f"layer-{n}"].align.layers(blocks) == [n * blocks // 32]
+        assert paper.registry[f"layer-{n}"].align.blocks(blocks) == (n * blocks // 32,)
 
 
 TEACHER = {"teacher": "dinov2"}
@@ -220,8 +220,8 @@ TEACHER = {"teacher": "dinov2"}
     [
         ({"align": {"techer": "dinov2"}}, r"mine.align: unknown key techer; valid keys: target, teacher, depth"),
         ({"align": {}}, r"names its `teacher`"),
-        ({"align": {"target": "pixels"}}, r"no target 'pixels'; there are: teacher, encoder, projector"),
-        ({"align": TEACHER | {"objective": "mse"}}, r"no objective 'mse'; there are: cosine, relation"),
+        ({"align": {"target": "pixels"}}, r"no alignment target 'pixels'; there are: teacher, encoder, projector"),
+        ({"align": TEACHER | {"objective": "mse"}}, r"no alignment objective 'mse'; there are: cosine, relation"),
         ({"align": TEACHER | {"depth": 0}}, r"mine.align: depth 0.0 is not in \(0, 1\]"),
         ({"align": TEACHER | {"depth": 16}}, r"depth 16.0 is not in \(0, 1\]"),
         ({"align": TEACHER | {"weight": 0}}, r"weight 0.0 must be above 0"),
@@ -237,8 +237,7 @@ TEACHER = {"teacher": "dinov2"}
         ({"align": {"teacher": "dino"}}, r"run mine of mine: no teacher 'dino'; there are: clip, dinov2"),
         ({"align": {"teacher": "vae"}}, r"run mine of mine: no teacher .vae.; there are: clip, dinov2"),
         ({"train_head": False}, r"mine: unknown key train_head; valid keys: .*language, vision, align"),
-        ({"residual": {"source": "pixels"}}, r"no source 'pixels'; there are: projector, encoder"),
-        ({"residual": {}}, r"mine.residual: missing key source"),
+        ({"residual": {"source": "pixels"}}, r"no residual source 'pixels'; there are: projector, encoder"),
         ({"residual": {"source": "encoder", "depth": 1.5}}, r"depth 1.5 is not in \(0, 1\]"),
         ({"reconstruct": {"depth": 0.0}}, r"depth 0.0 is not in \(0, 1\]"),
         ({"language": "llama"}, r"no language 'llama'; there are: vicuna-7b, vicuna-13b"),
@@ -287,7 +286,7 @@ def test_an_own_run_takes_one_entry(folder):
     for kind in ("stage2", "evaluate", "cknna"):
         assert list(stages[kind]) == ["mine-mine-s0", "mine-mine-s3"]
     entry = stages["stage2"]["mine-mine-s3"]
-    assert entry["align"]["layers"] == [6]  # 0.75 of 8 blocks
+    assert entry["align"]["layers"] == (6,)  # 0.75 of 8 blocks
     assert (entry["align"]["objective"], entry["align"]["weight"], entry["seed"]) == ("relation", 1.0, 3)
     assert entry["vision"]["path"].endswith("siglip2")
     # only what it needs is made: one language model and what it grows from, encoder, ...

@@ -13,7 +13,6 @@ from workbook import profile as profiles
 from workbook.benchmarks import PAPER
 from workbook.benchmarks.answers import read_answers
 from workbook.paths import ROOT, RunPaths
-from workbook.registry import block_at
 from workbook.scale import costs
 
 Answered = dict[int, list[list[dict]]]  # seed: answered rows of its greedy, or of each of its sampled, evaluations
@@ -151,6 +150,6 @@ def aligned_layers(profile: str, runs: Iterable[str] | None = None) -> list[int]
     for run in dict(names(profile, runs)):
         spec = settings.registry[run]
         blocks = settings.languages[spec.language].depth
-        layers |= set(spec.align.layers(blocks)) if spec.align else set()
-        layers |= {block_at(spec.residual.depth, blocks)} if spec.residual else set()
+        layers |= set(spec.align.blocks(blocks)) if spec.align else set()
+        layers |= {spec.residual.block(blocks)} if spec.residual else set()
     return sorted(layers)

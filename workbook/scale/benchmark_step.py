@@ -170,7 +170,7 @@ class Bench:
         """The base with what an arm adds; `remove` it before the next."""
         torch.manual_seed(1)
         layer, hidden = math.ceil(self.shape.blocks / 2), self.shape.head_hidden
-        align = None if arm == "baseline" else Align((layer,), dim=self.shape.teacher_width, hidden=hidden)
+        align = None if arm == "baseline" else Align(layers=(layer,), dim=self.shape.teacher_width, hidden=hidden)
         model = AlignedModel(self.llava, align).to(self.device)
         if arm == "transcription":
             model.remove()  # no taps: that is what is transcribed
