@@ -67,3 +67,32 @@ def test_where_viral_is_not_the_best(arithmetic):
     assert better["Table 5"] == {"whats_up"}
     assert better["Table 6"] == {"mmstar"}
     assert arithmetic["clip"].loc["mme", "difference"] == pytest.approx(-101.72)
+
+
+@pytest.fixture(scope="module")
+def own_training(run):
+    return run("use_in_your_training")
+
+
+def test_an_own_training_needs_few_lines_and_no_workbook():
+    source = (ROOT / "notebooks" / "use_in_your_training.py").read_text(encoding="utf-8")
+    assert "from workbook" not in source
+    assert "import workbook" not in source
+    cell = source.split('tags=["training"]')[1].split("# %%")[0]
+    assert sum(bool(line.strip()) for line in cell.splitlines()) < 40
+    assert 4 <= cell.count("# VIRAL") <= 8
+
+
+def test_an_own_training_learns_both(own_training):
+    losses = own_training["losses"]
+    assert losses["language"].tail(4).mean() < 0.5 * losses["language"].head(4).mean()
+    assert losses["alignment"].iat[0] > -0.5
+    assert losses["alignment"].tail(4).mean() < -0.9
+    assert set(own_training["parts"].index) == {"head", "projector", "LoRA"}
+
+
+def test_an_own_training_leaves_a_plain_llava(own_training):
+    hooks = []
+    for module in own_training["llava"].modules():
+        hooks += [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    assert not [hook for hook in hooks if hook.__module__.startswith("viral_core")]
