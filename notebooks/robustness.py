@@ -39,8 +39,6 @@ from viral_core.measure.permutation import patch_order
 from workbook import plots, results
 from workbook.benchmarks import load_rows, open_image
 from workbook.notebook import begin, conclude
-from workbook.paths import ROOT, RunPaths
-from workbook.scale.hub import read_pin
 
 settings, out = begin(profile, "robustness")
 
@@ -82,8 +80,7 @@ plots.save(figure, out, "table_3")
 # %%
 if table["n"].any():
     vision = settings.visions[settings.registry["baseline"].vision]
-    pin = read_pin(ROOT / RunPaths(profile).pin(vision.path))
-    config = AutoConfig.from_pretrained(vision.path, revision=vision.revision or pin)
+    config = AutoConfig.from_pretrained(vision.path, revision=vision.revision)
     encoder = getattr(config, "vision_config", config)
     grid = encoder.image_size // encoder.patch_size
     rows = load_rows("cv_bench", settings.data.benchmarks)

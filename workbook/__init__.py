@@ -1,1 +1,6 @@
 """The workbook of the paper VIRAL: profiles, pipeline, benchmarks, tables and figures, around `viral_core`."""
+
+import os
+
+# Where a checkpoint has .bin weights only, transformers would ask a service on the network to convert them, each time.
+os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")

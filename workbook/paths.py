@@ -22,10 +22,6 @@ class RunPaths:
     def data(self) -> Path:
         return self.root / "data"
 
-    def pin(self, hub_id: str) -> Path:
-        """Records the commit of a model by hub id; DVC tracks it in the model's place."""
-        return self.root / "models" / f"{hub_id.replace('/', '--')}.json"
-
     def manifest(self, part: str) -> Path:
         """Records what the images of `captions` or `conversations` are; DVC tracks it in their place."""
         return self.root / "manifest" / f"{part}.json"

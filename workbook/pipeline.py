@@ -35,24 +35,20 @@ def _needed_models(profile: Profile, used: list[Run]) -> set[str]:
     return {model.path for model in models}.union(grown, *distilled)
 
 
-def _model(model: Language | Vision | Teacher, paths: RunPaths) -> dict:
-    """Facts of a model and what DVC tracks for it: its folder, or for a hub id the file that pins its commit."""
-    facts = dataclasses.asdict(model)
-    if not hub.is_hub_id(model.path):
-        return {**facts, "tracked": model.path}
-    pin = paths.pin(model.path)
-    return {**facts, "revision": model.revision or hub.read_pin(ROOT / pin), "tracked": str(pin)}
+def _model(model: Language | Vision | Teacher) -> dict:
+    """Facts of a model and what DVC tracks for it: its folder; a hub id's commit is a parameter of its own."""
+    return {**dataclasses.asdict(model), "tracked": SPARE[0] if hub.is_hub_id(model.path) else model.path}
 
 
 def _vision(profile: Profile, name: str, tiled: bool) -> dict:
     """Facts of a vision encoder, with the grids of tiles where images are cut into them."""
-    facts = _model(profile.visions[name], RunPaths(profile.name))
+    facts = _model(profile.visions[name])
     return {**facts, "tile_grids": profile.tiles.grids} if tiled else facts
 
 
 def _teacher(profile: Profile, name: str, tiled: bool) -> dict:
     """Facts of a teacher, with the way its features are kept."""
-    facts = _model(profile.teachers[name], RunPaths(profile.name))
+    facts = _model(profile.teachers[name])
     return {**facts, "cache": profile.tiles.cache} if tiled else facts
 
 
@@ -106,7 +102,7 @@ def stages(profile: Profile) -> dict:
                 vision=_vision(profile, vision, tiled), out=str(folder))  # fmt: skip
     for language, vision in bases:
         base = {
-            "language": _model(profile.languages[language], paths), "vision": _model(profile.visions[vision], paths)
+            "language": _model(profile.languages[language]), "vision": _model(profile.visions[vision])
         }  # fmt: skip
         name, folder = f"{language}-{vision}", str(paths.stage1(language, vision))
         if name in profile.projectors:
@@ -156,7 +152,7 @@ def _system(profile: Profile, run: str) -> dict:
         targets = cached if kept["cache"] else kept["tracked"]
     curve = profile.learning_curve
     return {
-        "language": _model(language, paths),
+        "language": _model(language),
         "vision": vision,
         "align": align and plain(replace(align, layers=align.blocks(language.depth), **plain(profile.head))),
         "residual": spec.residual and plain(replace(spec.residual, layer=spec.residual.block(language.depth))),
@@ -166,7 +162,7 @@ def _system(profile: Profile, run: str) -> dict:
         "recipe": {
             **profile.stage2,
             **({"max_length": profile.tiles.max_length} if spec.tiled else {}),
-            "checkpoints": curve.fractions if curve else [],
+            "checkpoints": curve.fractions if curve and run in curve.runs else [],
         },
         "projector": str(paths.stage1(spec.language, spec.vision)),
         "targets": targets,

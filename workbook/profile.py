@@ -13,6 +13,7 @@ from viral_core.recipe import Recipe
 from workbook import registry
 from workbook.paths import DEEPSPEED, PROFILES
 from workbook.registry import Run
+from workbook.scale import hub
 from workbook.schema import ProfileError, build, merge
 from workbook.schema import known as _known
 
@@ -178,7 +179,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class LearningCurve:
-    """Learning curves (Fig. 6): every run keeps checkpoints after these fractions of stage 2, `runs` are asked."""
+    """Learning curves (Fig. 6): `runs` keep checkpoints after these fractions of stage 2, and are asked."""
 
     runs: list[str]
     fractions: list[float]
@@ -291,6 +292,12 @@ def load(name: str) -> Profile:
     data = {"name": name, **_expand(_read(name), name), "registry": {}}
     runs = registry.read(PROFILES / "runs.yaml")
     profile = dataclasses.replace(build(Profile, data, f"profiles/{name}.yaml"), registry=runs)
+    for model in (*profile.languages.values(), *profile.visions.values(), *profile.teachers.values()):
+        if hub.is_hub_id(model.path) and not hub.is_commit(model.revision):
+            raise ProfileError(
+                f"profiles/{name}.yaml: no folder {model.path} here, and as a model of the hub it needs its "
+                f"commit as `revision` (https://huggingface.co/{model.path}/commits lists them)"
+            )
     for run, seeds in profile.runs.items():
         _known("run", run, runs, "profiles/runs.yaml")
         spec, where = runs[run], f"run {run} of {name}"

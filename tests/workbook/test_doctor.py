@@ -12,7 +12,7 @@ from PIL import Image
 from workbook import profile as profiles
 from workbook.paths import ROOT
 from workbook.profile import Launch
-from workbook.scale import doctor, estimates, fetch, hub, plan
+from workbook.scale import doctor, hub
 from workbook.scale.doctor import MISSING, NOTE, OK
 
 PAPER = replace(profiles.load("paper"), runs={"baseline": [0], "viral": [0]}, learning_curve=None,
@@ -23,9 +23,9 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     """A repository without results, a hub that does not answer, no hub cache and no GPU."""
-    for module in (doctor, estimates, fetch, hub, plan):
-        monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    monkeypatch.setattr(doctor, "ROOT", tmp_path)
     monkeypatch.setattr(hub, "snapshot", lambda *_: None)
     monkeypatch.setattr(hub, "commit", lambda *_: (_ for _ in ()).throw(hub.HubError("the hub cannot be reached")))
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
@@ -85,36 +85,17 @@ def test_memory_against_the_estimate(here):
 
 def test_models_of_the_hub(here, monkeypatch):
     wrong = findings(doctor.models, PAPER)
-    assert [w.what.split()[1] for w in wrong] == [
+    assert [w.what.split()[1].split("@")[0] for w in wrong] == [
         "lmsys/vicuna-7b-v1.5", "openai/clip-vit-large-patch14-336", "facebook/dinov2-base"
     ]  # fmt: skip
     assert "make fetch PROFILE=paper" in wrong[0].remedy
 
-    asked = []
-    monkeypatch.setattr(hub, "commit", lambda name, revision: asked.append(revision) or revision or COMMIT)
-    unpinned = replace(PAPER, teachers={"dinov2": replace(PAPER.teachers["dinov2"], revision=None)})
-    notes = findings(doctor.models, unpinned, NOTE)
-    assert len(notes) == 3
-    assert any(COMMIT[:8] in note.what and "pinned at first use" in note.what for note in notes)
-    pin = here / "runs/paper/models/facebook--dinov2-base.json"
-    assert json.loads(pin.read_text())["revision"] == COMMIT
-    assert asked[0] == PAPER.languages["vicuna-7b"].revision
-    monkeypatch.setattr(hub, "commit", lambda name, revision: revision or "f" * 40)
-    list(doctor.models(unpinned))
-    assert json.loads(pin.read_text())["revision"] == COMMIT  # the commit of the first use stays
-
-
-def test_a_pin_is_used_by_the_pipeline(here, monkeypatch):
-    from workbook import pipeline
-
-    monkeypatch.setattr(pipeline, "ROOT", here)
-    unpinned = replace(PAPER, visions={**PAPER.visions, "clip": replace(PAPER.visions["clip"], revision=None)})
-    pin = here / "runs/paper/models/openai--clip-vit-large-patch14-336.json"
-    assert pipeline.stages(unpinned)["stage2"]["paper-viral-s0"]["vision"]["revision"] is None
-    hub.write_pin(pin, "openai/clip-vit-large-patch14-336", COMMIT)
-    entry = pipeline.stages(unpinned)["stage2"]["paper-viral-s0"]
-    assert entry["vision"]["revision"] == COMMIT
-    assert entry["vision"]["tracked"] == "runs/paper/models/openai--clip-vit-large-patch14-336.json"
+    monkeypatch.setattr(hub, "commit", lambda name, revision: revision)
+    notes = findings(doctor.models, PAPER, NOTE)
+    assert [note.what.split()[1].split("@")[1] for note in notes] == [
+        model.revision[:8] for model in hub.models(PAPER)
+    ]  # fmt: skip
+    assert all("will be downloaded when a stage needs it" in note.what for note in notes)
 
 
 def test_gated_models_ask_for_a_token(monkeypatch):

@@ -104,7 +104,8 @@ def test_why_there_is_no_commit(repositories, tmp_path, name, message):
 
 
 @pytest.mark.parametrize(
-    ("revision", "valid"), [(COMMIT, True), ("main", False), (None, False), (COMMIT[:39], False), (f"{COMMIT}\n", False)]
+    ("revision", "valid"),
+    [(COMMIT, True), ("main", False), (None, False), (COMMIT[:39], False), (f"{COMMIT}\n", False)],
 )
 def test_a_commit_is_no_branch(revision, valid):
     assert hub.is_commit(revision) is valid

@@ -18,8 +18,7 @@ ENTRIES = pipeline.stages(PAPER)
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     """An empty repository root: nothing has been run."""
-    for module in (estimates, plan):
-        monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
     return tmp_path
 
 

@@ -12,13 +12,14 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from packaging.requirements import Requirement
 
 from workbook import pipeline
 from workbook.paths import ROOT, RunPaths
 from workbook.profile import Profile
-from workbook.scale import estimates, hub
+from workbook.scale import estimates, fetch, hub
 
 GB = 1e9
 OK, NOTE, MISSING = "ok", "note", "missing"
@@ -76,7 +77,7 @@ def packages(profile: Profile) -> Iterator[Finding]:
     wanted = [*project["dependencies"], *project["optional-dependencies"]["workbook"]]
     wanted += project["optional-dependencies"]["world"] if profile.world else []
     wanted += project["optional-dependencies"]["deepspeed"] if profile.launch.deepspeed else []
-    kinds = {profile.teachers[name].kind for name in _used(profile)["teachers"]}
+    kinds = {getattr(model, "kind", None) for model in hub.used(profile)}
     wanted += project["optional-dependencies"]["ross"] if "vae" in kinds else []
     if any(model.package for model in profile.languages.values()):
         wanted += project["optional-dependencies"]["gguf"]
@@ -155,67 +156,36 @@ def _smaller(profile: Profile, stage: str, needed: float, room: float) -> str:
     return "in the profile, try " + ", or ".join(filter(None, hints)) + " (the global batch stays the same)"
 
 
-def _used(profile: Profile) -> dict[str, list[str]]:
-    """Names of the languages, visions and teachers that the profile's runs use."""
-    entries, out = pipeline.stages(profile), {}
-    paths = {entry[kind]["path"] for stage in ("stage2", "cache") for entry in entries[stage].values()
-             for kind in ("language", "vision", "teacher") if entry.get(kind)}  # fmt: skip
-    for group in ("languages", "visions", "teachers"):
-        out[group] = [name for name, model in getattr(profile, group).items() if model.path in paths]
-    return out
-
-
-def _given(profile: Profile) -> list:
-    """Models that the runs use and no stage makes, each path once."""
-    made = pipeline.stages(profile)
-    kinds = ("pretrained", "language", "grow", "vision", "teacher", "distil", "vae")
-    own = {entry["out"] for kind in kinds for entry in made.get(kind, {}).values()}
-    used = [getattr(profile, group)[name] for group, names in _used(profile).items() for name in names]
-    return list({model.path: model for model in used if model.path not in own}.values())
-
-
-def hub_models(profile: Profile) -> list:
-    """Models that the runs use by hub id."""
-    return [model for model in _given(profile) if hub.is_hub_id(model.path)]
-
-
 def models(profile: Profile) -> Iterator[Finding]:
     """Every model that the runs use and no stage makes: a folder here, in the hub cache, or to be had from the hub."""
-    for model in _given(profile):
-        yield _hub_model(profile, model) if hub.is_hub_id(model.path) else _folder(model)
+    for model in hub.used(profile):
+        if hub.is_hub_id(model.path):
+            yield _hub_model(profile, model)
+        elif not (model.train or getattr(model, "package", None)):
+            yield _folder(model)
     for source in profile.projectors.values():
-        if not (ROOT / source).is_file():
+        if not Path(source).is_file():
             yield Finding(MISSING, f"no projector {source}", "put it there, or take `projectors` out of the profile")
 
 
 def _folder(model) -> Finding:
-    folder = ROOT / model.path / getattr(model, "subfolder", "")
-    if lacking := hub.missing_files(folder):
-        return Finding(MISSING, f"model folder {model.path} lacks {', '.join(lacking[:3])}",
-                       "put a model there as save_pretrained writes it, or name a hub id in the profile")  # fmt: skip
+    if lacking := hub.missing_files(Path(model.path) / getattr(model, "subfolder", "")):
+        remedy = "put a model there as save_pretrained writes it, or name a hub id in the profile"
+        return Finding(MISSING, f"model folder {model.path} lacks {', '.join(lacking[:3])}", remedy)
     return Finding(OK, f"model folder {model.path}")
 
 
 def _hub_model(profile: Profile, model) -> Finding:
-    """Where a model by hub id comes from; its commit is recorded, so that later starts use the same one."""
-    file = ROOT / RunPaths(profile.name).pin(model.path)
-    pinned = model.revision or hub.read_pin(file)
-    subfolder = getattr(model, "subfolder", "")
-    commit, how = pinned, "pinned in the profile" if model.revision else f"pinned at first use, in {file.name}"
-    local = hub.snapshot(model.path, pinned, subfolder)
-    if local is None:
-        try:
-            commit = hub.commit(model.path, pinned)
-        except hub.HubError as error:
-            remedy = f"where the hub can be reached: make fetch PROFILE={profile.name}; or name a local folder"
-            return Finding(MISSING, f"model {model.path} is not on this machine: {error}", remedy)
-    elif pinned is None:
-        commit = local.name
-    hub.write_pin(file, model.path, commit)
-    if local is None:
-        return Finding(NOTE, f"model {model.path}@{commit[:8]} ({how}) will be downloaded when a stage needs it",
-                       f"make fetch PROFILE={profile.name} does it now")  # fmt: skip
-    return Finding(OK, f"model {model.path}@{commit[:8]} ({how}), on this machine")
+    name = f"model {model.path}@{model.revision[:8]}"
+    if hub.snapshot(model.path, model.revision, getattr(model, "subfolder", "")):
+        return Finding(OK, f"{name}, on this machine")
+    try:
+        hub.commit(model.path, model.revision)
+    except hub.HubError as error:
+        remedy = f"where the hub can be reached: make fetch PROFILE={profile.name}; or name a local folder"
+        return Finding(MISSING, f"{name} is not on this machine: {error}", remedy)
+    remedy = f"make fetch PROFILE={profile.name} does it now"
+    return Finding(NOTE, f"{name} will be downloaded when a stage needs it", remedy)
 
 
 def files(profile: Profile) -> Iterator[Finding]:
@@ -225,15 +195,15 @@ def files(profile: Profile) -> Iterator[Finding]:
         return
     remedy = f"make fetch PROFILE={profile.name}; what goes where: python -m workbook fetch {profile.name} --list"
     for path in (profile.data.captions, profile.data.conversations):
-        yield Finding(OK, path) if (ROOT / path).is_file() else Finding(MISSING, f"no file {path}", remedy)
+        yield Finding(OK, path) if Path(path).is_file() else Finding(MISSING, f"no file {path}", remedy)
     for path in (profile.data.caption_images, profile.data.conversation_images):
-        filled = (ROOT / path).is_dir() and any((ROOT / path).iterdir())
+        filled = Path(path).is_dir() and any(Path(path).iterdir())
         yield Finding(OK, path) if filled else Finding(MISSING, f"no images in {path}", remedy)
     from workbook.benchmarks import load_rows
 
     for benchmark in profile.evaluation.benchmarks:
         try:
-            rows = load_rows(benchmark, ROOT / profile.data.benchmarks)
+            rows = load_rows(benchmark, profile.data.benchmarks)
         except (FileNotFoundError, ValueError) as error:
             yield Finding(MISSING, f"benchmark {benchmark}: {error}", remedy)
         else:
@@ -248,7 +218,7 @@ def disk(profile: Profile) -> Iterator[Finding]:
     from workbook.scale import plan
 
     entries, samples = pipeline.stages(profile), plan.samples_of(profile)
-    todo = {kind: [e for e in entries[kind].values() if not (ROOT / e["out"]).exists()] for kind in ("cache", "stage2")}
+    todo = {kind: [e for e in entries[kind].values() if not Path(e["out"]).exists()] for kind in ("cache", "stage2")}
     kept = 2  # DVC keeps a copy of what stages write
     sizes = {"runs": kept * sum(estimates.run_bytes(entry) or 0 for entry in todo["stage2"])}
     sizes["caches"] = kept * sum(estimates.cache_bytes(entry, samples["images"]) or 0 for entry in todo["cache"])
@@ -256,11 +226,8 @@ def disk(profile: Profile) -> Iterator[Finding]:
     sizes["resume states"] = 3 * 4 * max((estimates.run_bytes(entry) or 0 for entry in bare), default=0)
     int8 = kept * sum(estimates.cache_bytes(entry, samples["images"], "int8") or 0 for entry in todo["cache"])
     if profile.data.downloads:
-        from workbook.scale import fetch
-
-        sizes["data"] = int(sum(source.gb * GB for source in fetch.missing(profile)))
-    (ROOT / "runs").mkdir(exist_ok=True)
-    free, needed = shutil.disk_usage(ROOT / "runs").free, sum(sizes.values())
+        sizes["data"] = int(sum(source.gb * GB for source in fetch.sources(profile) if not source.present))
+    free, needed = shutil.disk_usage(".").free, sum(sizes.values())
     parts = ", ".join(f"{name} {size / GB:.1f}" for name, size in sizes.items() if size)
     what = f"about {needed / GB:.0f} GB of disk ({parts}; DVC's copies included), {free / GB:.0f} GB free"
     if needed <= free:
@@ -280,15 +247,15 @@ def images(profile: Profile, drop_faulty: bool = False) -> Iterator[Finding]:
 
     data, paths = profile.data, RunPaths(profile.name)
     for part, folder in (("captions", data.caption_images), ("conversations", data.conversation_images)):
-        json_file, manifest = ROOT / getattr(data, part), ROOT / paths.manifest(part)
+        json_file, manifest = Path(getattr(data, part)), paths.manifest(part)
         try:
             try:
-                found = write_manifest(json_file, ROOT / folder, manifest)
+                found = write_manifest(json_file, folder, manifest)
             except ValueError:
                 if not (drop_faulty and (dropped := drop(json_file, manifest))):
                     raise
                 yield Finding(NOTE, f"{dropped} faulty entries taken out of {json_file.name}; the original beside it")
-                found = write_manifest(json_file, ROOT / folder, manifest)
+                found = write_manifest(json_file, folder, manifest)
         except (FileNotFoundError, ValueError) as error:
             yield Finding(MISSING, str(error), "restore the images (make fetch), or take the faulty entries out: "
                           f"python -m workbook doctor {profile.name} --drop-faulty")  # fmt: skip

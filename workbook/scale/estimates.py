@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from workbook.paths import DEEPSPEED, PROFILES, ROOT
+from workbook.paths import DEEPSPEED, PROFILES
 from workbook.profile import Launch
 
 GIB = 2**30
@@ -28,7 +28,7 @@ def architecture(path: str) -> dict | None:
     """Config of a model, flat, with its number of `parameters` where it is known; None before a stage has made it."""
     if known := reference("architectures").get(path):
         return {**known["config"], **{key: known[key] for key in known if key != "config"}}
-    file = ROOT / path / "config.json"
+    file = Path(path) / "config.json"
     if not file.is_file():
         return None
     config = json.loads(file.read_text())

@@ -1,7 +1,8 @@
 """Bring a profile's models and data here where there is a network, and say what goes where in any case.
 
-Downloads go on where they were interrupted, archives are unpacked file by file and removed, and what is there already
-is not fetched again.  profiles/reference/sources.yaml lists the sources; `doctor` checks what has come of it.
+Downloads go on where they were interrupted, what comes is compared with its checksum, archives are unpacked file by
+file and removed, and what is there already is not fetched again.  profiles/reference/sources.yaml lists the sources;
+`doctor` checks what has come of it.  Paths are relative to the repository's root, where the commands run.
 """
 
 import hashlib
@@ -10,14 +11,13 @@ import shutil
 import urllib.error
 import urllib.request
 import zipfile
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from workbook.paths import ROOT, RunPaths
 from workbook.profile import Profile
-from workbook.scale import doctor, estimates, hub
+from workbook.scale import estimates, hub
 from workbook.schema import build, known
 
 CHUNK = 2**20
@@ -25,13 +25,15 @@ CHUNK = 2**20
 
 @dataclass(frozen=True)
 class Source:
-    """One thing to bring: from a `url`, from a data set on the `hub`, or `by_hand`."""
+    """One thing to bring: from a `url`, from a data set on the `hub` at a commit, or `by_hand`."""
 
     name: str
     to: str
     gb: float
     url: str | None = None
+    sha256: str | None = None  # of what the url gives
     hub: str | None = None
+    revision: str | None = None
     files: list[str] = field(default_factory=list)
     by_hand: str | None = None
     unzip: bool = False
@@ -39,40 +41,48 @@ class Source:
 
     @property
     def origin(self) -> str:
-        return self.url or self.by_hand or f"https://huggingface.co/datasets/{self.hub} ({', '.join(self.files)})"
+        return self.url or self.by_hand or f"{hub.page(self.hub, self.revision)} ({', '.join(self.files)})"
+
+    @property
+    def archive(self) -> Path:
+        """Where the archive of a folder lies until it is unpacked: beside the folder."""
+        return Path(f"{self.to}.zip")
+
+    @property
+    def incomplete(self) -> Path:
+        """Exists while a data set of the hub is being downloaded."""
+        return Path(f"{self.to}.incomplete")
+
+    @property
+    def present(self) -> bool:
+        """Whether a file is there, or a folder with something in it that is not half unpacked."""
+        path = Path(self.to)
+        if not self.unzip and not self.hub:
+            return path.is_file()
+        unfinished = self.archive.exists() or self.incomplete.exists()
+        return path.is_dir() and any(path.iterdir()) and not unfinished
 
 
 def sources(profile: Profile) -> list[Source]:
     """What a profile's `data.downloads` names, with its paths."""
-    listed, places = estimates.reference("sources"), asdict(profile.data)
+    groups = estimates.reference("sources")
     out = []
     for group in profile.data.downloads:
-        known("group of downloads", group, listed, f"profiles/{profile.name}.yaml: data.downloads")
-        for item in listed[group]:
-            item = {**item, "to": item["to"].format(**places)}
-            out.append(build(Source, item, f"sources.yaml: {item['name']}"))
+        known("group of downloads", group, groups, f"profiles/{profile.name}.yaml: data.downloads")
+        for entry in groups[group]:
+            entry = {**entry, "to": entry["to"].format(**vars(profile.data))}
+            out.append(build(Source, entry, f"sources.yaml: {entry['name']}"))
     return out
-
-
-def present(source: Source) -> bool:
-    """Whether a source's file is there, or a folder with something in it that is not half unpacked."""
-    path = ROOT / source.to
-    if not source.unzip and not source.hub:
-        return path.is_file()
-    return path.is_dir() and any(path.iterdir()) and not _archive(source).exists() and not _mark(source).exists()
-
-
-def missing(profile: Profile) -> list[Source]:
-    """Sources that are not there yet."""
-    return [source for source in sources(profile) if not present(source)]
 
 
 def listing(profile: Profile) -> str:
     """Every source with where it comes from, where it goes and whether it is there."""
     lines = [f"Data of profile {profile.name}: put each where the arrow points (paths from the repository's root)."]
     for source in sources(profile):
-        there = "there" if present(source) else f"missing, about {source.gb:g} GB"
-        lines += [f"  {source.name}  [{there}]", f"    {source.origin}", f"    -> {source.to}{'/' * source.unzip}"]
+        status = "there" if source.present else f"missing, about {source.gb:g} GB"
+        lines.append(f"  {source.name}  [{status}]")
+        lines.append(f"    {source.origin}")
+        lines.append(f"    -> {source.to}{'/' if source.unzip else ''}")
     if not profile.data.downloads:
         lines.append("  nothing: the pipeline draws it" if profile.world else "  nothing is listed in data.downloads")
     return "\n".join(lines)
@@ -80,32 +90,29 @@ def listing(profile: Profile) -> str:
 
 def run(profile: Profile) -> bool:
     """Fetch models and data; what fails or has to be done by hand is listed at the end.  True if all is there."""
-    failed = []
-    for model in doctor.hub_models(profile):
-        pin = ROOT / RunPaths(profile.name).pin(model.path)
+    failures = []
+    for model in hub.models(profile):
+        subfolder = getattr(model, "subfolder", "")
         try:
-            commit = model.revision or hub.read_pin(pin) or hub.commit(model.path)
-            hub.write_pin(pin, model.path, commit)
-            if hub.snapshot(model.path, commit, getattr(model, "subfolder", "")) is None:
-                print(f"model {model.path}@{commit[:8]}")
-                hub.download(model.path, commit, subfolder=getattr(model, "subfolder", ""))
+            if hub.snapshot(model.path, model.revision, subfolder) is None:
+                print(f"model {model.path}@{model.revision[:8]}")
+                hub.download(model.path, model.revision, subfolder)
         except Exception as error:  # of whichever http library the hub's client uses
-            failed.append(f"model {model.path}: {_reason(error)}")
-    for source in missing(profile):
+            failures.append(f"model {model.path}: {hub.first_line(error)}")
+    for source in sources(profile):
+        if source.present:
+            continue
         if source.by_hand:
-            failed.append(f"{source.name}: by hand, put {source.by_hand} at {source.to}")
+            failures.append(f"{source.name}: by hand, put {source.by_hand} at {source.to}")
             continue
         print(f"{source.name} -> {source.to}")
         try:
             bring(source)
         except Exception as error:
-            failed.append(f"{source.name}: {_reason(error)}; get it from {source.origin} and put it at {source.to}")
-    print("\n".join(["not there:", *(f"  {line}" for line in failed)]) if failed else "all there")
-    return not failed
-
-
-def _reason(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = f"{source.name}: {hub.first_line(error)}"
+            failures.append(f"{reason}; get it from {source.origin} and put it at {source.to}")
+    print("\n  ".join(["not there:", *failures]) if failures else "all there")
+    return not failures
 
 
 def bring(source: Source) -> None:
@@ -113,39 +120,28 @@ def bring(source: Source) -> None:
 
     Raises:
         OSError: no access, or no such file.
-        ValueError: an archive that is damaged; it is removed, so that the next call downloads it again.
+        ValueError: a file with another checksum, or a damaged archive; it is removed, so that the next call downloads
+            it again.
     """
-    target = ROOT / source.to
+    target = Path(source.to)
     if source.hub:
         target.mkdir(parents=True, exist_ok=True)
-        _mark(source).touch()
-        hub.download_dataset(source.hub, target, source.files)
-        _mark(source).unlink()
+        source.incomplete.touch()
+        hub.download_dataset(source.hub, source.revision, target, source.files)
+        source.incomplete.unlink()
         return
-    archive = _archive(source) if source.unzip else target
-    if not archive.exists():
-        download(source.url, archive)
-    if source.unzip:
-        _unpack(archive, target, source.strip)
-        with archive.open("rb") as whole:
-            facts = {"url": source.url, "sha256": hashlib.file_digest(whole, "sha256").hexdigest()}
-        archive.with_name(archive.name + ".json").write_text(json.dumps(facts, indent=2) + "\n")
-        archive.unlink()
+    if not source.unzip:
+        download(source.url, target, source.sha256 or hub.checksum(source.url))
+        return
+    if not source.archive.exists():
+        download(source.url, source.archive, source.sha256 or hub.checksum(source.url))
+    _unpack(source.archive, target, source.strip)
+    record = {"url": source.url, "sha256": sha256(source.archive)}
+    source.archive.with_name(f"{source.archive.name}.json").write_text(json.dumps(record, indent=2) + "\n")
+    source.archive.unlink()
 
 
-def _archive(source: Source) -> Path:
-    """Where the archive of a folder lies until it is unpacked: beside the folder."""
-    target = ROOT / source.to
-    return target.with_name(f"{target.name}.zip")
-
-
-def _mark(source: Source) -> Path:
-    """Exists while a data set of the hub is being downloaded."""
-    target = ROOT / source.to
-    return target.with_name(f"{target.name}.incomplete")
-
-
-def download(url: str, file: Path) -> None:
+def download(url: str, file: Path, checksum: str | None = None) -> None:
     """Download to `file` through `<file>.part`, from where an earlier call has stopped."""
     part = file.with_name(file.name + ".part")
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -158,19 +154,26 @@ def download(url: str, file: Path) -> None:
     except urllib.error.HTTPError as error:
         if error.code != 416:  # nothing is left to send: the part is the whole
             raise OSError(f"{url} answers {error.code} {error.reason}") from error
-        answer = None
-    if answer is not None:
-        with answer, part.open("ab" if answer.status == 206 else "wb") as out:
-            begin = begin if answer.status == 206 else 0
-            length = int(answer.headers.get("Content-Length") or 0)
-            total = begin + length if length else None
-            with tqdm(total=total, initial=begin, desc=file.name, unit="B", unit_scale=True) as bar:
-                while chunk := answer.read(CHUNK):
-                    out.write(chunk)
-                    bar.update(len(chunk))
-        if total is not None and part.stat().st_size != total:
-            raise OSError(f"{url} broke off after {part.stat().st_size} of {total} bytes: call again to go on")
+    else:
+        _receive(answer, part, begin if answer.status == 206 else 0)
+    received = sha256(part)
+    if received != (checksum or received):
+        part.unlink()
+        raise ValueError(f"{url} has sha256 {received}, not {checksum}: it was removed, call again to download it")
     part.rename(file)
+
+
+def _receive(answer, part: Path, begin: int) -> None:
+    """Write what a server sends from byte `begin` on."""
+    length = answer.headers.get("Content-Length")
+    total = begin + int(length) if length else None
+    bar = tqdm(total=total, initial=begin, desc=part.stem, unit="B", unit_scale=True)
+    with answer, bar, part.open("ab" if begin else "wb") as out:
+        while chunk := answer.read(CHUNK):
+            out.write(chunk)
+            bar.update(len(chunk))
+    if total is not None and part.stat().st_size != total:
+        raise OSError(f"{answer.url} broke off after {part.stat().st_size} of {total} bytes: call again to go on")
 
 
 def _unpack(archive: Path, folder: Path, strip: int) -> None:
@@ -191,3 +194,9 @@ def _unpack(archive: Path, folder: Path, strip: int) -> None:
     except zipfile.BadZipFile as error:
         archive.unlink()
         raise ValueError(f"{archive.name} is damaged ({error}) and was removed: call again to download it") from error
+
+
+def sha256(file: Path) -> str:
+    """Checksum of a file."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -10,8 +10,6 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from workbook.paths import ROOT
-
 TIMEOUT = 5.0  # seconds that the hub may take to say which commit a repository is at
 # Safetensors where there are any, as transformers chooses; `download` adds .bin weights where there are none.
 FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.safetensors")
@@ -23,12 +21,38 @@ class HubError(RuntimeError):
 
 def is_hub_id(path: str) -> bool:
     """Whether a model's path is `owner/name` on the hub, and no folder here."""
-    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", path)) and not (ROOT / path).is_dir()
+    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", path)) and not Path(path).is_dir()
 
 
 def is_commit(revision: str | None) -> bool:
     """Whether a revision is a commit, and not a branch, which moves."""
     return bool(re.fullmatch("[0-9a-f]{40}", revision or ""))
+
+
+def page(dataset: str, revision: str) -> str:
+    """Address of a data set at a commit."""
+    return f"https://huggingface.co/datasets/{dataset}/tree/{revision}"
+
+
+def used(profile) -> list:
+    """Language models, encoders, teachers and VAEs that the runs of a profile use, each once."""
+    systems = [profile.registry[run] for run in profile.runs]
+    teachers = [system.teacher for system in systems if system.teacher]
+    teachers += [system.reconstruct.vae for system in systems if system.reconstruct]
+    models = [
+        *(profile.languages[system.language] for system in systems),
+        *(profile.visions[system.vision] for system in systems),
+        *(profile.teachers[name] for name in teachers),
+    ]
+    first: dict = {}  # an encoder that is a teacher, too, counts as the encoder
+    for model in models:
+        first.setdefault(model.path, model)
+    return list(first.values())
+
+
+def models(profile) -> list:
+    """Those of the models used that are named by hub id."""
+    return [model for model in used(profile) if is_hub_id(model.path)]
 
 
 def missing_files(folder: Path) -> list[str]:
@@ -78,6 +102,17 @@ def download_dataset(hub_id: str, revision: str, folder: Path, files: list[str])
     snapshot_download(hub_id, repo_type="dataset", revision=revision, local_dir=folder, allow_patterns=files)
 
 
+def checksum(url: str) -> str | None:
+    """The sha256 that the hub states of a large file of its own, None for what lies elsewhere."""
+    from huggingface_hub import get_hf_file_metadata
+    from huggingface_hub.constants import ENDPOINT
+
+    if not url.startswith(f"{ENDPOINT}/"):
+        return None
+    etag = get_hf_file_metadata(url).etag or ""
+    return etag if re.fullmatch("[0-9a-f]{64}", etag) else None
+
+
 def commit(hub_id: str, revision: str | None = None) -> str:
     """Ask the hub which commit a revision (default: the newest) of a model is.
 
@@ -107,12 +142,11 @@ def first_line(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-def go_offline(models: Iterable) -> None:
+def go_offline(models: list) -> None:
     """Ask the hub nothing more in this process and its children, if all these models are on this machine as a whole.
 
     Otherwise transformers asks for each optional file of each model, and waits long where there is no network.
     """
-    models = list(models)
     if not models or any(snapshot(m.path, m.revision, getattr(m, "subfolder", "")) is None for m in models):
         return
     import huggingface_hub.constants

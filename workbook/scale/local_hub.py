@@ -18,8 +18,9 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 NEWEST = "f" * 40  # the commit that `main` stands for
-API = re.compile(r"/api/(?P<kind>models|datasets)/(?P<name>[^/]+/[^/]+)(?:/(?P<what>revision|tree)/(?P<revision>[^/]+))?$")
-RESOLVE = re.compile(r"/(?P<kind>datasets/)?(?P<name>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>.+)$")
+NAME = r"(?P<name>[^/]+/[^/]+)"
+API = re.compile(rf"/api/(?P<kind>models|datasets)/{NAME}(?:/(?P<what>revision|tree)/(?P<revision>[^/]+))?$")
+RESOLVE = re.compile(rf"/(?P<kind>datasets/)?{NAME}/resolve/(?P<revision>[^/]+)/(?P<file>.+)$")
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -98,7 +99,7 @@ def serve(folder: str | Path, requests: list[str] | None = None) -> Iterator[str
     """Serve a folder while the context lasts; gives the server's address, and notes requests in a list."""
     settings = {"folder": Path(folder), "requests": [] if requests is None else requests}
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("FolderHandler", (Handler,), settings))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}"
     finally:

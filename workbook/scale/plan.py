@@ -14,7 +14,7 @@ import pandas as pd
 
 from workbook import pipeline
 from workbook.benchmarks.registry import EXPECTED
-from workbook.paths import ROOT, RunPaths
+from workbook.paths import RunPaths
 from workbook.profile import Launch, Profile
 from workbook.scale import estimates
 from workbook.scale.costs import read_costs
@@ -44,7 +44,7 @@ def samples_of(profile: Profile) -> dict[str, int]:
         return {"captions": profile.world.captions, "conversations": mix, "images": mix - profile.world.text_only}
     facts, found = estimates.reference("hardware")["data"], {}
     for part in ("captions", "conversations"):
-        file = ROOT / RunPaths(profile.name).manifest(part)
+        file = RunPaths(profile.name).manifest(part)
         summary = json.loads(file.read_text()) if file.is_file() else {}
         found[part] = summary.get("samples", facts["samples"][part])
     return {**found, "images": summary.get("images", facts["images"])}
@@ -63,7 +63,7 @@ def jobs(profile: Profile) -> list[Job]:
 
 def _noted(profile: Profile) -> dict[tuple[str, str], float]:
     """Seconds of each stage as it last finished here, its interrupted attempts included."""
-    return read_costs(ROOT / RunPaths(profile.name).root)
+    return read_costs(RunPaths(profile.name).root)
 
 
 def _job(stage: str, key: str, entry: dict, profile: Profile, samples: dict, paces: dict, seconds: float | None) -> Job:
@@ -71,7 +71,7 @@ def _job(stage: str, key: str, entry: dict, profile: Profile, samples: dict, pac
     owner = entry["run"] if stage == "stage2" else f"{stage} {name}"
     operations = size = None
     fits = {}
-    out = ROOT / entry["out"]
+    out = Path(entry["out"])
     if stage in ("stage1", "stage2"):
         steps = estimates.steps(entry, samples["captions" if stage == "stage1" else "conversations"])
         step = estimates.training_operations(stage, entry, estimates.reference("hardware")["data"])
@@ -132,7 +132,7 @@ def _step_seconds(entries: dict) -> dict[tuple, float]:
     found: dict[tuple, list[float]] = {}
     for stage in ("stage1", "stage2"):
         for entry in entries[stage].values():
-            if logged := _logged(ROOT / entry["out"]):
+            if logged := _logged(Path(entry["out"])):
                 key = (stage, entry["language"]["path"], entry["vision"]["path"])
                 found.setdefault(key, []).append(logged[1] / logged[0])
     return {key: sum(paces) / len(paces) for key, paces in found.items()}
@@ -143,7 +143,7 @@ def gpus() -> tuple[dict[str, dict], list[str]]:
     found = {name: {**gpu, "utilisation": {**gpu["utilisation"]}} for name, gpu in
              estimates.reference("hardware")["gpus"].items()}  # fmt: skip
     notes = []
-    for file in sorted((ROOT / "runs" / "gpu" / "benchmark").glob("*.json")):
+    for file in sorted(Path("runs/gpu/benchmark").glob("*.json")):
         step = json.loads(file.read_text())
         if "shape" not in step or not (devices := step["environment"]["gpus"]):
             continue
@@ -152,7 +152,7 @@ def gpus() -> tuple[dict[str, dict], list[str]]:
             if name in devices[0]["model"]:
                 share = work / (step["arms"]["baseline"]["seconds"]["median"] * gpu["peak"] * 1e12)
                 gpu["utilisation"]["stage2"] = share
-                notes.append(f"Stage 2 on {name}: utilisation {share:.2f}, measured by {file.relative_to(ROOT)}.")
+                notes.append(f"Stage 2 on {name}: utilisation {share:.2f}, measured by {file}.")
     return found, notes
 
 
