@@ -28,9 +28,11 @@ import torch
 import torch.nn.functional as F
 from IPython.display import display
 
+from viral_core.aligned import AlignedModel
 from viral_core.data import Collator, ConversationDataset, image_token_count, load_conversations
+from viral_core.llava import add_lora, assemble
 from viral_core.measure import pca_map
-from viral_core.model import Align, AlignedModel, add_lora, assemble
+from viral_core.specs import Align
 from viral_core.tap import VisualTap
 from viral_core.templates import TEMPLATES
 from workbook import plots

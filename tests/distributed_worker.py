@@ -17,9 +17,11 @@ import torch
 from PIL import Image
 
 from viral_core import distributed
+from viral_core.aligned import AlignedModel
 from viral_core.data import load_conversations
-from viral_core.model import Align, AlignedModel, add_lora, assemble
+from viral_core.llava import add_lora, assemble
 from viral_core.recipe import Recipe
+from viral_core.specs import Align
 from viral_core.templates import TEMPLATES
 from viral_core.trainer import train_stage2
 from workbook.evaluate import evaluate, sampled

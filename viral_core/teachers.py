@@ -25,8 +25,8 @@ from transformers import AutoConfig, AutoImageProcessor, DepthAnythingForDepthEs
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.utils import cached_file
 
+from viral_core.checkpoints import VISION, fingerprint
 from viral_core.data import pad_to_square
-from viral_core.model import VISION, fingerprint
 
 RADIO_HEADS = {384: 6, 768: 12, 1024: 16, 1280: 16}  # attention heads of ViT-S, B, L, H: not readable from weights
 

@@ -30,6 +30,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 
 from viral_core import distributed, environment
+from viral_core.aligned import AlignedModel
 from viral_core.data import (
     IGNORE,
     Collator,
@@ -39,8 +40,10 @@ from viral_core.data import (
     check_supervision,
     visual_tokens,
 )
-from viral_core.model import PROJECTOR, AlignedModel, base_llava, gathered, save_projector, save_run
+from viral_core.llava import save_projector
 from viral_core.recipe import Recipe
+from viral_core.run_folder import PROJECTOR, gathered, save_run
+from viral_core.tap import base_llava
 from viral_core.templates import TEMPLATES, Template
 from viral_core.tiles import is_tiled
 

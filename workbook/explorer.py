@@ -25,7 +25,7 @@ from viral_core.data import pad_to_square
 from viral_core.measure import PatchPermutation, cknna_batch, generate_with_attention, pca_map
 from viral_core.measure.inputs import batches, square_side
 from viral_core.measure.states import stream_states
-from viral_core.model import Run, load_run
+from viral_core.run_folder import Run, load_run
 from viral_core.templates import IMAGE_MARKER, prompt, stop_token_id
 from workbook import plots
 from workbook.benchmarks import BENCHMARKS, load_rows, open_image

@@ -69,7 +69,7 @@ def _assemble(entry: dict, projector: str | None = None):
     import torch
 
     from viral_core import distributed
-    from viral_core.model import assemble
+    from viral_core.llava import assemble
 
     language, vision = entry["language"], entry["vision"]
     partitioned = (_launch(entry).deepspeed or "").startswith("zero3")
@@ -93,7 +93,7 @@ def _load_run(entry: dict):
     import torch
 
     from viral_core import distributed
-    from viral_core.model import load_run
+    from viral_core.run_folder import load_run
 
     compute = entry["compute"]
     return load_run(
@@ -117,7 +117,7 @@ def stage1(entry: dict) -> None:
     import torch
 
     from viral_core.data import load_conversations
-    from viral_core.model import scale_projector
+    from viral_core.llava import scale_projector
     from viral_core.recipe import Recipe
     from viral_core.templates import TEMPLATES
     from viral_core.trainer import train_stage1
@@ -187,9 +187,10 @@ def stage2(entry: dict) -> None:
     """Stage 2: train LoRA, projector and, with alignment, the head on the instruction mix."""
     import torch
 
+    from viral_core.aligned import AlignedModel
     from viral_core.cache import FeatureCache
     from viral_core.data import load_conversations, shuffle_targets
-    from viral_core.model import AlignedModel, add_lora
+    from viral_core.llava import add_lora
     from viral_core.recipe import Recipe
     from viral_core.specs import Align, Reconstruct, Residual
     from viral_core.templates import TEMPLATES

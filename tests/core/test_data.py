@@ -23,7 +23,7 @@ from viral_core.data import (
     load_conversations,
     pad_to_square,
 )
-from viral_core.model import assemble
+from viral_core.llava import assemble
 from viral_core.templates import TEMPLATES, prompt
 
 MODEL_OF = {"vicuna_v1": "llama", "qwen": "qwen", "plain": "llama"}

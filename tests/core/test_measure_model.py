@@ -24,6 +24,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from viral_core.aligned import AlignedModel
+from viral_core.llava import add_lora, assemble
 from viral_core.measure import (
     ExportedStates,
     PatchPermutation,
@@ -36,7 +38,7 @@ from viral_core.measure import (
     spatial_entropy,
 )
 from viral_core.measure.permutation import patch_order
-from viral_core.model import AlignedModel, Residual, add_lora, assemble
+from viral_core.specs import Residual
 from viral_core.tap import VisualTap
 from viral_core.templates import TEMPLATES, stop_token_id
 from workbook.evaluate import generate

@@ -6,20 +6,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, CLIPVisionModel, SiglipVisionModel
 
+from viral_core.aligned import AlignedModel
+from viral_core.checkpoints import fingerprint
 from viral_core.data import Collator, ConversationDataset, load_conversations
-from viral_core.model import (
-    Align,
-    AlignedModel,
-    Residual,
-    add_lora,
-    assemble,
-    base_llava,
-    fingerprint,
-    load_projector,
-    load_run,
-    save_projector,
-    save_run,
-)
+from viral_core.llava import add_lora, assemble, load_projector, save_projector
+from viral_core.run_folder import load_run, save_run
+from viral_core.specs import Align, Residual
+from viral_core.tap import base_llava
 from viral_core.templates import TEMPLATES
 
 TEMPLATE = TEMPLATES["vicuna_v1"]

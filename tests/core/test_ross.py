@@ -10,11 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
+from viral_core.aligned import AlignedModel
 from viral_core.cache import FeatureCache, write_cache
 from viral_core.data import Collator, ConversationDataset, load_conversations
-from viral_core.model import Align, AlignedModel, Reconstruct, add_lora, assemble, load_run, save_run
+from viral_core.llava import add_lora, assemble
 from viral_core.recipe import Recipe
 from viral_core.ross import Denoiser, Reconstruction
+from viral_core.run_folder import load_run, save_run
+from viral_core.specs import Align, Reconstruct
 from viral_core.teachers import load_teacher
 from viral_core.templates import TEMPLATES
 from viral_core.trainer import train_stage2

@@ -13,10 +13,13 @@ from safetensors.torch import load_file
 from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model
 
 from viral_core import trainer
+from viral_core.aligned import AlignedModel
 from viral_core.cache import FeatureCache
 from viral_core.data import Collator, ConversationDataset, GroupedSampler, load_conversations, shuffle_targets
 from viral_core.head import AlignmentHead
-from viral_core.model import Align, AlignedModel, add_lora, assemble, load_run, save_projector
+from viral_core.llava import add_lora, assemble, save_projector
+from viral_core.run_folder import load_run
+from viral_core.specs import Align
 from viral_core.templates import TEMPLATES
 from workbook import pipeline, stages
 from workbook import profile as profiles

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from viral_core.data import Collator, ConversationDataset, load_conversations
-from viral_core.model import add_lora, assemble, base_llava
-from viral_core.tap import VisualTap
+from viral_core.llava import add_lora, assemble
+from viral_core.tap import VisualTap, base_llava
 from viral_core.templates import TEMPLATES
 
 

@@ -11,25 +11,16 @@ import viral_core  # noqa: F401  (before torch and transformers)
 import torch
 from PIL import Image
 
+from viral_core.aligned import AlignedModel
 from viral_core.cache import FeatureCache, write_cache
 from viral_core.data import Collator, ConversationDataset, GroupedSampler, Sample, image_token_count, visual_tokens
+from viral_core.llava import add_lora, assemble, connector, save_projector, scale_projector
 from viral_core.measure import ExportedStates, cknna, clamp_outliers, export_states, layerwise_cknna
 from viral_core.measure.permutation import patch_order
-from viral_core.model import (
-    Align,
-    AlignedModel,
-    Residual,
-    add_lora,
-    assemble,
-    base_llava,
-    connector,
-    load_run,
-    save_projector,
-    save_run,
-    scale_projector,
-)
 from viral_core.recipe import Recipe
-from viral_core.tap import VisualTap
+from viral_core.run_folder import load_run, save_run
+from viral_core.specs import Align, Residual
+from viral_core.tap import VisualTap, base_llava
 from viral_core.templates import TEMPLATES, prompt
 from viral_core.tiles import NEWLINE, batch_patch_index, cut, patch_index, tile_keys
 from viral_core.trainer import train_stage1, train_stage2

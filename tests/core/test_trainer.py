@@ -6,9 +6,13 @@ import pytest
 import torch
 from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model
 
+from viral_core.aligned import AlignedModel
 from viral_core.data import Collator, ConversationDataset, GroupedSampler, load_conversations
-from viral_core.model import Align, AlignedModel, Residual, add_lora, assemble, base_llava, load_run
+from viral_core.llava import add_lora, assemble
 from viral_core.recipe import Recipe
+from viral_core.run_folder import load_run
+from viral_core.specs import Align, Residual
+from viral_core.tap import base_llava
 from viral_core.teachers import load_teacher
 from viral_core.templates import TEMPLATES
 from viral_core.trainer import train_stage1, train_stage2

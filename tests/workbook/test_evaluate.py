@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from viral_core.data import pad_to_square
+from viral_core.llava import add_lora, assemble
 from viral_core.measure.permutation import PatchPermutation
-from viral_core.model import add_lora, assemble
 from viral_core.templates import TEMPLATES, prompt
 from workbook import evaluate as runner
 from workbook.benchmarks.answers import read_answers

@@ -7,7 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from viral_core.model import AlignedModel, Run, add_lora, assemble
+from viral_core.aligned import AlignedModel
+from viral_core.llava import add_lora, assemble
+from viral_core.run_folder import Run
 from viral_core.templates import TEMPLATES
 from workbook import explorer
 

@@ -9,8 +9,11 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
+from viral_core.aligned import AlignedModel
 from viral_core.data import expand_image_tokens, image_token_count, pad_to_square
-from viral_core.model import Align, AlignedModel, Residual, add_lora, assemble, load_run, save_run
+from viral_core.llava import add_lora, assemble
+from viral_core.run_folder import load_run, save_run
+from viral_core.specs import Align, Residual
 from viral_core.templates import TEMPLATES, prompt
 from workbook.scale.export import export
 

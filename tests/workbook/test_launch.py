@@ -13,9 +13,11 @@ import torch
 from distributed_worker import ask
 
 from viral_core import distributed
+from viral_core.aligned import AlignedModel
 from viral_core.data import check_supervision, load_conversations
-from viral_core.model import Align, AlignedModel, add_lora, assemble
+from viral_core.llava import add_lora, assemble
 from viral_core.recipe import Recipe
+from viral_core.specs import Align
 from viral_core.templates import TEMPLATES
 from viral_core.trainer import AlignmentTrainer, train_stage2
 from workbook import profile as profiles

@@ -29,8 +29,12 @@ from transformers import (
     SiglipVisionModel,
 )
 
+from viral_core.aligned import AlignedModel
+from viral_core.checkpoints import VISION
 from viral_core.data import Collator, ConversationDataset, Sample, image_token_count
-from viral_core.model import VISION, Align, AlignedModel, add_lora, assemble, base_llava
+from viral_core.llava import add_lora, assemble
+from viral_core.specs import Align
+from viral_core.tap import base_llava
 from viral_core.teachers import KINDS, load_teacher
 from viral_core.templates import TEMPLATES
 from workbook.paths import PROFILES

@@ -84,7 +84,7 @@ def test_switching_profiles_loses_nothing(smoke):
 
 def test_a_saved_run_answers_as_it_was_evaluated(smoke):
     """Load the run from its folder and ask again: the same answers as in its evaluation."""
-    from viral_core.model import load_run
+    from viral_core.run_folder import load_run
     from workbook.benchmarks import load_rows
     from workbook.benchmarks.answers import read_answers
     from workbook.evaluate import evaluate

@@ -10,7 +10,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from viral_core.model import assemble, save_projector
+from viral_core.llava import assemble, save_projector
 from workbook import pipeline, stages
 from workbook import profile as profiles
 from workbook.scale.projector import import_projector, read_projector

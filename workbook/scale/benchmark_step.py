@@ -33,9 +33,11 @@ from transformers import CLIPVisionConfig, Dinov2Config, Dinov2Model, LlamaConfi
 from transformers import LlavaForConditionalGeneration as Llava
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from viral_core.aligned import AlignedModel
 from viral_core.data import IGNORE
 from viral_core.environment import describe
-from viral_core.model import Align, AlignedModel, add_lora
+from viral_core.llava import add_lora
+from viral_core.specs import Align
 from viral_core.teachers import Teacher
 
 ARMS = ("baseline", "cached", "online", "transcription")

@@ -15,7 +15,7 @@ import torch
 from transformers import LlavaImageProcessor, LlavaProcessor
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-from viral_core.model import RUN, load_run
+from viral_core.run_folder import RUN, load_run
 from viral_core.templates import Template
 
 
@@ -36,7 +36,7 @@ def export(folder: str | Path, out: str | Path, dtype: str = "float32") -> None:
         raise ValueError(
             f"{folder} adds visual features to the hidden states of layer {layers} again (a residual), also when it "
             "answers; transformers' LLaVA has no place for that, and would answer differently without: load it with "
-            "viral_core.model.load_run"
+            "viral_core.run_folder.load_run"
         )
     if saved["base"]["tile_grids"]:
         raise ValueError(f"{folder} takes images in tiles (LLaVA-NeXT): only LLaVA-1.5 runs are exported")

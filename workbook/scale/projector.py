@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from viral_core.model import PROJECTOR
+from viral_core.run_folder import PROJECTOR
 
 LAYERS = {"0": "linear_1", "2": "linear_2", "linear_1": "linear_1", "linear_2": "linear_2"}  # LLaVA's names and ours
 NAME = re.compile(r"(?:^|\.)(?:(?:mm_projector|multi_modal_projector)\.)?(0|2|linear_1|linear_2)\.(weight|bias)$")

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from viral_core.model import assemble, save_projector
+from viral_core.llava import assemble, save_projector
 
 from .fitting import fit, split_pool
 from .language import cell_embeddings

@@ -1,0 +1,239 @@
+"""A vision tower and a language model as one LLaVA, and LoRA on it.
+
+The parts are loaded by `from_pretrained` and put into transformers' own LLaVA class; nothing of a loaded part is ever
+initialised again (one of the released code's defects).
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import (
+    AddedToken,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextProcessor,
+    LlavaProcessor,
+    PreTrainedModel,
+)
+from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
+
+from viral_core.checkpoints import VISION, fingerprint
+from viral_core.tap import base_llava
+from viral_core.templates import IMAGE_MARKER
+from viral_core.tiles import is_tiled, tile_processor
+
+RESAMPLERS = ("blip-2", "instructblip", "instructblipvideo", "idefics", "idefics2", "kosmos-2", "perceiver")
+LORA_TARGETS = r".*language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)|mlp\.(gate|up|down))_proj"
+
+
+@dataclass(frozen=True)
+class Base:
+    """The frozen parts of a model: folders or hub ids, revisions, fingerprints, and the encoder layer read.
+
+    `tile_grids`: of a LLaVA-NeXT, (rows, columns) each; None for LLaVA-1.5.
+    """
+
+    vision: str
+    language: str
+    vision_revision: str | None = None
+    language_revision: str | None = None
+    vision_sha256: str | None = None
+    language_sha256: str | None = None
+    vision_feature_layer: int = -2
+    tile_grids: tuple[tuple[int, int], ...] | None = None
+
+    def __post_init__(self):
+        if self.tile_grids is not None:
+            object.__setattr__(self, "tile_grids", tuple(map(tuple, self.tile_grids)))
+
+
+def assemble(
+    vision: str | Path,
+    language: str | Path,
+    *,
+    vision_revision: str | None = None,
+    language_revision: str | None = None,
+    projector: str | Path | None = None,
+    dtype: torch.dtype = torch.float32,
+    attn_implementation: str = "sdpa",
+    vision_feature_layer: int = -2,
+    tile_grids: Sequence[Sequence[int]] | None = None,
+    device: str | torch.device = "cpu",
+) -> tuple[LlavaForConditionalGeneration | LlavaNextForConditionalGeneration, LlavaProcessor | LlavaNextProcessor]:
+    """Build LLaVA-1.5 from a CLIP or SigLIP vision tower and a causal language model (folders or hub ids).
+
+    With `tile_grids`, (rows, columns) each, it is LLaVA-NeXT: it has a newline token too, which is new and trains like
+    the projector.
+
+    Everything is frozen but the projector, a new two-layer GELU MLP unless `projector` names saved weights. The
+    tokenizer gets an `<image>` token and, if it has none, a padding token; embedding rows that the language model lacks
+    start at the mean row, so that assembling again gives the same model. The parts' identity is kept as `llava.base`.
+    The loaded parts go to `device`, the projector starts on the CPU. For ZeRO-3 assemble on the CPU, without a live
+    `HfDeepSpeedConfig`: the trainer's DeepSpeed partitions the model.
+
+    Raises:
+        ValueError: a vision tower of another kind, or a projector that does not fit or joins other models.
+    """
+    kind = AutoConfig.from_pretrained(vision, revision=vision_revision).model_type
+    if kind in RESAMPLERS or kind.endswith("_qformer"):
+        raise ValueError(
+            f"{vision} is a {kind!r} model, which reads images through a resampler or Q-Former: its queries mix all "
+            "patches, so that no visual token belongs to one patch and none can be aligned (the paper's limitation)"
+        )
+    if kind not in VISION:
+        raise ValueError(f"{vision} is a {kind!r} model; LLaVA takes a fixed-size vision tower: {', '.join(VISION)}")
+    vision_class, strategy = VISION[kind]
+    options = {"dtype": dtype, "attn_implementation": attn_implementation}
+    if torch.device(device).type != "cpu":
+        options["device_map"] = {"": torch.device(device)}  # straight to the GPU, whatever the number of processes
+    tower = vision_class.from_pretrained(vision, revision=vision_revision, **options)
+    lm = AutoModelForCausalLM.from_pretrained(language, revision=language_revision, **options)
+    tokenizer = AutoTokenizer.from_pretrained(language, revision=language_revision)
+    _prepare_tokens(tokenizer, lm)
+
+    if tile_grids is None:
+        config_class, llava_class, processor_class = LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+        images, own = AutoImageProcessor.from_pretrained(vision, revision=vision_revision), {}
+    else:
+        config_class, llava_class = LlavaNextConfig, LlavaNextForConditionalGeneration
+        processor_class = LlavaNextProcessor
+        images = tile_processor(vision, tower.config.image_size, tile_grids, vision_revision)
+        own = {"image_grid_pinpoints": images.image_grid_pinpoints}
+    processor = processor_class(
+        images,
+        tokenizer,
+        patch_size=tower.config.patch_size,
+        vision_feature_select_strategy=strategy,
+        num_additional_image_tokens=int(strategy == "default"),
+    )
+    config = config_class(
+        vision_config=tower.config,
+        text_config=lm.config,
+        image_token_index=processor.image_token_id,
+        image_seq_length=(tower.config.image_size // tower.config.patch_size) ** 2,
+        vision_feature_select_strategy=strategy,
+        vision_feature_layer=vision_feature_layer,
+        tie_word_embeddings=lm.config.tie_word_embeddings,
+        dtype=dtype,
+        **own,
+    )
+    with torch.device("meta"):
+        llava = llava_class(config)
+    llava.model.vision_tower, llava.model.language_model, llava.lm_head = tower, lm.model, lm.lm_head
+    llava.model.multi_modal_projector = LlavaMultiModalProjector(config).to(dtype)
+    if tile_grids is not None:
+        width = config.text_config.hidden_size
+        llava.model.image_newline = nn.Parameter(torch.randn(width, dtype=dtype) / width**0.5)  # as transformers does
+    llava.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
+    llava.requires_grad_(False)
+    for p in connector(llava):
+        p.requires_grad_(True)
+    llava.base = Base(
+        str(vision),
+        str(language),
+        vision_revision,
+        language_revision,
+        fingerprint(vision, vision_revision),
+        fingerprint(language, language_revision),
+        vision_feature_layer,
+        tile_grids,
+    )
+    if projector is not None:
+        load_projector(llava, projector)
+    return llava.eval(), processor
+
+
+def connector(llava: nn.Module) -> list[nn.Parameter]:
+    """What joins encoder and language model, and always trains: the projector and LLaVA-NeXT's newline token."""
+    core = base_llava(llava).model
+    newline = [core.image_newline] if is_tiled(core.config) else []
+    return [*core.multi_modal_projector.parameters(), *newline]
+
+
+def _prepare_tokens(tokenizer, lm: PreTrainedModel) -> None:
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    if IMAGE_MARKER not in tokenizer.get_vocab():
+        tokenizer.add_tokens([AddedToken(IMAGE_MARKER, special=True, normalized=False)], special_tokens=True)
+    rows = lm.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        lm.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        for weight in {lm.get_input_embeddings().weight, lm.get_output_embeddings().weight}:
+            weight.data[rows:] = weight.data[:rows].mean(0)
+
+
+def add_lora(llava: LlavaForConditionalGeneration, r: int, alpha: int, dropout: float = 0.0) -> PeftModel:
+    """LoRA, without bias, on q, k, v, o, gate, up and down of the language model only.
+
+    The projector goes on training; everything else is frozen. LoRA starts at random: set the seed before.
+    """
+    model = get_peft_model(
+        llava, LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, bias="none", target_modules=LORA_TARGETS)
+    )
+    for p in connector(model):
+        p.requires_grad_(True)
+    return model
+
+
+@torch.no_grad()
+def scale_projector(llava: nn.Module, factor: float) -> None:
+    """Multiply the output of a new projector, so that it starts at the size of the word embeddings."""
+    last = base_llava(llava).model.multi_modal_projector.linear_2
+    last.weight.mul_(factor)
+    last.bias.mul_(factor)
+
+
+def save_projector(llava: nn.Module, path: str | Path) -> None:
+    """Write the projector's weights as float32 safetensors, with the base that they join as json in its metadata."""
+    llava = base_llava(llava)
+    save_file(cpu_state(llava.model.multi_modal_projector), path, metadata={"base": json.dumps(asdict(llava.base))})
+
+
+def load_projector(llava: nn.Module, path: str | Path) -> None:
+    """Read a projector written by `save_projector`, or by `import_projector`, which knows of no base.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: its weights do not fit this model, or join another encoder or language model.
+    """
+    llava = base_llava(llava)
+    load_weights(llava.model.multi_modal_projector, path)
+    with safe_open(path, "pt") as file:
+        saved = (file.metadata() or {}).get("base")
+    if saved is not None:
+        expect_base(path, Base(**json.loads(saved)), llava.base)
+
+
+def expect_base(path: str | Path, trained_on: Base, here: Base) -> None:
+    """Refuse what was trained on models of other content; where they lie does not matter."""
+    if (trained_on.vision_sha256, trained_on.language_sha256) != (here.vision_sha256, here.language_sha256):
+        raise ValueError(f"{path} was trained on {trained_on}, but the models here are {here}: train it again")
+
+
+def cpu_state(module: nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach().float().cpu().contiguous() for name, p in module.state_dict().items()}
+
+
+def load_weights(module: nn.Module, path: str | Path) -> None:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no weights at {path}: run the stage that writes them first")
+    try:
+        module.load_state_dict(load_file(path))
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit this model: {error}") from error
