@@ -18,9 +18,10 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from viral_core.measure.intervals import Interval
 from workbook import paper
 from workbook import profile as profiles
-from workbook.benchmarks import PAPER, Interval
+from workbook.benchmarks import PAPER
 from workbook.paths import ROOT, RunPaths
 from workbook.results.curves import interval
 from workbook.results.permutation import losses
@@ -33,7 +34,6 @@ COLOURS = dict(zip(VERDICTS, ("#009E73", "#D55E00", "#666666", "#999999"), stric
 FACTS = {"id", "section", "claim", "quantity", "expect", "threshold"}  # the other keys are the quantity's arguments
 COLUMNS = ["id", "section", "claim", "expect", "threshold", "quantity", "part", "value", "low", "high", "unit", "n",
            "paper", "verdict", "missing"]  # fmt: skip
-RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -288,7 +288,7 @@ def _gain(evidence: Evidence, runs: list[str], others: list[str], benchmark: str
         repeated = f"{len(runs)} against {len(others)} runs, 1 seed"
     if not pairs[0]:
         return Measured(**facts, missing=f"{runs[0]} and {others[0]} share no seed")
-    found = resampled(benchmark, *pairs, resamples=RESAMPLES)["official"]
+    found = resampled(benchmark, *pairs)["official"]
     return Measured(
         **facts, value=scale * found.value, low=scale * found.low, high=scale * found.high,
         n=f"{_questions(found)}, {repeated}",
@@ -450,7 +450,7 @@ def early_gain(evidence: Evidence, run: str, over: str, fraction: float, benchma
                 raise Missing(f"{run}: {benchmark} of its checkpoints")
             pairs = [[side[seed] for seed in seeds] for side in (early, final)]
             try:
-                found = resampled(benchmark, *pairs, resamples=RESAMPLES)["official"]
+                found = resampled(benchmark, *pairs)["official"]
             except ValueError as error:
                 raise ValueError(f"{run} at step {step} against {over}: {error}") from error
             bounds = [100 * value for value in (found.value, found.low, found.high)]
@@ -491,7 +491,7 @@ def overhead(evidence: Evidence, run: str, over: str) -> list[Measured]:
         costs = step_costs(logs, over)
     except ValueError as short:
         return [Measured(**facts, missing=str(short))]
-    value, low, high = interval(costs.loc[costs["run"] == run, "overhead"].to_numpy()[None])
+    value, low, high = interval(costs.loc[costs["run"] == run, "overhead"].to_numpy()[:, None])
     return [Measured(**facts, value=value, low=low, high=high, n=_seeds(len(seeds)))]
 
 

@@ -27,12 +27,8 @@ from workbook.benchmarks.answers import (
     part_file,
     read_answers,
     remove_outdated,
-    results_table,
     settings,
-    summarise,
 )
-
-__all__ = ["evaluate", "generate", "results_table", "sampled", "summarise"]
 
 
 def sampled(runs: int = 10, temperature: float = 0.1, seed: int = 0) -> dict:

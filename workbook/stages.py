@@ -238,10 +238,9 @@ def evaluate(entry: dict, limit: int | None = None) -> None:
 
     With a `limit` of rows it is a trial: its answers lie in a folder beside the run's, and enter no table.
     """
-    from viral_core import distributed
     from workbook.benchmarks import load_rows
     from workbook.evaluate import evaluate as ask
-    from workbook.evaluate import sampled, summarise
+    from workbook.evaluate import sampled
 
     asked = {name: load_rows(name, entry["rows"]) for name in entry["benchmarks"]}
     run, out = _load_run(entry), Path(entry["out"])
@@ -254,14 +253,12 @@ def evaluate(entry: dict, limit: int | None = None) -> None:
             batch_size=entry["batch_size"], max_new_tokens=entry["max_new_tokens"], limit=limit, renew=True,
             protocol=sampled(entry["sampled"][name]) if name in entry["sampled"] else None,
         )  # fmt: skip
-        if distributed.is_main():
-            summarise(answers, name, out / f"{name}.json")
 
 
 def cknna(entry: dict) -> None:
     """Similarity of one run's visual tokens to its encoder's features, layer by layer (Fig. 2d)."""
     from viral_core import distributed
-    from viral_core.measure import layerwise_cknna
+    from viral_core.measure.states import layerwise_cknna
     from viral_core.measure.tables import merge_shares, write_csv
     from viral_core.templates import IMAGE_MARKER, prompt
     from workbook.benchmarks import load_rows, open_image
@@ -310,7 +307,7 @@ def attention(entry: dict) -> None:
     import numpy as np
 
     from viral_core import distributed
-    from viral_core.measure import entropy_per_head, question_entropies
+    from viral_core.measure.attention import entropy_per_head, question_entropies
     from viral_core.measure.tables import label, merge_shares, write_csv
     from viral_core.templates import IMAGE_MARKER, prompt, stop_token_id
     from workbook.benchmarks import load_rows, open_image

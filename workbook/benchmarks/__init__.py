@@ -26,17 +26,15 @@ from pathlib import Path
 from workbook.benchmarks.parse import parse_answer
 from workbook.benchmarks.registry import BENCHMARKS, EXPECTED, MODULES, PAPER, family, read
 from workbook.benchmarks.sources import Faults, open_image
-from workbook.benchmarks.stats import Interval, differences, intervals, point_scores
+from workbook.benchmarks.stats import differences, intervals, point_scores
 
 __all__ = [
     "BENCHMARKS",
     "PAPER",
-    "Interval",
     "differences",
     "intervals",
     "load_rows",
     "open_image",
-    "paper_score",
     "parse_answer",
     "score",
 ]
@@ -99,20 +97,3 @@ def score(benchmark: str, rows: Sequence[Mapping]) -> dict:
         "unparsed": answers["strict"].count(None) / len(rows),
         "strict_scores": strict,
     }
-
-
-def paper_score(scores: Mapping[str, Mapping], rule: str = "official") -> dict[str, float]:
-    """The paper's numbers from `score` results by benchmark: percentages, MME in points.
-
-    A benchmark of two files is their mean.  Benchmarks without results are left out; half of one is a ValueError.
-    """
-    numbers = {}
-    for name, parts in PAPER.items():
-        found = [scores[part][rule] for part in parts if part in scores]
-        if name in scores:
-            found = [scores[name][rule]]
-        elif found and len(found) < len(parts):
-            raise ValueError(f"{name} needs the scores of {' and '.join(parts)}")
-        if found:
-            numbers[name] = sum(found) / len(found) * (1 if name == "mme" else 100)
-    return numbers

@@ -1,4 +1,4 @@
-"""Answer files: what a model said to a benchmark, appended as it says it, and the scores of a finished file.
+"""Answer files: what a model said to a benchmark, appended as it says it.
 
 The first line holds the settings under which the answers were made, every further line one answered row (without its
 image) and the number of the sampled run.  A file is only ever continued under the same settings.
@@ -6,17 +6,10 @@ image) and the number of the sampled run.  A file is only ever continued under t
 
 import hashlib
 import json
-import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-import numpy as np
-import pandas
-
-from workbook.benchmarks.registry import PAPER, family, read
-from workbook.benchmarks.stats import intervals, point_scores
 
 Runs = list[list[dict]]  # answered rows of each run; greedy decoding has one
 
@@ -147,88 +140,3 @@ def read_answers(path: str | Path) -> tuple[dict, Runs]:
         if len({row["id"] for row in run}) != len(run):
             raise ValueError(f"{path} holds a row twice: remove the file and evaluate again")
     return rows[0]["settings"], runs
-
-
-def summarise(files: str | Path | Sequence[str | Path], benchmark: str, out: str | Path | None = None) -> dict:
-    """Scores with intervals of finished answer files; several for a benchmark of the paper that has several (`PAPER`).
-
-    Returns:
-        what `score` returns (means over sampled runs), the settings (`model`, `template`, `protocol`, `variant`),
-        `partial`, `clusters`, `runs`, and `intervals` and `strict_intervals`, [low, high] by score.  Also written as
-        json to `out`, by default `<benchmark>.json` beside the answers.
-
-    Raises:
-        ValueError: unfinished answers, or files of other benchmarks, models or protocols.
-    """
-    files = [files] if isinstance(files, str | Path) else list(files)
-    read_files = [read_answers(file) for file in files]
-    wanted = PAPER.get(benchmark, (benchmark,))
-    if sorted(found["benchmark"] for found, _ in read_files) != sorted(wanted):
-        raise ValueError(
-            f"{benchmark} is scored from answers to {' and '.join(wanted)}, got {', '.join(map(str, files))}"
-        )
-    for file, (found, runs) in zip(files, read_files, strict=True):
-        if any(len(run) != found["rows"] for run in runs):
-            done = sum(map(len, runs))
-            raise ValueError(f"{file}: {done} of {found['rows'] * len(runs)} answers; continue the evaluation")
-    first = read_files[0][0]
-    same = ("model", "template", "protocol", "variant", "max_new_tokens")
-    for file, (found, _) in zip(files, read_files, strict=True):
-        if any(found[k] != first[k] for k in same):
-            raise ValueError(f"{file} and {files[0]} differ in {', '.join(k for k in same if found[k] != first[k])}")
-
-    runs = [sum(parts, []) for parts in zip(*(runs for _, runs in read_files), strict=True)]
-    means, bounds = {}, {}
-    for rule in ("official", "strict"):
-        scored = pandas.DataFrame([point_scores(benchmark, run, read(benchmark, run, rule)) for run in runs])
-        means[rule] = {name: _number(values.mean()) for name, values in scored.items()}
-        bounds[rule] = intervals(benchmark, runs, rule=rule)
-    one = bounds["official"]["official"]
-    unparsed = np.mean([[answer is None for answer in read(benchmark, run, "strict")] for run in runs])
-    summary = means["official"] | {
-        "benchmark": benchmark,
-        "n": one.n,
-        "clusters": one.clusters,
-        "runs": len(runs),
-        "strict": means["strict"]["official"],
-        "unparsed": float(unparsed),
-        "strict_scores": means["strict"],
-        "partial": any(found["limit"] is not None for found, _ in read_files),
-        **{key: first[key] for key in same},
-        **{
-            key: {name: [_number(i.low), _number(i.high)] for name, i in bounds[rule].items()}
-            for key, rule in (("intervals", "official"), ("strict_intervals", "strict"))
-        },
-    }
-    out = Path(files[0]).with_name(f"{benchmark}.json") if out is None else Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    return summary
-
-
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else float(value)
-
-
-def results_table(summaries: Sequence[Mapping]) -> pandas.DataFrame:
-    """Tidy table of summaries: percentages, MME in points; the strict score too where it differs by over one point.
-
-    Columns: model, variant, benchmark, rule, value, low, high, n, clusters, runs, protocol.
-
-    Raises:
-        ValueError: a partial result, which is for trials only.
-    """
-    lines = []
-    for s in summaries:
-        if s["partial"]:
-            name = f"{s['model']} on {s['benchmark']}"
-            raise ValueError(f"{name} is partial (a trial with a limit): evaluate it in full to put it in a table")
-        unit = 1 if family(s["benchmark"]) == "mme" else 100
-        for rule, bounds in (("official", "intervals"), ("strict", "strict_intervals")):
-            if rule == "official" or abs(s["strict"] - s["official"]) * unit > 1:
-                low, high = (math.nan if bound is None else bound * unit for bound in s[bounds]["official"])
-                protocol = "greedy" if s["protocol"] == "greedy" else f"mean of {s['runs']} sampled runs"
-                about = {key: s[key] for key in ("n", "clusters", "runs")} | {"protocol": protocol}
-                lines.append({key: s[key] for key in ("model", "variant", "benchmark")}
-                             | {"rule": rule, "value": s[rule] * unit, "low": low, "high": high} | about)  # fmt: skip
-    return pandas.DataFrame(lines)

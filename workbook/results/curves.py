@@ -6,34 +6,16 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
+from viral_core.measure import intervals
 from workbook.paths import ROOT, RunPaths
 from workbook.results.reading import answers, checkpoints, measured, names, settings_of
 from workbook.results.scores import reference, resampled, unit
 
-RESAMPLES = 2000
 
-
-def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
-    """Mean of (seeds, items) values with a percentile bootstrap interval over items and, if several, over seeds.
-
-    NaN values are left out; the bounds are NaN where there is nothing to resample.
-    """
-    seeds, items = values.shape
-    known = np.isfinite(values)
-    if not known.any():
-        return (np.nan,) * 3
-    mean = values[known].mean()
-    if items < 2:
-        return mean, np.nan, np.nan
-    rng = np.random.default_rng(0)
-    by_seed = rng.multinomial(seeds, np.full(seeds, 1 / seeds), RESAMPLES).astype(float)
-    by_item = rng.multinomial(items, np.full(items, 1 / items), RESAMPLES).astype(float)
-    with np.errstate(invalid="ignore"):  # a resample may hold undefined values only
-        means = np.einsum("bs,sn,bn->b", by_seed, np.where(known, values, 0), by_item) / np.einsum(
-            "bs,sn,bn->b", by_seed, known.astype(float), by_item
-        )
-    low, high = np.nanquantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return mean, low, high
+def interval(values: np.ndarray) -> tuple[float, float, float]:
+    """Mean of (seeds, items) values, and its interval."""
+    one = intervals.interval(values)
+    return one.value, one.low, one.high
 
 
 def layer_curve(table: pd.DataFrame, value: str, item: str) -> pd.DataFrame:
@@ -139,7 +121,7 @@ def training_logs(profile: str, runs: Iterable[str] | None = None) -> pd.DataFra
 
 def costs(profile: str, runs: Iterable[str]) -> pd.DataFrame:
     """`metrics.step_costs` of aligned runs against the baseline of the same models; empty without measured logs."""
-    from viral_core.measure import step_costs  # loads the model libraries, which most notebooks do without
+    from workbook.logs import step_costs
 
     logs, tables = training_logs(profile, runs), []
     for run in dict.fromkeys(logs["run"]) if len(logs) else ():

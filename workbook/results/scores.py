@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from viral_core.measure.intervals import Interval
 from workbook import profile as profiles
 from workbook import registry
-from workbook.benchmarks import PAPER, Interval, score, stats
+from workbook.benchmarks import PAPER, score, stats
 from workbook.benchmarks.registry import read
 from workbook.results.reading import answers, names, settings_of
 
@@ -46,28 +47,9 @@ def _references(folder: Path) -> dict[str, str]:
     return {name: baselines.get(models[name], name) for name in runs}
 
 
-def resampled(benchmark: str, *sides: Sequence[list[list[dict]]], resamples: int = 2000) -> dict[str, Interval]:
-    """Every score of a benchmark, or how much the first of two sides is above the second, with its interval.
-
-    Questions (their clusters) and seeds are resampled, two sides alike.  Within a seed the scores of its sampled runs
-    are averaged, each computed on the same resampled questions: exact for scores that are no mean of answers too.
-
-    Args:
-        sides: one or two; of each, seed by seed, the answered rows of its greedy run, or of each of its sampled runs.
-
-    Raises:
-        ValueError: unlike numbers of runs in the seeds, or runs of different questions.
-    """
-    runs = sorted({len(seed) for side in sides for seed in side})
-    if len(runs) > 1:
-        found = " and ".join(map(str, runs))
-        raise ValueError(
-            f"{benchmark} has been answered {found} times a seed, greedily (once) here and by sampled runs there, or "
-            "by unlike numbers of them: evaluate both in the same way"
-        )
-    models = [run for side in sides for run in zip(*side, strict=True)]
-    signs = [sign / runs[0] for sign, _ in zip((1, -1), sides, strict=False) for _ in range(runs[0])]
-    return stats.resample(benchmark, models, signs, "official", 0.95, resamples, seed=0)
+def resampled(benchmark: str, *sides) -> dict[str, Interval]:
+    """Every score of a benchmark, or how much the first of two sides is above the second, with its interval."""
+    return (stats.intervals if len(sides) == 1 else stats.differences)(benchmark, *sides)
 
 
 def asked(profile: str) -> list[str]:
