@@ -31,7 +31,7 @@ from IPython.display import display
 from viral_core.aligned import AlignedModel
 from viral_core.data import Collator, ConversationDataset, image_token_count, load_conversations
 from viral_core.llava import add_lora, assemble
-from viral_core.measure import pca_map
+from viral_core.measure.pca import pca_map
 from viral_core.specs import Align
 from viral_core.tap import VisualTap
 from viral_core.templates import TEMPLATES

@@ -217,7 +217,7 @@ class Evidence:
         """CKNNA per seed, image and layer: token reading, unclamped."""
         files = self.folders(run, self.paths.similarities, ".csv")
         table = pd.concat([pd.read_csv(file).assign(seed=seed) for seed, file in files.items()])
-        return table[(table["reading"] == "tokens") & (table["clamp"] == 1.0)]
+        return table[table["clamp"] == 1.0]
 
 
 def _unit(benchmark: str) -> tuple[float, str]:

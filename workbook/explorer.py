@@ -22,8 +22,11 @@ from PIL import Image
 
 from viral_core import distributed
 from viral_core.data import pad_to_square
-from viral_core.measure import PatchPermutation, cknna_batch, generate_with_attention, pca_map
+from viral_core.measure.attention import generate_with_attention
+from viral_core.measure.cknna import cknna_batch
 from viral_core.measure.inputs import batches, square_side
+from viral_core.measure.pca import pca_map
+from viral_core.measure.permutation import PatchPermutation
 from viral_core.measure.states import stream_states
 from viral_core.run_folder import Run, load_run
 from viral_core.templates import IMAGE_MARKER, prompt, stop_token_id

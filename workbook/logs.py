@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from viral_core.measure.tables import label, write_csv
-
 
 def read_log(folder) -> pd.DataFrame:
     """The log of one run, one row per logging event, with run and seed in front.
@@ -24,30 +22,28 @@ def read_log(folder) -> pd.DataFrame:
         ValueError: an empty log, or a line that is not JSON, with its number.
     """
     folder = Path(folder)
-    description, log = folder / "run.json", folder / "log.jsonl"
-    for path in (description, log):
+    description, file = folder / "run.json", folder / "log.jsonl"
+    for path in (description, file):
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: train that run first")
     events = []
-    for number, line in enumerate(log.read_text().splitlines(), 1):
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
         try:
             events.append(json.loads(line))
         except json.JSONDecodeError as error:
-            raise ValueError(f"{log}, line {number} is not JSON ({error}): train that run again") from error
+            raise ValueError(f"{file}, line {number} is not JSON ({error}): train that run again") from error
     if not events:
-        raise ValueError(f"{log} is empty: train that run again")
+        raise ValueError(f"{file} is empty: train that run again")
     seed = json.loads(description.read_text())["seed"]
-    return label(pd.DataFrame(events).apply(pd.to_numeric), folder.name.removesuffix(f"-s{seed}"), seed)
+    log = pd.DataFrame(events).apply(pd.to_numeric)
+    log.insert(0, "run", folder.name.removesuffix(f"-s{seed}"))
+    log.insert(1, "seed", seed)
+    return log
 
 
-def learning_curves(folders: Sequence, csv=None) -> pd.DataFrame:
-    """The logs of several runs below each other, as `read_log` reads them; written to `csv` if given."""
-    return write_csv(pd.concat([read_log(folder) for folder in folders], ignore_index=True), csv)
-
-
-def training_cost(folders: Sequence, baseline: str, csv=None) -> pd.DataFrame:
-    """What a training step of several runs' folders costs: `step_costs` of their logs; written to `csv` if given."""
-    return write_csv(step_costs(learning_curves(folders), baseline), csv)
+def learning_curves(folders: Sequence) -> pd.DataFrame:
+    """The logs of several runs below each other, as `read_log` reads them."""
+    return pd.concat([read_log(folder) for folder in folders], ignore_index=True)
 
 
 def step_costs(logs: pd.DataFrame, baseline: str) -> pd.DataFrame:

@@ -7,6 +7,7 @@ import hashlib
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 
 def pretrained(entry: dict) -> None:
@@ -257,31 +258,21 @@ def evaluate(entry: dict, limit: int | None = None) -> None:
 
 def cknna(entry: dict) -> None:
     """Similarity of one run's visual tokens to its encoder's features, layer by layer (Fig. 2d)."""
-    from viral_core import distributed
-    from viral_core.measure.states import layerwise_cknna
-    from viral_core.measure.tables import merge_shares, write_csv
-    from viral_core.templates import IMAGE_MARKER, prompt
-    from workbook.benchmarks import load_rows, open_image
+    from workbook import measurements
 
-    rows = load_rows(entry["benchmark"], entry["rows"])
-    images = {row["group"]: row["image"] for row in rows}
-    chosen = sorted(images)[: entry["images"]]
-    if len(chosen) < entry["images"]:
-        raise ValueError(f"{entry['benchmark']} has {len(chosen)} images, CKNNA is to measure {entry['images']}")
-    run, mine = _load_run(entry), distributed.share(chosen)
-    table = layerwise_cknna(
-        run.model, run.processor, [open_image(images[name]) for name in mine], prompt(run.template, IMAGE_MARKER),
-        run=run.training["run"], seed=run.seed, ids=mine, k=entry["k"],
-    ) if mine else None  # fmt: skip
-    table = merge_shares(table, "image", chosen)
+    table = measurements.cknna(_load_run(entry), entry["rows"], SimpleNamespace(**entry))
     if table is not None:
-        write_csv(table, entry["out"])
+        _write(table, entry["out"])
+
+
+def _write(table, file: str | Path) -> None:
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    table.to_csv(file, index=False)
 
 
 def learning_curve(entry: dict) -> None:
     """Ask the checkpoints that one run has kept, and keep its log beside their answers (Fig. 6, overhead)."""
     from viral_core import distributed
-    from viral_core.measure.tables import write_csv
     from workbook.logs import read_log
 
     run, out = Path(entry["run"]), Path(entry["out"])
@@ -295,63 +286,36 @@ def learning_curve(entry: dict) -> None:
         name = f"{entry['name']}/{folder.name}"
         evaluate(entry | {"name": name, "run": str(folder), "out": str(out / folder.name)})
     if distributed.is_main():
-        write_csv(read_log(run), out / "log.csv")
+        _write(read_log(run), out / "log.csv")
 
 
 def attention(entry: dict) -> None:
-    """Spatial entropy of one run's text-to-image attention, and maps of a few questions (Fig. 4 and 12).
-
-    Writes `heads.csv` (per layer and head), `questions.csv` (per question and layer, mean over heads) and `maps.npz`
-    (per question: layers x H x W).
-    """
+    """Spatial entropy of one run's text-to-image attention, and maps of a few questions (Fig. 4 and 12)."""
     import numpy as np
 
-    from viral_core import distributed
-    from viral_core.measure.attention import entropy_per_head, question_entropies
-    from viral_core.measure.tables import label, merge_shares, write_csv
-    from viral_core.templates import IMAGE_MARKER, prompt, stop_token_id
-    from workbook.benchmarks import load_rows, open_image
+    from workbook import measurements
 
-    rows = [row for row in load_rows(entry["benchmark"], entry["rows"]) if row["category"] == entry["category"]]
-    if len(rows) < entry["questions"]:
-        raise ValueError(
-            f"{entry['benchmark']} has {len(rows)} questions of category {entry['category']}, "
-            f"the attention to {entry['questions']} is to be measured"
-        )
-    rows, run, out = rows[: entry["questions"]], _load_run(entry), Path(entry["out"])
-    mine, shown = distributed.share(rows), {row["id"] for row in rows[: entry["maps"]]}
-    maps: dict = {}
-    table = question_entropies(
-        run.model, run.processor, [open_image(row["image"]) for row in mine],
-        [prompt(run.template, f"{IMAGE_MARKER}\n{row['prompt']}") for row in mine], ids=[row["id"] for row in mine],
-        maps=maps, stop=stop_token_id(run.processor.tokenizer, run.template), batch_size=entry["batch_size"],
-        max_new_tokens=entry["max_new_tokens"],
-    ) if mine else None  # fmt: skip
-    table = merge_shares(table, "question", [row["id"] for row in rows])
-    parts = distributed.gather({name: found for name, found in maps.items() if name in shown})
-    if table is None:
-        return
-    facts = {"run": run.training["run"], "seed": run.seed}
-    write_csv(label(entropy_per_head(table), **facts), out / "heads.csv")
-    columns = ["reading", "question", "layer"]
-    layers = table.groupby(columns, sort=False).agg({"entropy": "mean", "tokens": "first", "undefined": "sum"})
-    write_csv(label(layers.reset_index(), **facts), out / "questions.csv")
-    np.savez(out / "maps.npz", **{name: found for part in parts for name, found in part.items()})
+    tables = measurements.attention(
+        _load_run(entry), entry["rows"], SimpleNamespace(**entry), entry["batch_size"], entry["max_new_tokens"]
+    )
+    if tables is not None:
+        _write(tables[1], Path(entry["out"]) / "heads.csv")
+        _write(tables[0], Path(entry["out"]) / "questions.csv")
+        np.savez(Path(entry["out"]) / "maps.npz", **tables[2])
 
 
 def permutation(entry: dict) -> None:
     """Answers of one run to a benchmark whose images' features are shuffled, several times (Table 3)."""
     from viral_core import distributed
-    from workbook.benchmarks import load_rows
-    from workbook.permutation import permuted_accuracy
+    from workbook import measurements
 
-    rows, run = load_rows(entry["benchmark"], entry["rows"]), _load_run(entry)
-    permuted_accuracy(
-        run.model, run.processor, run.template, rows, entry["out"], benchmark=entry["benchmark"],
-        model_id=_model_id(entry), run=run.training["run"], seed=run.seed, permutations=entry["permutations"],
-        csv=Path(entry["out"]) / "accuracy.csv" if distributed.is_main() else None, batch_size=entry["batch_size"],
-        max_new_tokens=entry["max_new_tokens"], renew=True,
+    out = Path(entry["out"])
+    table = measurements.permutation(
+        _load_run(entry), entry["rows"], SimpleNamespace(**entry), out, _model_id(entry),
+        batch_size=entry["batch_size"], max_new_tokens=entry["max_new_tokens"], renew=True,
     )  # fmt: skip
+    if distributed.is_main():
+        _write(table, out / "accuracy.csv")
 
 
 def notebook(entry: dict) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from skimage.measure import label
 
-from viral_core.measure import spatial_entropies, spatial_entropy
+from viral_core.measure.attention import spatial_entropies, spatial_entropy
 
 
 def reference(attention, threshold, renormalise):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.stats import ortho_group
 
-from viral_core.measure import cknna, cknna_batch, clamp_outliers
+from viral_core.measure.cknna import cknna, cknna_batch, clamp_outliers
 from workbook.scale import benchmark_cknna
 
 

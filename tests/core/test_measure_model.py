@@ -1,10 +1,6 @@
 """Measurements that run a model, on a tiny random LLaVA of transformers."""
 
-import json
-from contextlib import nullcontext
-
 import numpy as np
-import pandas as pd
 import pytest
 
 import viral_core  # noqa: F401  (before torch and transformers)
@@ -26,23 +22,19 @@ from transformers import (
 
 from viral_core.aligned import AlignedModel
 from viral_core.llava import add_lora, assemble
-from viral_core.measure import (
-    ExportedStates,
-    PatchPermutation,
-    cknna,
-    clamp_outliers,
-    export_states,
+from viral_core.measure.attention import (
+    entropy_per_head,
     generate_with_attention,
-    layerwise_cknna,
-    layerwise_entropy,
+    question_entropies,
     spatial_entropy,
 )
-from viral_core.measure.permutation import patch_order
+from viral_core.measure.cknna import cknna, clamp_outliers
+from viral_core.measure.permutation import PatchPermutation, patch_order
+from viral_core.measure.probes import layer_probes, probe
+from viral_core.measure.states import layerwise_cknna
 from viral_core.specs import Residual
 from viral_core.tap import VisualTap
 from viral_core.templates import TEMPLATES, stop_token_id
-from workbook.evaluate import generate
-from workbook.permutation import permuted_accuracy
 
 LAYERS, HEADS, N = 3, 4, 16
 WORDS = [
@@ -163,12 +155,8 @@ def test_prompts_that_cannot_be_measured_are_refused(model, processor, images):
         generate_with_attention(model, processor(text=["w1 w2"], return_tensors="pt"))
 
 
-def test_layerwise_entropy_averages_tokens_then_questions(model, processor, images, tmp_path):
-    csv = tmp_path / "entropy" / "baseline.csv"
-    table = layerwise_entropy(
-        model, processor, images, PROMPTS, run="baseline", seed=3, csv=csv, max_new_tokens=3, batch_size=4
-    )
-    pd.testing.assert_frame_equal(pd.read_csv(csv), table)
+def test_entropies_per_head_average_tokens_then_questions(model, processor, images):
+    table = entropy_per_head(question_entropies(model, processor, images, PROMPTS, max_new_tokens=3, batch_size=4))
     assert len(table) == 2 * LAYERS * HEADS
     single = [
         generate_with_attention(model, encode(processor, [i], [p]), 3)[0] for i, p in zip(images, PROMPTS, strict=True)
@@ -181,14 +169,13 @@ def test_layerwise_entropy_averages_tokens_then_questions(model, processor, imag
         ]
         assert row["entropy"] == pytest.approx(np.mean(means), abs=1e-4)
         assert row["std"] == pytest.approx(np.std(means, ddof=1), abs=1e-4)
-        assert (row["run"], row["seed"], row["questions"], row["tokens"], row["undefined"]) == ("baseline", 3, 6, 18, 0)
+        assert (row["questions"], row["tokens"], row["undefined"]) == (6, 18, 0)
 
 
 def test_questions_without_an_answer_are_left_out_of_the_mean(model, processor, images):
     first = generate_with_attention(model, encode(processor, images[:1], PROMPTS[:1]), 1)[0].tokens[0]
-    table = layerwise_entropy(
-        model, processor, images[:1], PROMPTS[:1], run="baseline", seed=0, max_new_tokens=3, stop=first
-    )
+    questions = question_entropies(model, processor, images[:1], PROMPTS[:1], max_new_tokens=3, stop=first)
+    table = entropy_per_head(questions)
     assert (table["questions"] == 0).all()
     assert table["entropy"].isna().all()
 
@@ -212,18 +199,6 @@ def test_permutation_moves_the_features_of_each_sample_by_its_own_order(model, p
     assert not np.array_equal(patch_order(5, "a", N), patch_order(6, "a", N))
 
 
-@pytest.mark.parametrize("kind", ["model", "lora"])
-def test_permutation_and_inverse_give_identical_logits(kind, request, processor, images):
-    model = request.getfixturevalue(kind)
-    inputs = encode(processor, images[:3], PROMPTS[:3])
-    with torch.no_grad():
-        plain = model(**inputs).logits
-        with PatchPermutation(model, seed=0) as outer, PatchPermutation(model, seed=0, inverse=True) as inner:
-            outer.set_samples([0, 1, 2])
-            inner.set_samples([0, 1, 2])
-            assert torch.equal(model(**inputs).logits, plain)
-
-
 def test_permutation_holds_in_generation_and_needs_its_ids(model, processor, images):
     inputs = encode(processor, images[:2], PROMPTS[:2])
     plain = model.generate(**inputs, max_new_tokens=8, do_sample=False)
@@ -232,44 +207,6 @@ def test_permutation_holds_in_generation_and_needs_its_ids(model, processor, ima
             model.generate(**inputs, max_new_tokens=8, do_sample=False)
         permuted.set_samples(["x", "y"])
         assert not torch.equal(model.generate(**inputs, max_new_tokens=8, do_sample=False), plain)
-
-
-def test_permuted_accuracy_counts_what_each_variant_answers(model, processor, images, tmp_path):
-    """The rows' right answers are what the model says to half of them unpermuted, so the original has half of them."""
-    template, letters, rows = TEMPLATES["vicuna_v1"], {}, []
-    for i, image in enumerate(images):
-        image.save(tmp_path / f"{i}.png")
-        rows.append(
-            {"id": f"q{i}", "image": str(tmp_path / f"{i}.png"), "prompt": PROMPTS[i], "group": i, "source": "s"}
-        )
-    prompts = [template.question(f"<image>\n{row['prompt'].replace('<image>', '')}", first=True) for row in rows]
-    for variant, number in (("original", None), ("permuted-0", 0), ("permuted-1", 1)):
-        letters[variant] = []
-        for row, image, prompt in zip(rows, images, prompts, strict=True):  # one by one
-            with nullcontext() if number is None else PatchPermutation(model, number) as permuted:
-                if permuted:
-                    permuted.set_samples([row["id"]])
-                (said,) = generate(model, processor, template, [image], [prompt], max_new_tokens=3)
-            letters[variant].append(said[:1].upper())
-    for i, row in enumerate(rows):
-        row |= {
-            "answer": letters["original"][i] if i % 2 else "-",
-            "options": ["x"],
-            "category": "Count" if i < 3 else "Relation",
-        }
-
-    table = permuted_accuracy(
-        model, processor, template, rows, tmp_path / "answers", benchmark="cv_bench", model_id="tiny", run="viral",
-        seed=2, permutations=2, batch_size=4, max_new_tokens=3, csv=tmp_path / "permuted.csv",
-    )  # fmt: skip
-    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "permuted.csv"), table)
-    table = table.set_index(["variant", "category"])
-    for variant, said in letters.items():
-        for category, chosen in (("Count", slice(0, 3)), ("Relation", slice(3, 6))):
-            right = sum(letter == row["answer"] for letter, row in zip(said[chosen], rows[chosen], strict=True))
-            assert table.loc[(variant, category), "correct"] == right
-    assert table.loc["original", "correct"].tolist() == [1, 2]
-    assert table.loc["permuted-0", "correct"].sum() < 3
 
 
 def hidden_states(model, processor, image, prompt):
@@ -287,17 +224,12 @@ def hidden_states(model, processor, image, prompt):
     return torch.stack([state[0, visual] for state in (*states[:-1], last[0])]), vision.hidden_states[-2][0, 1:]
 
 
-def test_layerwise_cknna_equals_the_states_of_transformers(model, processor, images, tmp_path):
-    csv, ids = tmp_path / "cknna.csv", list("abcdef")
-    table = layerwise_cknna(
-        model, processor, images, PROMPTS, run="viral", seed=1, ids=ids, k=4, pooled=True, batch_size=4, csv=csv
-    )
-    pd.testing.assert_frame_equal(pd.read_csv(csv), table)
-    assert len(table) == (len(images) + 1) * (LAYERS + 1) * 2
-    pooled = []
+def test_layerwise_cknna_equals_the_states_of_transformers(model, processor, images):
+    ids = list("abcdef")
+    table = layerwise_cknna(model, processor, images, PROMPTS, ids=ids, k=4, batch_size=4)
+    assert len(table) == len(images) * (LAYERS + 1) * 2
     for name, image, prompt in zip(ids, images, PROMPTS, strict=True):
         states, features = hidden_states(model, processor, image, prompt)
-        pooled.append((states.mean(1), features.mean(0)))
         for clamp in (1.0, 0.95):
             rows = table.query("image == @name and clamp == @clamp").set_index("layer")
             target = clamp_outliers(features, clamp)
@@ -306,23 +238,16 @@ def test_layerwise_cknna_equals_the_states_of_transformers(model, processor, ima
                 assert rows["cknna"][layer] == pytest.approx(expected, abs=1e-4, nan_ok=True)
                 expected = cknna(clamp_outliers(state, clamp), target[patch_order(0, f"chance:{name}", N)], 4)
                 assert rows["chance"][layer] == pytest.approx(expected, abs=1e-4, nan_ok=True)
-    states, features = (torch.stack(side) for side in zip(*pooled, strict=True))
-    rows = table.query("reading == 'pooled' and clamp == 1").set_index("layer")
-    assert (rows["n"] == len(images)).all()
-    for layer in range(LAYERS + 1):
-        assert rows["cknna"][layer] == pytest.approx(cknna(states[:, layer], features, 4), abs=1e-4, nan_ok=True)
 
 
 def test_layerwise_cknna_refuses_bad_input_before_it_runs(model, processor, images, tmp_path):
     def measure(images=images, prompts=PROMPTS, **options):
-        return layerwise_cknna(model, processor, images, prompts, run="r", seed=0, **options)
+        return layerwise_cknna(model, processor, images, prompts, **options)
 
     with pytest.raises(FileNotFoundError, match=r"1 of 6 images are missing, the first: .*gone\.png"):
         measure([*images[:5], tmp_path / "gone.png"])
     with pytest.raises(ValueError, match="6 images and 2 prompts"):
         measure(prompts=PROMPTS[:2])
-    with pytest.raises(ValueError, match="more than 10 images"):
-        measure(pooled=True)
     with pytest.raises(ValueError, match=r"\[4\] do not exist"):
         measure(layers=[4])
     with pytest.raises(ValueError, match="needs its own"):
@@ -335,57 +260,61 @@ def test_layerwise_cknna_refuses_bad_input_before_it_runs(model, processor, imag
     model.eval()
 
 
-@pytest.mark.parametrize(("shard_bytes", "shards"), [(1 << 30, 1), (10000, 3), (1, 6)])
-def test_exported_states_come_back_exactly(model, processor, images, tmp_path, shard_bytes, shards):
-    folder = export_states(
-        model,
-        processor,
-        images,
-        PROMPTS,
-        [0, 3],
-        tmp_path / "states",
-        ids=list("abcdef"),
-        batch_size=1,
-        shard_bytes=shard_bytes,
-    )
-    assert (
-        len(list(folder.glob("*.safetensors")))
-        == shards
-        == len(json.loads((folder / "index.json").read_text())["shards"])
-    )
-    exported = ExportedStates(folder)
-    assert exported.ids == list("abcdef")
-    assert exported.layers == [0, 3]
-    for name, image, prompt in zip("abcdef", images, PROMPTS, strict=True):
-        states, features = hidden_states(model, processor, image, prompt)
-        torch.testing.assert_close(exported.state(name, 0), states[0])
-        torch.testing.assert_close(exported.state(name, 3), states[3])
-        torch.testing.assert_close(exported.features(name), features)
-    with pytest.raises(KeyError, match="layer 1 was not exported"):
-        exported.state("a", 1)
-    with pytest.raises(FileExistsError, match="holds an export already"):
-        export_states(model, processor, images, PROMPTS, [0], folder)
-    (folder / "index.json").unlink()
-    with pytest.raises(FileNotFoundError, match="did not finish"):
-        ExportedStates(folder)
+def test_a_probe_reads_what_is_linear_and_asks_only_labelled_tokens():
+    rng = np.random.default_rng(0)
+    features, labels = rng.normal(size=(30, 9, 6)), rng.integers(0, 4, (30, 9))
+    features[..., 0] += 9 * (labels == 1)
+    features[..., 1] += 9 * (labels == 2)
+    features[..., 2] += 9 * (labels == 3)
+    table = probe(features[:20], labels[:20], features[20:], labels[20:])
+    assert table["tokens"].sum() == (labels[20:] > 0).sum()
+    assert table["right"].sum() > 0.95 * table["tokens"].sum()
+    values, counts = np.unique(labels[:20][labels[:20] > 0], return_counts=True)
+    assert table["constant"].sum() == (labels[20:] == values[counts.argmax()]).sum()
+    noise = probe(rng.normal(size=(20, 9, 6)), labels[:20], rng.normal(size=(10, 9, 6)), labels[20:])
+    assert noise["right"].sum() < 0.6 * noise["tokens"].sum()
+    with pytest.raises(ValueError, match="1 labels to learn"):
+        probe(features[:20], np.ones((20, 9), int), features[20:], labels[20:])
+    with pytest.raises(ValueError, match=r"labels \(20, 4\)"):
+        probe(features[:20], labels[:20, :4], features[20:], labels[20:])
+
+
+def test_layer_probes_read_the_encoder_and_every_layer(model, processor, images):
+    """A label that is where the image's first channel is bright is read from what the encoder gives."""
+    bright = []
+    for image in images:
+        channel = np.asarray(image)[..., 0].reshape(4, 24, 4, 24).mean((1, 3)).ravel()
+        bright.append(1 + (channel > np.median(channel)))
+    labels = {"bright": np.array(bright), "some": np.array(bright) * (np.arange(N) % 2)}
+    train, test = ({name: label[part] for name, label in labels.items()} for part in (slice(4), slice(4, 6)))
+    table = layer_probes(model, processor, images[:4], train, images[4:], test, PROMPTS[2], batch_size=4)
+    assert table.groupby(["source", "layer"], dropna=False).ngroups == 1 + LAYERS + 1
+    assert table.query("probe == 'bright'")["tokens"].eq(N).all()
+    assert table.query("probe == 'some'")["tokens"].eq(N // 2).all()
+    states, features = hidden_states(model, processor, images[4], PROMPTS[2])
+    known = [hidden_states(model, processor, image, PROMPTS[2]) for image in images[:4]]
+    for source, layer, chosen in (("encoder", None, features), ("model", 2, states[2])):
+        side = [pair[1] if layer is None else pair[0][layer] for pair in known]
+        expected = probe(torch.stack(side).numpy(), train["bright"], chosen[None].numpy(), test["bright"][:1])
+        rows = table[(table["source"] == source) & (table["probe"] == "bright") & (table["image"] == 0)]
+        rows = rows if layer is None else rows[rows["layer"] == layer]
+        assert rows["right"].item() == pytest.approx(
+            expected["right"].item(), abs=1
+        )
 
 
 @pytest.mark.parametrize(("vision", "language", "name"), [("clip", "llama", "vicuna_v1"), ("siglip", "qwen", "qwen")])
-def test_a_run_with_lora_and_a_residual_in_bfloat16_can_be_measured(tiny, images, tmp_path, vision, language, name):
+def test_a_run_with_lora_and_a_residual_in_bfloat16_can_be_measured(tiny, images, vision, language, name):
     torch.manual_seed(0)
     llava, processor = assemble(tiny / vision, tiny / language, dtype=torch.bfloat16)
     aligned = AlignedModel(add_lora(llava, 4, 8), residuals=(Residual("encoder", layer=2),)).to(torch.bfloat16).eval()
     model, template = aligned.llava, TEMPLATES[name]
     asked = template.question("<image>\nWhat is in the photo?", first=True)
-    options = {"run": name, "seed": 0}
 
-    table = layerwise_cknna(model, processor, images, asked, k=2, pooled=True, **options)
-    assert len(table) == (len(images) + 1) * 5 * 2
+    assert len(layerwise_cknna(model, processor, images, asked, k=2)) == len(images) * 5 * 2
     stop = stop_token_id(processor.tokenizer, template)
-    table = layerwise_entropy(model, processor, images, asked, max_new_tokens=2, stop=stop, **options)
+    table = entropy_per_head(question_entropies(model, processor, images, asked, max_new_tokens=2, stop=stop))
     assert len(table) == 2 * 4 * 4
-    exported = ExportedStates(export_states(model, processor, images, asked, [2], tmp_path / "states"))
-    assert exported.state("0", 2).dtype == torch.bfloat16
 
     inputs = processor(images=images[:2], text=[asked] * 2, return_tensors="pt").to("cpu", torch.bfloat16)
     with torch.no_grad():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from viral_core.measure import pca_map, pca_maps
+from viral_core.measure.pca import pca_map, pca_maps
 
 
 def tokens(n=16, d=40, seed=0):

@@ -15,8 +15,9 @@ from viral_core.aligned import AlignedModel
 from viral_core.cache import FeatureCache, write_cache
 from viral_core.data import Collator, ConversationDataset, GroupedSampler, Sample, image_token_count, visual_tokens
 from viral_core.llava import add_lora, assemble, connector, save_projector, scale_projector
-from viral_core.measure import ExportedStates, cknna, clamp_outliers, export_states, layerwise_cknna
+from viral_core.measure.cknna import cknna, clamp_outliers
 from viral_core.measure.permutation import patch_order
+from viral_core.measure.states import layerwise_cknna, stream_states
 from viral_core.recipe import Recipe
 from viral_core.run_folder import load_run, save_run
 from viral_core.specs import Align, Residual
@@ -362,10 +363,8 @@ def test_cknna_per_tile_against_a_direct_computation(tiny, samples, tmp_path):
     model, processor = build(tiny, vision=tmp_path / "clip", grids=[(1, 3), (2, 2)])
     images = [image for i in (1, 2, 7) for image in samples[i].open_images(square=False)]
     images.append(images[0].resize((20, 80)))  # two columns of patches, one in each tile
-    asked, k, csv = prompt(TEMPLATE, "<image>"), 3, tmp_path / "cknna.csv"
-    table = layerwise_cknna(
-        model.llava, processor, images, asked, run="next", seed=1, ids=list("abcd"), k=k, batch_size=3, csv=csv
-    )
+    asked, k = prompt(TEMPLATE, "<image>"), 3
+    table = layerwise_cknna(model.llava, processor, images, asked, ids=list("abcd"), k=k, batch_size=3)
     left_out = 0
     for name, image in zip("abcd", images, strict=True):
         one = processor(images=image, text=asked, return_tensors="pt")
@@ -393,8 +392,6 @@ def test_cknna_per_tile_against_a_direct_computation(tiny, samples, tmp_path):
                     assert found["cknna"][layer] == pytest.approx(expected, abs=1e-4, nan_ok=True)
                     assert found["chance"][layer] == pytest.approx(chance, abs=1e-4, nan_ok=True)
     assert left_out
-    exported = ExportedStates(export_states(model.llava, processor, images[:1], asked, [2], tmp_path / "states"))
-    assert exported.tiles("0").tolist() == [0] * 16 + [
-        t for half in ((1, 2), (3, 4)) for t in np.repeat(half, 4).tolist() * 4
-    ]
-    assert len(exported.state("0", 2)) == len(exported.features("0")) == 80
+    (first,) = stream_states(model.llava, processor, images[:1], asked, [2], 1, "states")
+    assert first.tiles.tolist() == [0] * 16 + [t for half in ((1, 2), (3, 4)) for t in np.repeat(half, 4).tolist() * 4]
+    assert len(first.states[0]) == len(first.features) == 80

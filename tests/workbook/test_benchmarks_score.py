@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from workbook.benchmarks import BENCHMARKS, differences, intervals, paper_score, registry, score
+from workbook.benchmarks import BENCHMARKS, differences, intervals, registry, score
 from workbook.benchmarks.mme import COGNITION, PERCEPTION
 from workbook.benchmarks.mmstar import CATEGORIES
 
@@ -201,17 +201,9 @@ def test_sub_scores():
     assert set(PERCEPTION | COGNITION) <= set(mme)
 
 
-def test_paper_numbers():
-    scores = {name: score(name, rows) for name, rows in ROWS.items()}
-    scores["pope_popular"] = score("pope_popular", answered(ROWS["pope_popular"], "yes"))
-    numbers = paper_score(scores)
-    assert numbers == {"cv_bench": 100, "mmvp": 100, "whats_up": 100, "pope": 75, "mmstar": 100, "mme": 2800}
+def test_a_benchmark_of_two_files_is_their_mean():
     both = score("pope", ROWS["pope_random"] + answered(ROWS["pope_popular"], "yes"))
     assert (both["official"], both["recall"], both["yes_ratio"]) == (0.75, 1, 0.75)
-    assert paper_score({"pope": both}) == {"pope": 75}
-    assert paper_score({"mme": scores["mme"]}, "strict") == {"mme": 2800}
-    with pytest.raises(ValueError, match="pope_random and pope_popular"):
-        paper_score({"pope_random": scores["pope_random"]})
 
 
 def test_half_pairs_and_unknown_names_are_errors():
@@ -236,66 +228,79 @@ def noisy(benchmark, seed, share=0.3):
 @pytest.mark.parametrize("benchmark", BENCHMARKS)
 def test_intervals_hold_every_score_and_its_value(benchmark):
     run = noisy(benchmark, 0)
-    result, found = score(benchmark, run), intervals(benchmark, [run], resamples=400)
-    assert set(found) == set(result["strict_scores"])
-    for name, interval in found.items():
+    result, scores = score(benchmark, run), intervals(benchmark, [[run]])
+    assert set(scores) == set(result["strict_scores"])
+    for name, interval in scores.items():
         assert interval.value == pytest.approx(result[name], abs=1e-12)
-        assert interval.low <= interval.value <= interval.high
-    assert found["official"].low < found["official"].high
-    assert (found["official"].n, found["official"].seeds) == (len(run), 1)
-    assert intervals(benchmark, [run], resamples=400) == found
-    strict = intervals(benchmark, [run], rule="strict", resamples=50)["official"]
-    assert strict.value == pytest.approx(result["strict"])
+        assert interval.low < interval.value < interval.high or interval.value in (0, 1)
+    assert scores["official"].low < scores["official"].high
+    assert (scores["official"].n, scores["official"].seeds) == (len(run), 1)
+    assert intervals(benchmark, [[run]]) == scores
+    assert intervals(benchmark, [[run]], rule="strict")["official"].value == pytest.approx(result["strict"])
 
 
 def test_interval_has_the_width_of_the_binomial_and_of_the_clusters():
     run = noisy("mmstar", 1)
     p = score("mmstar", run)["official"]
-    interval = intervals("mmstar", [run])["official"]
-    assert interval.high - interval.low == pytest.approx(2 * 1.96 * np.sqrt(p * (1 - p) / 1500), rel=0.1)
-    # six alike answers to a photo: the photo is what is drawn, so the interval is wider by the root of six
+    interval = intervals("mmstar", [[run]])["official"]
+    assert interval.high - interval.low == pytest.approx(2 * 1.96 * np.sqrt(p * (1 - p) / 1500), rel=0.01)
+    # six alike answers to a photo: the photo is the unit, so the interval is wider by the root of six
     rows = [r | {"response": "yes" if int(r["group"]) % 3 else "no", "answer": "yes"} for r in ROWS["pope_random"]]
-    clustered = intervals("pope_random", [rows])["official"]
+    clustered = intervals("pope_random", [[rows]])["official"]
     assert clustered.clusters == 500
-    assert clustered.high - clustered.low == pytest.approx(2 * 1.96 * np.sqrt(2 / 9 / 500), rel=0.1)
-    pairs = intervals("mmvp", [noisy("mmvp", 2)])["pair"]
+    assert clustered.high - clustered.low == pytest.approx(2 * 1.96 * np.sqrt(2 / 9 / 500), rel=0.01)
+    pairs = intervals("mmvp", [[noisy("mmvp", 2)]])["pair"]
     assert (pairs.clusters, pairs.n) == (150, 300)
 
 
 def test_mme_subtasks_are_strata():
     run = [r | {"response": "yes" if r["category"] == "OCR" else r["answer"]} for r in ROWS["mme"]]
-    found = intervals("mme", [run], resamples=100)
-    assert (found["official"].low, found["official"].high) == (2650, 2650)  # no subtask varies within itself
+    scores = intervals("mme", [[run]])
+    assert scores["official"].value == 2650
+    assert np.isnan(scores["official"].error)  # no subtask varies within itself
 
 
 def test_paired_differences_and_seeds():
-    same = differences("mmstar", [noisy("mmstar", 0)], [noisy("mmstar", 0)], resamples=200)["official"]
-    assert (same.value, same.low, same.high) == (0, 0, 0)
-    a, b = [noisy("mmstar", s, 0.2) for s in range(3)], [noisy("mmstar", s, 0.4) for s in range(3, 6)]
-    found = differences("mmstar", a, b, resamples=400)["official"]
-    means = [np.mean([score("mmstar", run)["official"] for run in runs]) for runs in (a, b)]
-    assert found.value == pytest.approx(means[0] - means[1])
-    assert 0 < found.low < found.value < found.high
-    assert found.seeds == 3
-    alone = intervals("mmstar", [a[0]], resamples=400)["official"]
-    three = intervals("mmstar", a, resamples=400)["official"]
-    assert three.high - three.low < alone.high - alone.low
-    # seeds that differ widely widen the interval
-    apart = intervals("mmstar", [ROWS["mmstar"], answered(ROWS["mmstar"], "?")], resamples=400)["official"]
-    assert (apart.low, apart.high) == (0, 1)
+    same = differences("mmstar", [[noisy("mmstar", 0)]], [[noisy("mmstar", 0)]])["official"]
+    assert same.value == 0
+    assert np.isnan(same.error)
+    a, b = [[noisy("mmstar", s, 0.2)] for s in range(3)], [[noisy("mmstar", s, 0.4)] for s in range(3, 6)]
+    change = differences("mmstar", a, b)["official"]
+    means = [np.mean([score("mmstar", run)["official"] for (run,) in side]) for side in (a, b)]
+    assert change.value == pytest.approx(means[0] - means[1])
+    assert 0 < change.low < change.value < change.high
+    assert change.p < 0.001
+    assert change.seeds == 3
+    # seeds that differ widely widen the interval: two of them tell next to nothing
+    apart = intervals("mmstar", [[noisy("mmstar", 0, 0)], [noisy("mmstar", 1, 0.9)]])["official"]
+    assert apart.low < 0 < 1 < apart.high
+
+
+def test_sampled_runs_are_averaged_and_are_no_seeds():
+    runs = [noisy("mmstar", seed) for seed in range(4)]
+    alone, averaged = intervals("mmstar", [[runs[0]]])["official"], intervals("mmstar", [runs])["official"]
+    assert averaged.value == pytest.approx(np.mean([score("mmstar", run)["official"] for run in runs]))
+    assert averaged.seeds == 1
+    assert averaged.error < alone.error
+    with pytest.raises(ValueError, match="1 and 4 runs a seed"):
+        intervals("mmstar", [[runs[0]], runs])
+    with pytest.raises(ValueError, match="answered by 4 and by 1 runs a seed"):
+        differences("mmstar", [runs], [[runs[0]]])
 
 
 def test_runs_of_different_questions_are_not_compared():
     with pytest.raises(ValueError, match="same questions"):
-        differences("mmstar", [ROWS["mmstar"]], [ROWS["mmstar"][:-1]])
+        differences("mmstar", [[ROWS["mmstar"]]], [[ROWS["mmstar"][:-1]]])
+    with pytest.raises(ValueError, match="same questions"):
+        intervals("mmstar", [[ROWS["mmstar"]], [ROWS["mmstar"][:-1]]])
     with pytest.raises(ValueError, match="seeds are compared in pairs"):
-        differences("mmstar", [ROWS["mmstar"]], [])
+        differences("mmstar", [[ROWS["mmstar"]]], [])
 
 
-def test_nothing_to_resample_gives_no_interval():
-    found = intervals("mmstar", [ROWS["mmstar"][:1]])["official"]
-    assert np.isnan([found.low, found.high]).all()
-    assert found.value == 1
+def test_one_question_has_no_interval():
+    one = intervals("mmstar", [[ROWS["mmstar"][:1]]])["official"]
+    assert np.isnan([one.low, one.high]).all()
+    assert one.value == 1
 
 
 def test_no_torch_is_needed():
@@ -305,7 +310,7 @@ def test_no_torch_is_needed():
         "assert parse_answer('mmvp', '(b) Closed', ['Open', 'Closed']) == '(b)'\n"
         "row = {'id': '1', 'answer': 'yes', 'options': [], 'group': 'x', 'category': 'random', 'response': 'Yes'}\n"
         "assert score('pope_random', [row])['official'] == 1\n"
-        "assert intervals('pope_random', [[row, row | {'id': '2', 'group': 'y'}]])['f1'].value == 1\n"
+        "assert intervals('pope_random', [[[row, row | {'id': '2', 'group': 'y'}]]])['f1'].value == 1\n"
         "assert 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

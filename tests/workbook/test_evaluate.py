@@ -1,7 +1,5 @@
 """The runner on tiny random models: batches, order, continuation, protocols, trials, summaries."""
 
-import json
-import math
 
 import pytest
 
@@ -17,7 +15,7 @@ from viral_core.measure.permutation import PatchPermutation
 from viral_core.templates import TEMPLATES, prompt
 from workbook import evaluate as runner
 from workbook.benchmarks.answers import read_answers
-from workbook.evaluate import evaluate, generate, results_table, sampled, summarise
+from workbook.evaluate import evaluate, generate, sampled
 
 
 @pytest.fixture(scope="module", params=[("clip", "llama", "vicuna_v1", "eager"), ("siglip", "qwen", "qwen", "sdpa")])
@@ -154,17 +152,13 @@ def test_sampled_runs_are_seeded_and_continue_exactly(model, rows, tmp_path):
     lines = (tmp_path / "a.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "d.jsonl").write_text("".join(lines[:17]))
     assert texts(ask(model, rows, tmp_path / "d.jsonl", protocol=protocol, batch_size=4)) == texts(first)
-    summary = summarise(tmp_path / "a.jsonl", "pope_random")
-    assert (summary["runs"], summary["n"], summary["protocol"]["temperature"]) == (3, 10, 2.0)
+    assert read_answers(tmp_path / "a.jsonl")[0]["protocol"]["temperature"] == 2.0
 
 
-def test_a_limit_takes_whole_groups_and_never_enters_a_table(model, rows, tmp_path):
+def test_a_limit_takes_whole_groups(model, rows, tmp_path):
     (run,) = ask(model, rows, tmp_path / "a.jsonl", limit=4)
     assert [row["group"] for row in run] == ["0", "0", "2", "2"]
-    summary = summarise(tmp_path / "a.jsonl", "pope_random")
-    assert summary["partial"]
-    with pytest.raises(ValueError, match="tiny on pope_random is partial"):
-        results_table([summary])
+    assert read_answers(tmp_path / "a.jsonl")[0]["limit"] == 4
     with pytest.raises(ValueError, match="at least 1"):
         ask(model, rows, tmp_path / "b.jsonl", limit=0)
 
@@ -208,57 +202,6 @@ def test_rows_must_be_distinct(model, rows, tmp_path):
     for faulty in ([], rows + rows[:1]):
         with pytest.raises(ValueError, match="each id once"):
             ask(model, faulty, tmp_path / "a.jsonl")
-
-
-def answered(path, answers, response, benchmark="pope_random", **change):
-    """An answer file as the runner writes it, without a model."""
-    from workbook.benchmarks.answers import append, continue_file, settings
-
-    asked = settings(
-        benchmark, answers, prompts=[r["prompt"] for r in answers], model="tiny", template="qwen", max_new_tokens=6
-    )
-    continue_file(path, asked | change)
-    append(path, [row | {"run": 0, "response": response(row)} for row in answers])
-    return path
-
-
-def test_summary_of_one_file_and_of_a_benchmark_with_two(rows, tmp_path):
-    random = answered(tmp_path / "pope_random.jsonl", rows, lambda row: row["answer"])
-    changed = [row | {"category": "popular"} for row in rows]
-    popular = answered(tmp_path / "pope_popular.jsonl", changed, lambda row: "Incorrect", "pope_popular")
-    alone = summarise(random, "pope_random")
-    assert (alone["official"], alone["strict"], alone["n"], alone["clusters"], alone["partial"]) == (1, 1, 10, 5, False)
-    assert alone["intervals"]["official"] == [1, 1]
-    assert json.loads((tmp_path / "pope_random.json").read_text()) == alone
-    both = summarise([random, popular], "pope", tmp_path / "scores" / "both.json")
-    assert (both["official"], both["n"], both["clusters"], both["unparsed"]) == (0.75, 20, 5, 0)
-    assert json.loads((tmp_path / "scores" / "both.json").read_text())["strict"] == both["strict"] == 0.75
-    no = summarise(answered(tmp_path / "no.jsonl", rows, lambda row: "Incorrect"), "pope_random")
-    assert (no["official"], no["strict"], no["precision"], no["strict_scores"]["precision"]) == (0.5, 0.5, 0.5, None)
-
-    vague = summarise(answered(tmp_path / "vague.jsonl", rows, lambda row: "perhaps"), "pope_random")
-    table = results_table([both, vague])
-    assert list(table["rule"]) == ["official", "official", "strict"]
-    assert list(table["value"]) == [75, 50, 0]
-    assert set(table["protocol"]) == {"greedy"}
-    assert math.isclose(table["low"][0], 100 * both["intervals"]["official"][0])
-
-
-def test_summaries_refuse_unfinished_or_mixed_answers(rows, tmp_path):
-    short = answered(tmp_path / "short.jsonl", rows, lambda row: "yes", rows=11)
-    with pytest.raises(ValueError, match="10 of 11 answers; continue"):
-        summarise(short, "pope_random")
-    random = answered(tmp_path / "random.jsonl", rows, lambda row: "yes")
-    with pytest.raises(ValueError, match="pope_random and pope_popular"):
-        summarise(random, "pope")
-    popular = answered(tmp_path / "popular.jsonl", rows, lambda row: "yes", "pope_popular", model="other")
-    with pytest.raises(ValueError, match="differ in model"):
-        summarise([random, popular], "pope")
-    with pytest.raises(FileNotFoundError, match="evaluate the model"):
-        summarise(tmp_path / "none.jsonl", "pope_random")
-    (tmp_path / "text.jsonl").write_text("hello\n")
-    with pytest.raises(ValueError, match="line 1: cannot be read"):
-        read_answers(tmp_path / "text.jsonl")
 
 
 def test_images_as_bytes_are_not_written_to_the_answers(model, rows, tmp_path):

@@ -1,15 +1,10 @@
-"""Learning curves and costs from the files of runs, and the summary of tables."""
+"""Learning curves and costs from the logs of runs."""
 
 import json
-import math
 
-import numpy as np
-import pandas as pd
 import pytest
-from scipy import stats
 
-from viral_core.measure import summarise
-from workbook.logs import learning_curves, read_log, training_cost
+from workbook.logs import learning_curves, read_log, step_costs
 
 
 def write_run(root, name, seed, step_seconds, teacher=None, hiccup=0.0):
@@ -37,26 +32,25 @@ def runs(tmp_path):
     ]
 
 
-def test_learning_curves_are_the_logs_below_each_other(runs, tmp_path):
-    curves = learning_curves(runs, tmp_path / "tables" / "curves.csv")
+def test_learning_curves_are_the_logs_below_each_other(runs):
+    curves = learning_curves(runs)
     assert len(curves) == 40
     assert curves.columns[:2].tolist() == ["run", "seed"]
     viral = curves.query("run == 'viral' and seed == 0")
     assert viral["step"].tolist() == list(range(2, 22, 2))
     assert viral["vra_loss"].tolist() == [1 / step for step in range(2, 22, 2)]
     assert curves.query("run == 'baseline'")["vra_loss"].isna().all()
-    assert len(pd.read_csv(tmp_path / "tables" / "curves.csv")) == 40
 
 
 def test_cost_is_per_step_without_hiccups_and_against_the_baseline_of_the_same_seed(runs):
-    cost = training_cost(runs, "baseline").set_index(["run", "seed"])
+    cost = step_costs(learning_curves(runs), "baseline").set_index(["run", "seed"])
     assert cost["step_seconds"].tolist() == pytest.approx([2, 4, 2.1, 3.6])
     assert cost["overhead"].tolist() == pytest.approx([0, 0, 0.05, 0.2])  # no baseline with seed 2: its mean, 3 s
     assert cost.loc[("viral", 0), "teacher_share"] == pytest.approx(0.1)
     assert cost["teacher_share"].isna().sum() == 3
     assert cost.loc[("viral", 0), "hours"] == pytest.approx((5 + 20 * 2.1 + 30) / 3600)
     with pytest.raises(ValueError, match="no run 'other'"):
-        training_cost(runs, "other")
+        step_costs(learning_curves(runs), "other")
 
 
 def test_broken_logs_name_the_file(runs):
@@ -70,15 +64,3 @@ def test_broken_logs_name_the_file(runs):
     log.unlink()
     with pytest.raises(FileNotFoundError, match=r"log\.jsonl is missing"):
         read_log(runs[0])
-
-
-def test_summary_is_students_interval_and_counts_what_is_undefined():
-    values = [0.2, 0.4, 0.9, math.nan]
-    frame = pd.DataFrame({"layer": [1, 1, 1, 1, 2], "cknna": [*values, 0.5]})
-    summary = summarise(frame, "cknna", by=["layer"])
-    first, second = summary.iloc[0], summary.iloc[1]
-    low, high = stats.t.interval(0.95, 2, loc=np.mean(values[:3]), scale=stats.sem(values[:3]))
-    assert first[["mean", "low", "high"]].tolist() == pytest.approx([0.5, low, high])
-    assert (first["n"], first["undefined"]) == (3, 1)
-    assert second["mean"] == 0.5
-    assert math.isnan(second["low"])

@@ -5,5 +5,6 @@ and prompts and return tidy tables.
 - `attention`: spatial entropy of text-to-image attention (Figure 4)
 - `permutation`: shuffled visual features (Table 3)
 - `pca`: colours of visual tokens (Figure 5)
+- `probes`: what can be read linearly from every layer
 - `intervals`: the interval of every number
 """

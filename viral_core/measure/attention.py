@@ -22,7 +22,6 @@ import torch
 from scipy import ndimage
 
 from viral_core.measure.inputs import batches, square_side
-from viral_core.measure.tables import label, write_csv
 from viral_core.tap import base_llava
 
 READINGS = {"renormalised": {"threshold": 0.0, "renormalise": True}, "raw": {"threshold": 1e-3, "renormalise": False}}
@@ -149,16 +148,16 @@ def generate_with_attention(
     if empty := [sample for sample, column in enumerate(columns) if not len(column)]:
         raise ValueError(f"samples {empty} of the batch have no image tokens: only prompts with an image have them")
 
-    kept = {layer: [] for layer in layers}  # of each layer: a list over steps of lists over samples of (heads, N)
+    seen = {layer: [] for layer in layers}  # of each layer: a list over steps of lists over samples of (heads, N)
 
-    def keep(layer):
+    def record(layer):
         def hook(module, args, output):
             last = output[1][:, :, -1]
-            kept[layer].append([row[:, column] for row, column in zip(last, columns, strict=True)])
+            seen[layer].append([row[:, column] for row, column in zip(last, columns, strict=True)])
 
         return hook
 
-    handles = [blocks[layer - 1].self_attn.register_forward_hook(keep(layer)) for layer in layers]
+    handles = [blocks[layer - 1].self_attn.register_forward_hook(record(layer)) for layer in layers]
     try:
         with eager_attention(llava):
             greedy = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
@@ -170,7 +169,7 @@ def generate_with_attention(
 
     answers = []
     for sample, tokens in enumerate(_until_stop(generated[:, ids.shape[1] :], stop)):
-        rows = [torch.stack([kept[layer][step][sample] for layer in layers]) for step in range(len(tokens))]
+        rows = [torch.stack([seen[layer][step][sample] for layer in layers]) for step in range(len(tokens))]
         nothing = torch.empty(0, len(layers), llava.config.text_config.num_attention_heads, len(columns[sample]))
         answers.append(Answer(tokens, torch.stack(rows).float().cpu() if rows else nothing))
     return answers
@@ -238,31 +237,12 @@ def question_entropies(
 
 
 def entropy_per_head(questions: pd.DataFrame) -> pd.DataFrame:
-    """Mean over the questions of what `question_entropies` returns: columns as `layerwise_entropy`'s."""
+    """Mean over the questions of what `question_entropies` returns (Figure 4, right).
+
+    Returns:
+        One row per reading, layer and head: reading, layer, head, entropy (nats), std (over questions), questions (that
+        entered the mean), tokens, undefined (tokens left out).
+    """
     groups = questions.groupby(["reading", "layer", "head"], sort=False)
     table = groups["entropy"].agg(entropy="mean", std="std", questions="count")
     return table.assign(undefined=groups["undefined"].sum(), tokens=groups["tokens"].sum()).reset_index()
-
-
-def layerwise_entropy(
-    model, processor, images: Sequence, prompts: str | Sequence[str], *, run: str, seed: int, csv=None, **options
-) -> pd.DataFrame:
-    """Spatial entropy of text-to-image attention per layer and head (Figure 4, right), over greedy answers.
-
-    The mean over an answer's tokens first, then over the questions.  Tokens whose entropy is undefined are left out and
-    counted.
-
-    Args:
-        model, processor, images, prompts, options: as `question_entropies`.
-        run, seed: name the run in the table.
-        csv: where to write the table.
-
-    Returns:
-        One row per reading, layer and head: run, seed, reading (a key of `READINGS`), layer, head, entropy (nats),
-        std (over questions), questions (that entered the mean), tokens, undefined (tokens left out).
-
-    Raises:
-        ValueError: as `question_entropies`.
-    """
-    questions = question_entropies(model, processor, images, prompts, **options)
-    return write_csv(label(entropy_per_head(questions), run, seed), csv)

@@ -32,18 +32,15 @@ class PatchPermutation:
             evaluate(model, ..., variant="permuted-0", on_batch=permuted.set_samples)
 
     It acts before every other hook on the projector, so that whatever else reads the features sees the permuted ones.
-    `inverse=True` applies the inverse: inside a context with the same seed and ids it restores the order.
 
     Args:
         model: a LLaVA of transformers, with LoRA (peft) or without.
         seed: of this repetition of the experiment.
-        inverse: apply the inverse permutation.
     """
 
-    def __init__(self, model, seed: int, inverse: bool = False):
+    def __init__(self, model, seed: int):
         self.projector = base_llava(model).model.multi_modal_projector
         self.seed = seed
-        self.inverse = inverse
         self.samples: list = []
 
     def set_samples(self, ids: Sequence[str | int]) -> None:
@@ -65,7 +62,5 @@ class PatchPermutation:
                 "call set_samples with one id per image before each batch"
             )
         orders = np.stack([patch_order(self.seed, sample, features.shape[1]) for sample in self.samples])
-        if self.inverse:
-            orders = np.argsort(orders, axis=1)
         index = torch.from_numpy(orders).to(features.device)[..., None]
         return features.take_along_dim(index, dim=1)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from viral_core import distributed
-from viral_core.measure import pca_map
+from viral_core.measure.pca import pca_map
 from viral_core.measure.states import stream_states
 from viral_core.templates import IMAGE_MARKER, prompt
 from workbook.paths import ROOT, RunPaths

@@ -111,7 +111,7 @@ def measured(profile: str, kind: str, file: str | None, runs: Iterable[str] | No
 def similarity(profile: str, runs: Iterable[str] | None = None) -> pd.DataFrame:
     """CKNNA per run, seed, image and layer (unclamped, one reading per image); empty if nothing has been measured."""
     table = measured(profile, "cknna", None, runs)
-    return table[(table["reading"] == "tokens") & (table["clamp"] == 1.0)] if len(table) else table
+    return table[table["clamp"] == 1.0] if len(table) else table
 
 
 def attention_maps(profile: str, run: str, seed: int) -> dict[str, np.ndarray]:

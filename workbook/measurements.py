@@ -1,0 +1,123 @@
+"""What is measured on one finished run: similarity, attention, permuted answers and probes, as tidy tables.
+
+Processes that were launched together share the images or questions; the main process has the tables.
+"""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+import pandas as pd
+
+from viral_core import distributed
+from viral_core.measure.attention import entropy_per_head, question_entropies
+from viral_core.measure.permutation import PatchPermutation
+from viral_core.measure.states import layerwise_cknna
+from viral_core.templates import IMAGE_MARKER, prompt, stop_token_id
+from workbook.benchmarks import load_rows, open_image
+from workbook.benchmarks.registry import read
+from workbook.evaluate import evaluate
+
+
+def cknna(run, benchmarks: Path, settings) -> pd.DataFrame | None:
+    """CKNNA per image and layer (Figure 2(d)), on the first images of a benchmark.
+
+    Args:
+        run: a trained run, loaded.
+        settings: benchmark, images, k.
+    """
+    images = {row["group"]: row["image"] for row in load_rows(settings.benchmark, benchmarks)}
+    names = sorted(images)[: settings.images]
+    if len(names) < settings.images:
+        raise ValueError(f"{settings.benchmark} has {len(names)} images, CKNNA is to measure {settings.images}")
+    own = distributed.share(names)
+    table = None
+    if own:
+        pictures, text = [open_image(images[name]) for name in own], prompt(run.template, IMAGE_MARKER)
+        table = layerwise_cknna(run.model, run.processor, pictures, text, ids=own, k=settings.k)
+    return _merge(table, "image", names)
+
+
+def attention(run, benchmarks: Path, settings, batch_size: int, max_new_tokens: int):
+    """Spatial entropy of text-to-image attention (Figures 4 and 12), on the first questions of a category.
+
+    Args:
+        settings: benchmark, category, questions, maps (of how many questions).
+
+    Returns:
+        questions (mean over the heads: reading, question, layer, entropy, tokens, undefined), heads (mean over the
+        questions: `entropy_per_head`), maps ({question: (layers, H, W)}); None but at the main process.
+    """
+    rows = [row for row in load_rows(settings.benchmark, benchmarks) if row["category"] == settings.category]
+    if len(rows) < settings.questions:
+        raise ValueError(
+            f"{settings.benchmark} has {len(rows)} questions of category {settings.category}, "
+            f"the attention to {settings.questions} is to be measured"
+        )
+    rows = rows[: settings.questions]
+    own, maps, table = distributed.share(rows), {}, None
+    if own:
+        table = question_entropies(
+            run.model,
+            run.processor,
+            [open_image(row["image"]) for row in own],
+            [prompt(run.template, f"{IMAGE_MARKER}\n{row['prompt']}") for row in own],
+            ids=[row["id"] for row in own],
+            maps=maps,
+            stop=stop_token_id(run.processor.tokenizer, run.template),
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+        )
+    shown = {row["id"] for row in rows[: settings.maps]}
+    parts = distributed.gather({name: grid for name, grid in maps.items() if name in shown})
+    table = _merge(table, "question", [row["id"] for row in rows])
+    if table is None:
+        return None
+    groups = table.groupby(["reading", "question", "layer"], sort=False)
+    questions = groups.agg({"entropy": "mean", "tokens": "first", "undefined": "sum"}).reset_index()
+    return questions, entropy_per_head(table), {name: grid for part in parts for name, grid in part.items()}
+
+
+def permutation(run, benchmarks: Path, settings, out: Path, model_id: str, **options) -> pd.DataFrame:
+    """Answers to a benchmark as it is and under several permutations of the visual features (Table 3).
+
+    Args:
+        settings: benchmark, permutations (permutation p has seed p).
+        out: folder of the answer files, `original.jsonl` and `permuted-<p>.jsonl`, continued where they exist.
+        options: for `evaluate`.
+
+    Returns:
+        One row per variant ("original", "permuted-0", ...) and question: variant, id, category, right (official rule).
+    """
+    rows, tables = load_rows(settings.benchmark, benchmarks), []
+    for number in (None, *range(settings.permutations)):
+        variant = "original" if number is None else f"permuted-{number}"
+        with nullcontext() if number is None else PatchPermutation(run.model, number) as permuted:
+            answered = evaluate(
+                run.model,
+                run.processor,
+                run.template,
+                rows,
+                out / f"{variant}.jsonl",
+                benchmark=settings.benchmark,
+                model_id=model_id,
+                variant="" if number is None else variant,
+                on_batch=permuted and permuted.set_samples,
+                **options,
+            )
+        answered = sum(answered, [])
+        options_named = read(settings.benchmark, answered, "official")
+        right = [name == row["answer"] for name, row in zip(options_named, answered, strict=True)]
+        table = pd.DataFrame(answered)[["id", "category"]].assign(right=right)
+        table.insert(0, "variant", variant)
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def _merge(table: pd.DataFrame | None, column: str, order: Sequence) -> pd.DataFrame | None:
+    """Tables of all processes as one, its rows in the `order` of a column's values; None but at the main process."""
+    parts = distributed.gather(table)
+    if parts is None:
+        return None
+    place = {value: i for i, value in enumerate(order)}
+    return pd.concat(parts).sort_values(column, key=lambda values: values.map(place), kind="stable", ignore_index=True)
