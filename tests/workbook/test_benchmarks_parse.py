@@ -3,6 +3,7 @@
 import pytest
 
 from workbook.benchmarks import parse_answer
+from workbook.benchmarks.parse import key
 
 COUNTS = ["4", "2", "3", "1"]
 SIX = ["5", "0", "3", "1", "2", "4"]
@@ -135,6 +136,63 @@ TWO = ["left", "right", "above", "below"]
         # options that carry their letters, and options that are letters
         ("left", ["(A) left", "(B) right"], "A"),
         ("B", ["A", "B", "C", "D"], "B"),
+        # a bare letter is the label, also where options are letters themselves
+        ("A", ["d", "b", "c", "a"], "A"),
+        ("a.", ["d", "b", "c", "a"], "A"),
+        ("(D)", ["d", "b", "c", "a"], "D"),
+        ("The answer is D", ["d", "b", "c", "a"], "D"),
+        ("D. a", ["d", "b", "c", "a"], "D"),
+        ("E", ["E", "F", "G", "H"], "A"),
+        # numbers by their value, with their sign
+        ("-3", ["2", "3", "4", "5"], None),
+        ("It is -3.", ["2", "3", "4", "5"], None),
+        ("−3", ["2", "3", "4", "5"], None),
+        ("1-3", ["2", "3", "4", "5"], None),
+        ("-3", ["3", "-3", "4", "5"], "B"),
+        ("-3 m", ["3 m", "4 m"], None),
+        ("3.0", ["2", "3", "4", "5"], "B"),
+        ("There are 3.0 of them", ["2", "3", "4", "5"], "B"),
+        ("3.05", ["2", "3", "4", "5"], None),
+        ("2.50", ["2", "2.5", "5", "50"], "B"),
+        ("1,000", ["10", "100", "1000", "1"], "C"),
+        ("about 1000 people", ["10", "100", "1,000", "1"], "C"),
+        ("3.0", ["3", "3.0", "3.00", "4"], "B"),
+        # boxes, tags and reasoning
+        (r"\boxed{b}", COUNTS, "B"),
+        (r"The result is $\boxed{\text{B}}$.", COUNTS, "B"),
+        (r"\boxed{2}", COUNTS, "B"),
+        (r"A or C? \boxed{B}", COUNTS, "B"),
+        (r"\boxed{A} \boxed{B}", COUNTS, None),
+        ("<answer> b </answer>", COUNTS, "B"),
+        ("<think>A or C?</think><answer>B", COUNTS, "B"),
+        ("<think>It may be A.</think> B", COUNTS, "B"),
+        ('{"answer": "B"}', COUNTS, "B"),
+        # Chinese, and full-width signs
+        ("答案是B", COUNTS, "B"),
+        ("答案：（B）", COUNTS, "B"),
+        ("正确答案为B。", COUNTS, "B"),
+        ("选B。", COUNTS, "B"),
+        ("我选择B，因为A和C太暗", COUNTS, "B"),
+        ("Ｂ", COUNTS, "B"),
+        ("不选B", COUNTS, None),
+        ("不是A，是B", COUNTS, "B"),
+        ("我不知道，也许是B", COUNTS, None),
+        ("A和B", COUNTS, None),
+        # reasons and rejected options
+        ("The answer is (B) because A and C are too dark.", COUNTS, "B"),
+        ("B, because A and C are too dark", COUNTS, "B"),
+        ("Because A is too dark, the answer is B", COUNTS, "B"),
+        ("A is wrong, so B", COUNTS, "B"),
+        ("A and C are wrong, so B", COUNTS, "B"),
+        ("(A), (C) and (D) are incorrect. (B)", COUNTS, "B"),
+        ("A isn't right, B is", COUNTS, "B"),
+        ("A is clearly wrong.", COUNTS, None),
+        ("A cannot be right, B is", COUNTS, "B"),
+        ("B not A", COUNTS, "B"),
+        ("Option b", COUNTS, "B"),
+        ("left is wrong, so right", SPATIAL, "B"),
+        ("Both a and b", COUNTS, None),
+        ("Either a or b", COUNTS, None),
         # only the letters are known
         ("(C) something", ["", "", "", ""], "C"),
         ("something", ["", "", "", ""], None),
@@ -162,6 +220,12 @@ def test_letters(benchmark, response, options, expected):
         ("There is no dog", ["Yes", "No"], "(b)"),
         ("(c)", ["Yes", "No"], None),
         ("I am not sure", ["Yes", "No"], None),
+        ("Both a and b", ["Open", "Closed"], None),
+        ("Either a or b", ["Open", "Closed"], None),
+        ("either (a) or (b)", ["Open", "Closed"], None),
+        ("between a and b", ["Open", "Closed"], None),
+        ("Both (a) and (b) are open", ["Open", "Closed"], None),
+        (r"\boxed{b}", ["Open", "Closed"], "(b)"),
     ],
 )
 def test_mmvp_letters_are_lower_case_in_brackets(response, options, expected):
@@ -191,6 +255,16 @@ def test_mmvp_letters_are_lower_case_in_brackets(response, options, expected):
         ("Incorrect", "no"),
         ("That is incorrect.", "no"),
         ("Not correct", "no"),
+        ("not incorrect", "yes"),
+        ("That isn't wrong.", "yes"),
+        ("Not false", "yes"),
+        ("isn't true", "no"),
+        ("No.1", None),
+        ("No. 1", None),
+        ("No. There is 1 dog", "no"),
+        ("No.", "no"),
+        (r"\boxed{Yes}", "yes"),
+        ("<answer>no</answer>", "no"),
         ("False", "no"),
         ("Correct", "yes"),
         ("True.", "yes"),
@@ -256,3 +330,21 @@ def test_unknown_benchmark_and_missing_options_are_errors():
         parse_answer("vqa", "A", ["x"])
     with pytest.raises(ValueError, match="options"):
         parse_answer("cv_bench", "A", [])
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "text", "options", "expected"),
+    [
+        ("cv_bench", "(C)", COUNTS, "C"),
+        ("mmstar", "d", COUNTS, "D"),
+        ("cv_bench", "(E)", COUNTS, None),
+        ("mmvp", "A", ["Open", "Closed"], "(a)"),
+        ("mmvp", "(b)", ["Open", "Closed"], "(b)"),
+        ("whats_up_one", "Bottom", ONE, "bottom"),
+        ("pope_random", "Yes", [], "yes"),
+        ("mme", "maybe", [], None),
+        ("mme", None, [], None),
+    ],
+)
+def test_the_data_sets_own_keys(benchmark, text, options, expected):
+    assert key(benchmark, text, options) == expected
