@@ -34,17 +34,24 @@ def read_text(path: str | Path, fallback: str | None = None) -> str:
     for start, what in _OTHER:
         if data[: len(start)].lower() == start.lower():
             raise ValueError(f"{path} is {what}")
-    encoding = next((name for bom, name in _BOMS if data.startswith(bom)), "utf-8")
+    encoding = next((name for bom, name in _BOMS if data.startswith(bom)), None)
+    if encoding is None and b"\0" in data[:100]:
+        raise ValueError(f"{path} is binary, or UTF-16 without a byte order mark: save it as UTF-8")
     try:
-        return data.decode(encoding)
+        return data.decode(encoding or "utf-8")
     except UnicodeDecodeError as error:
-        if b"\0" in data[:100]:
-            raise ValueError(f"{path} is binary, or UTF-16 without a mark: save it as UTF-8") from error
-        if fallback is not None:
+        if fallback is not None and encoding is None:
             return data.decode(fallback)
-        raise ValueError(
-            f"{path} is not UTF-8 (byte 0x{data[error.start]:02x} at {error.start}; perhaps cp1252): save it as UTF-8"
-        ) from error
+        place = f"byte 0x{data[error.start]:02x} at {error.start}"
+        raise ValueError(f"{path} is not {encoding or 'UTF-8'} ({place}; perhaps cp1252): save it as UTF-8") from error
+
+
+def read_json(path: str | Path) -> object:
+    """What a json file holds.  Errors as of `read_text`, and ValueError where it is not json."""
+    try:
+        return json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid json ({error}): create or download it again") from error
 
 
 def read_entries(path: str | Path) -> list:
@@ -56,10 +63,7 @@ def read_entries(path: str | Path) -> list:
     """
     text = read_text(path)
     if text.lstrip().startswith("["):
-        try:
-            return json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not valid json ({error}): create or download it again") from error
+        return read_json(path)
     entries = []
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
@@ -67,16 +71,7 @@ def read_entries(path: str | Path) -> list:
         try:
             entries.append(json.loads(line))
         except json.JSONDecodeError as error:
-            if number == 1 and text.lstrip().startswith("{") and _is_json(text):
-                raise ValueError(f"{path} holds one json object: it must be a list, or one object a line") from error
-            message = f"{path}, line {number}: not json ({error}); create or download the file again"
+            kind = "the file must be a json list, or hold one object a line"
+            message = f"{path}, line {number}: not json ({error}); {kind}: create or download it again"
             raise ValueError(message) from error
     return entries
-
-
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text)
-    except json.JSONDecodeError:
-        return False
-    return True

@@ -1,6 +1,7 @@
 """Rows from official files, through local folders and through `datasets`; faults are listed before anything runs."""
 
 import csv
+import gzip
 import io
 import json
 import shutil
@@ -17,18 +18,6 @@ from workbook.benchmarks.mmstar import options
 DATA = Path(__file__).parents[3] / "shared" / "data"
 PHOTO = "pope/val2014/COCO_val2014_000000310196.jpg"
 LETTER = "Answer with the option's letter from the given choices directly."
-CV_BENCH_CARD = """---
-configs:
-- config_name: default
-  data_files: [{split: test, path: "test*.parquet"}]
-- config_name: 2D
-  data_files: [{split: test, path: test_2d.parquet}]
-- config_name: 3D
-  data_files: [{split: test, path: test_3d.parquet}]
----
-"""
-MMSTAR_CARD = "---\nconfigs:\n- config_name: val\n  data_files: [{split: val, path: mmstar.parquet}]\n---\n"
-MME_CARD = "---\nconfigs:\n- config_name: default\n  data_files: [{split: test, path: 'data/test-*'}]\n---\n"
 
 
 def picture(path=None, colour="red"):
@@ -77,7 +66,6 @@ def original(tmp_path_factory):
     (root / "cv_bench").mkdir()
     pandas.DataFrame([count, relation]).to_parquet(root / "cv_bench" / "test_2d.parquet")
     pandas.DataFrame([count | {"type": "3D"}] * 3).to_parquet(root / "cv_bench" / "test_3d.parquet")
-    (root / "cv_bench" / "README.md").write_text(CV_BENCH_CARD)
 
     for n in range(1, 5):
         picture(root / "mmvp" / "MMVP Images" / f"{n}.jpg")
@@ -95,7 +83,7 @@ def original(tmp_path_factory):
         (root / "whats_up" / "data" / f"coco_qa_{subset}_obj.json").write_text(json.dumps(captions))
     picture(root / "whats_up" / "data" / "val2017" / "000000397133.jpg")
 
-    for subset in ("random", "popular"):
+    for subset in ("random", "popular", "adversarial"):
         write_lines(
             root / "pope" / f"coco_pope_{subset}.json",
             [
@@ -119,7 +107,6 @@ def original(tmp_path_factory):
     ]  # fmt: skip
     (root / "mmstar").mkdir()
     pandas.DataFrame(star).to_parquet(root / "mmstar" / "mmstar.parquet")
-    (root / "mmstar" / "README.md").write_text(MMSTAR_CARD)
 
     mme = [
         {"question_id": f"{task}/0001.jpg", "image": picture(), "category": task, "answer": answer,
@@ -130,7 +117,6 @@ def original(tmp_path_factory):
     (root / "mme" / "data").mkdir(parents=True)
     pandas.DataFrame(mme[:2]).to_parquet(root / "mme" / "data" / "test-00000-of-00002-ab.parquet")
     pandas.DataFrame(mme[2:]).to_parquet(root / "mme" / "data" / "test-00001-of-00002-cd.parquet")
-    (root / "mme" / "README.md").write_text(MME_CARD)
 
     totals = dict.fromkeys(BENCHMARKS, {"rows": 2}) | {"mmvp": {"rows": 4}, "mme": {"rows": 4}}
     totals["cv_bench"] = {"rows": 2, "categories": {"Count": 1, "Relation": 1}}
@@ -150,6 +136,7 @@ GOLDEN = {
     "whats_up_one": "Where is the cat in the photo? Answer with left, right, top or bottom.",
     "whats_up_two": "Where is the cat in relation to the bed? Answer with left, right, above or below.",
     "pope_random": "Is there a snowboard in the image?\nAnswer the question using a single word or phrase.",
+    "pope_adversarial": "Is there a snowboard in the image?\nAnswer the question using a single word or phrase.",
     "pope_popular": "Is there a snowboard in the image?\nAnswer the question using a single word or phrase.",
     "mmstar": f"Which option is right?\nOptions: A: It is red, or so, B: two: yes, C: three, D: four\n{LETTER}",
     "mme": "Is there a train in this image? Please answer yes or no.",
@@ -161,6 +148,7 @@ ANSWERS = {
     "whats_up_two": ["left", "right"],
     "pope_random": ["yes", "no"],
     "pope_popular": ["yes", "no"],
+    "pope_adversarial": ["yes", "no"],
     "mmstar": ["B", "B"],
     "mme": ["yes", "no", "yes", "no"],
 }
@@ -186,15 +174,6 @@ def test_golden_prompt_of_every_template(benchmark):
     assert SYSTEM.startswith("A chat between a curious user and an artificial intelligence assistant.")
 
 
-@pytest.mark.parametrize("benchmark", ["cv_bench", "mmvp", "mmstar", "mme"])
-def test_the_same_rows_through_hugging_face(original, benchmark, tmp_path, monkeypatch):
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
-    mirror = original / registry.family(benchmark)
-    assert load_rows(benchmark, original, hub=str(mirror)) == load_rows(benchmark, original)
-
-
 @pytest.mark.parametrize("header", ["lndex", "\ufeffIndex", "\ufefflndex"])
 def test_mmvp_header_variants(root, header):
     write_csv(root / "mmvp" / "Questions.csv", MMVP, [header, *MMVP_HEADER[1:]])
@@ -214,6 +193,19 @@ def test_mmstar_options_in_both_styles(original):
     assert rows[1]["options"] == ["one", "two", "three", "four"]
     assert options("What is it? Choices: (A) yes (B) no") == ["yes", "no", "", ""]
     assert options("What is it?") == ["", "", "", ""]
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "What is it?\n(A) one\n(B) two (C) three\n(D) four",
+        "What is it? A: one, B: two, C: three, D: four",
+        "What is it?\nA. one\nB. two\nC. three\nD. four",
+        "What is it?\nA) one\nB) two\nC) three\nD) four",
+    ],
+)
+def test_mmstar_options_without_a_heading(question):
+    assert options(question) == ["one", "two", "three", "four"]
 
 
 @pytest.mark.parametrize("split", [False, True])
@@ -247,7 +239,7 @@ def test_official_totals_are_the_default(root):
     totals = {name: expected["rows"] for name, expected in registry.EXPECTED.items()}
     assert totals == {
         "cv_bench": 1438, "mmvp": 300, "whats_up_one": 2247, "whats_up_two": 440, "pope_random": (3000, 2910),
-        "pope_popular": 3000, "mmstar": 1500, "mme": 2374,
+        "pope_popular": 3000, "pope_adversarial": 3000, "mmstar": 1500, "mme": 2374,
     }  # fmt: skip
     assert sum(registry.EXPECTED["mme"]["categories"].values()) == 2374
 
@@ -283,7 +275,23 @@ def cut_short(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def rewrite(path, encode):
+    path.write_bytes(encode(path.read_text(encoding="utf-8")))
+
+
+def as_list(text):
+    return json.dumps([json.loads(line) for line in text.splitlines()]).encode()
+
+
+def drop(text, column):
+    lines = [json.loads(line) for line in text.splitlines()]
+    del lines[1][column]
+    return "".join(json.dumps(line) + "\n" for line in lines).encode()
+
+
 POPE = "pope/coco_pope_random.json"
+CSV = "mmvp/Questions.csv"
+CV_BENCH, MMSTAR = "cv_bench/test_2d.parquet", "mmstar/mmstar.parquet"
 QUESTIONS = "whats_up/prompts/COCO_QA_one_obj_with_answer_four_options.jsonl"
 
 
@@ -303,14 +311,23 @@ QUESTIONS = "whats_up/prompts/COCO_QA_one_obj_with_answer_four_options.jsonl"
         ("whats_up_one", lambda r: edit_lines(r / QUESTIONS, lambda x: [x[0], x[1] | {"id": 7}]), "row 1 is missing"),
         ("mmvp", lambda r: break_csv(r, MMVP[:3]), "pair 2 is odd: it has rows 3 only; restore the missing row"),
         ("mmvp", lambda r: break_csv(r, [MMVP[0], MMVP[2], MMVP[1], MMVP[3]]), "not in the order of their numbers"),
-        ("mmvp", lambda r: break_csv(r, [["", *MMVP[0][1:]], *MMVP[1:]]), "row 1 has no number"),
-        ("mmvp", lambda r: break_csv(r, [[1, "Q", "Open, Closed", "(a)"], *MMVP[1:]]), "row 1: options 'Open, Closed'"),
+        ("mmvp", lambda r: break_csv(r, [["", *MMVP[0][1:]], *MMVP[1:]]), "row 1: Index: Input should be"),
+        ("mmvp", lambda r: break_csv(r, [[1, "Q", "Open, Closed", "(a)"], *MMVP[1:]]),
+         "row 1: Options: .*'Open, Closed' are not"),
         ("mmvp", lambda r: (r / "mmvp/MMVP Images/3.jpg").unlink(), "row 3: image .*3.jpg is missing"),
         ("cv_bench", lambda r: edit_parquet(r / "cv_bench/test_2d.parquet", lambda d: d.assign(answer="(E)")),
          "row 787: the answer is none"),
         ("cv_bench", lambda r: edit_parquet(r / "cv_bench/test_2d.parquet", lambda d: d.assign(task="Count")),
          "0 rows of category 'Relation' instead of 1"),
         ("mmstar", lambda r: edit_parquet(r / "mmstar/mmstar.parquet", lambda d: d.assign(image=None)), "no image"),
+        ("cv_bench", lambda r: edit_parquet(r / CV_BENCH, lambda d: d.drop(columns="task")),
+         "row 1 and 1 more: task: Field required; download"),
+        ("cv_bench", lambda r: edit_parquet(r / CV_BENCH, lambda d: d.assign(choices=None)), "choices: Input should"),
+        ("cv_bench", lambda r: (r / CV_BENCH).write_bytes(b"PAR1"), "test_2d.parquet is no readable parquet file"),
+        ("mmstar", lambda r: edit_parquet(r / MMSTAR, lambda d: d.assign(question=[None, "x"])),
+         "row 1: question: Input should be a valid string; download"),
+        ("mmstar", lambda r: edit_parquet(r / MMSTAR, lambda d: d.assign(category="maths")),
+         "row 0: unknown category 'maths'"),
         ("mmstar", lambda r: edit_parquet(r / "mmstar/mmstar.parquet", lambda d: d.assign(index=[0, 5])),
          "row 1 is missing"),
         ("mme", lambda r: edit_parquet(r / "mme/data/test-00000-of-00002-ab.parquet", lambda d: d[:1]),
@@ -318,7 +335,7 @@ QUESTIONS = "whats_up/prompts/COCO_QA_one_obj_with_answer_four_options.jsonl"
         ("mme", lambda r: edit_parquet(r / "mme/data/test-00000-of-00002-ab.parquet", lambda d: d.assign(answer="Yes")),
          "2 questions answered yes, yes"),
         ("mme", lambda r: edit_parquet(r / "mme/data/test-00000-of-00002-ab.parquet", lambda d: d.assign(category="x")),
-         "unknown subtask"),
+         "unknown category 'x'"),
     ],
 )  # fmt: skip
 def test_faults_name_file_row_and_remedy(root, benchmark, spoil, said):
@@ -326,6 +343,81 @@ def test_faults_name_file_row_and_remedy(root, benchmark, spoil, said):
     with pytest.raises(ValueError, match=said) as error:
         load_rows(benchmark, root)
     assert str(root) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "file", "encode"),
+    [
+        ("pope_random", POPE, lambda t: t.encode("utf-8-sig")),
+        ("pope_random", POPE, lambda t: t.encode("utf-16")),
+        ("pope_random", POPE, lambda t: t.replace("\n", "\r\n").encode()),
+        ("pope_random", POPE, as_list),
+        ("whats_up_one", QUESTIONS, as_list),
+        ("whats_up_one", "whats_up/data/coco_qa_one_obj.json", lambda t: t.encode("utf-16")),
+        ("mmvp", CSV, lambda t: t.encode("utf-8-sig")),
+        ("mmvp", CSV, lambda t: t.encode("utf-16")),
+        ("mmvp", CSV, lambda t: t.replace(",", ";").encode()),
+    ],
+)
+def test_files_are_read_where_their_form_is_clear(root, original, benchmark, file, encode):
+    rewrite(root / file, encode)
+    rows, expected = load_rows(benchmark, root), load_rows(benchmark, original)
+    assert [r["prompt"] for r in rows] == [r["prompt"] for r in expected]
+    assert [r["answer"] for r in rows] == [r["answer"] for r in expected]
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\u0085"])
+def test_unicode_line_separators_do_not_break_lines(root, separator):
+    rewrite(root / POPE, lambda text: text.replace("in the", f"in{separator}the").encode())
+    assert load_rows("pope_random", root)[0]["question"] == f"Is there a snowboard in{separator}the image?"
+
+
+def test_mmvp_as_a_spreadsheet_saves_it(root):
+    rewrite(root / CSV, lambda text: text.replace("wings", "caf\u00e9\u2019s wings").encode("cp1252"))
+    assert load_rows("mmvp", root)[0]["question"] == "Are the caf\u00e9\u2019s wings open or closed?"
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "file", "encode", "said"),
+    [
+        ("pope_random", POPE, lambda t: gzip.compress(t.encode()), "compressed with gzip: unpack it"),
+        ("pope_random", POPE, lambda t: t.encode("utf-16-le"), "UTF-16 without a byte order mark: save it as UTF-8"),
+        ("pope_random", POPE, lambda t: t.replace("snow", "caf\u00e9").encode("cp1252"), "not UTF-8 .byte 0xe9"),
+        ("pope_random", POPE, lambda t: json.dumps({"questions": t}, indent=1).encode(), "line 1: not json.*json list"),
+        ("pope_random", POPE, lambda t: b"[" + t.encode(), "not valid json"),
+        ("pope_random", POPE, lambda t: b"<!doctype html>", "a web page"),
+        ("pope_random", POPE, lambda t: b"version https://git-lfs.github.com/spec/v1", "Git LFS pointer"),
+        ("pope_random", POPE, lambda t: b'["x", null]', "row 1 and 1 more: the row: Input should be a valid dict"),
+        ("pope_random", POPE, lambda t: drop(t, "label"), "row 2: label: Field required; download the file again"),
+        ("pope_random", POPE, lambda t: t.replace("table", "\\ud83d").encode(), "row 2: text: .*unicode"),
+        ("pope_random", POPE, lambda t: t.replace('"yes"', "null").encode(), "row 1: label: Input should"),
+        ("whats_up_one", QUESTIONS, lambda t: drop(t, "answer"), "row 2: question.answer: Field required"),
+        ("whats_up_one", "whats_up/data/coco_qa_one_obj.json", lambda t: b"[[1], 2]", "row 1: captions.1: Field req"),
+        ("mmvp", CSV, lambda t: t.replace("Options,", "").encode(), "row 1 and 3 more: Options: Field required"),
+        ("mmvp", CSV, lambda t: t.replace(",(b)\n3", "\n3").encode(), "row 2: Correct Answer: Input should"),
+        ("mmvp", CSV, lambda t: t.replace("2,Are the", "2,Are, the").encode(), "row 2: more: Input should be None"),
+        ("mmvp", CSV, lambda t: t.replace("2,Are the", '2,"Are" the').encode(), "line 3: broken quoting .*put"),
+        ("mmvp", CSV, lambda t: t.replace("4,Are the", '4,"Are the').encode(), "line 5: broken quoting"),
+    ],
+)  # fmt: skip
+def test_what_a_file_is_or_which_row_is_wrong(root, benchmark, file, encode, said):
+    rewrite(root / file, encode)
+    with pytest.raises(ValueError, match=said) as error:
+        load_rows(benchmark, root)
+    assert str(root / file) in str(error.value)
+
+
+def test_broken_quoting_hides_no_further_row(root):
+    rewrite(root / CSV, lambda t: t.replace("2,Are the", '2,"Are" the').replace("4,Are the", '4,"Are" the').encode())
+    with pytest.raises(ValueError, match=r"(?s)line 3: broken quoting.*line 5: broken quoting"):
+        load_rows("mmvp", root)
+
+
+def test_rows_without_photos(root):
+    (root / PHOTO).unlink()
+    edit_parquet(root / MMSTAR, lambda d: d.drop(columns="image"))
+    assert len(load_rows("pope_random", root, photos=False)) == 2
+    assert len(load_rows("mmstar", root, photos=False)) == 2
 
 
 def test_all_faults_are_listed_together(root):
@@ -348,6 +440,3 @@ def test_names_that_cannot_be_loaded(root):
         load_rows("whats_up", root)
     with pytest.raises(ValueError, match="unknown benchmark"):
         load_rows("vqa", root)
-    for benchmark in ("pope_random", "whats_up_one"):
-        with pytest.raises(ValueError, match="RUCAIBox|AdaptVis"):
-            load_rows(benchmark, root, hub=True)

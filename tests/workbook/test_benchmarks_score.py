@@ -81,6 +81,7 @@ ROWS = {
     "whats_up_two": whats_up_rows("two", TWO),
     "pope_random": pope_rows("random"),
     "pope_popular": pope_rows("popular"),
+    "pope_adversarial": pope_rows("adversarial"),
     "mmstar": mmstar_rows(),
     "mme": mme_rows(),
 }
@@ -204,6 +205,9 @@ def test_sub_scores():
 def test_a_benchmark_of_two_files_is_their_mean():
     both = score("pope", ROWS["pope_random"] + answered(ROWS["pope_popular"], "yes"))
     assert (both["official"], both["recall"], both["yes_ratio"]) == (0.75, 1, 0.75)
+    both = score("whats_up", ROWS["whats_up_one"] + answered(ROWS["whats_up_two"], "?"))
+    assert (both["official"], both["one"], both["two"]) == (0.5, 1, 0)
+    assert registry.PAPER["pope"] == ("pope_random", "pope_popular")  # the paper leaves adversarial out
 
 
 def test_half_pairs_and_unknown_names_are_errors():
@@ -215,6 +219,51 @@ def test_half_pairs_and_unknown_names_are_errors():
         score("vqa", ROWS["mme"])
     with pytest.raises(ValueError, match="no answers"):
         score("mme", [])
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "form"),
+    [
+        ("cv_bench", "({})"),
+        ("mmstar", "({})"),
+        ("mmvp", "{}"),
+        ("pope_random", "{}"),
+        ("mme", "{}"),
+        ("whats_up_one", "{}"),
+    ],
+)
+def test_keys_in_the_data_sets_own_form(benchmark, form):
+    rows = [r | {"answer": form.format(r["answer"].capitalize())} for r in ROWS[benchmark]]
+    for r in rows:
+        if benchmark == "mmvp":
+            r["answer"] = r["answer"].strip("()").upper()
+    result = score(benchmark, rows)
+    full = 2800 if benchmark == "mme" else 1
+    assert (result["official"], result["strict"]) == (full, full)
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "change", "said"),
+    [
+        ("cv_bench", {"category": "3D"}, "row 0: the category '3D' is none of Count, Relation"),
+        ("mmstar", {"category": "maths"}, "row 0: the category 'maths'"),
+        ("mme", {"category": "Existence"}, "row existence/0#0: the category"),
+        ("pope_random", {"category": "any"}, "none of random, popular, adversarial"),
+        ("whats_up_one", {"category": "three"}, "row 0: the category"),
+        ("mmvp", {"category": "x"}, "row 1: the category"),
+        ("cv_bench", {"answer": "(E)"}, r"row 0: the key '\(E\)' is none of \['A', 'B', 'C', 'D'\]"),
+        ("pope_random", {"answer": "nein"}, "row 0: the key 'nein'"),
+        ("mme", {"answer": None}, "row existence/0#0 has no answer"),
+        ("mmstar", {"subcategory": None}, "row 0 has no subcategory"),
+        ("cv_bench", {"options": None}, "row 0 has no options"),
+        ("mmstar", {"response": None}, "row 0: the response is None"),
+        ("whats_up_one", {"response": 3}, "row 0: the response is 3"),
+    ],
+)
+def test_a_row_that_cannot_be_scored_is_named(benchmark, change, said):
+    first, *others = ROWS[benchmark]
+    with pytest.raises(ValueError, match=said):
+        score(benchmark, [first | change, *others])
 
 
 def noisy(benchmark, seed, share=0.3):

@@ -5,37 +5,50 @@ authors' own letter reading (below).  `official` is the accuracy over all rows, 
 `source_mean`, the mean of the ADE20K and COCO accuracies, is the number that the benchmark itself proposes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Annotated
 
-from workbook.benchmarks.sources import LETTER_INSTRUCTION, Faults, check, embedded_bytes, parquet_rows
+from pydantic import BaseModel, Field
 
+from workbook.benchmarks.sources import LETTER_INSTRUCTION, Faults, Id, Text, embedded_bytes, parquet_rows
+
+CATEGORIES = ("Count", "Relation")
+COLUMNS = ("source",)  # of a row, beyond those that all benchmarks have
 EXPECTED = {"cv_bench": {"rows": 1438, "categories": {"Count": 788, "Relation": 650}}}
-HUB = "nyu-visionx/CV-Bench"
-LETTERS = "ABCDEF"
 
 
-def load(name: str, folder: Path, expected: Mapping, faults: Faults, hub: str | None = None) -> list[dict]:
-    file = hub or folder / "test_2d.parquet"
-    rows = []
-    for item in parquet_rows(folder, "test_2d.parquet", hub, "2D", "test"):
-        options = [str(choice) for choice in item["choices"]]
-        letter = str(item["answer"]).strip().strip("()")
-        rows.append(
-            {
-                "id": str(item["idx"]),
-                "image": embedded_bytes(item["image"]),
-                "question": item["question"],
-                "prompt": f"{item['prompt']}\n{LETTER_INSTRUCTION}",
-                "options": options,
-                "answer": letter if letter and letter in LETTERS[: len(options)] else None,
-                "group": item["source_filename"],
-                "category": item["task"],
-                "source": item["source"],
-            }
-        )
-    check(rows, expected, file, faults)
-    return rows
+class Item(BaseModel):
+    """A row of the official file."""
+
+    idx: Id
+    task: Text
+    image: object = None
+    question: Text
+    choices: Annotated[list[Id], Field(min_length=2, max_length=6)]
+    answer: Text  # "(C)"
+    prompt: Text  # the question and its options
+    source: Text
+    source_filename: Text
+
+
+def read(name: str, folder: Path, faults: Faults, photos: bool) -> tuple[Path, Iterable]:
+    return folder / "test_2d.parquet", parquet_rows(folder, "test_2d.parquet", photos)
+
+
+def row(name: str, item: Item, folder: Path) -> dict:
+    return {
+        "id": item.idx,
+        "image": embedded_bytes(item.image),
+        "question": item.question,
+        "prompt": f"{item.prompt}\n{LETTER_INSTRUCTION}",
+        "options": item.choices,
+        "answer": item.answer,
+        "group": item.source_filename,
+        "category": item.task,
+        "source": item.source,
+    }
 
 
 def official(row: Mapping) -> str:
@@ -46,12 +59,11 @@ def official(row: Mapping) -> str:
     return text.strip().rstrip(".").lstrip("(").rstrip(")")[:1].upper()
 
 
-def counts(members: Sequence[tuple[Mapping, str | None]]) -> dict[str, int]:
-    total: dict[str, int] = {}
+def counts(members: Sequence[tuple[Mapping, str | None]]) -> Counter:
+    total = Counter()
     for row, answer in members:
         for part in (row["category"], row["source"]):
-            total[f"{part}/n"] = total.get(f"{part}/n", 0) + 1
-            total[f"{part}/right"] = total.get(f"{part}/right", 0) + (answer == row["answer"])
+            total.update({f"{part}/n": 1, f"{part}/right": int(answer == row["answer"])})
     return total
 
 
@@ -59,7 +71,7 @@ def scores(sums: Mapping) -> dict:
     """`official` (micro), `source_mean`, and the accuracies `count`, `relation`, `ade20k`, `coco` where present."""
     sums = sums[""]
     part = {key[:-2]: sums[f"{key[:-2]}/right"] / sums[key] for key in sums if key.endswith("/n")}
-    tasks = [task for task in ("Count", "Relation") if task in part]
+    tasks = [task for task in CATEGORIES if task in part]
     sources = sorted(part.keys() - set(tasks))
     micro = sum(sums[f"{task}/right"] for task in tasks) / sum(sums[f"{task}/n"] for task in tasks)
     mean = sum(part[source] for source in sources) / len(sources)

@@ -6,10 +6,13 @@ images and, beside them or split into `images/` and `questions_answers_YN/`, a t
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from workbook.benchmarks.sources import Faults, check, embedded_bytes, parquet_rows
+from pydantic import BaseModel
+
+from viral_core.files import read_text
+from workbook.benchmarks.sources import AGAIN, Faults, Text, embedded_bytes, parquet_rows
 
 PERCEPTION = {
     "existence": 60,
@@ -29,66 +32,75 @@ COGNITION = {
     "text_translation": 40,
     "code_reasoning": 40,
 }
+CATEGORIES = tuple(PERCEPTION | COGNITION)
 EXPECTED = {"mme": {"rows": 2374, "categories": PERCEPTION | COGNITION}}
-HUB = "lmms-lab/MME"
 
 
-def load(name: str, folder: Path, expected: Mapping, faults: Faults, hub: str | None = None) -> list[dict]:
-    """Rows in the files' order; `group` is the image within its subtask."""
-    if hub or any(folder.glob("data/*.parquet")):
-        items = parquet_rows(folder, "data/*.parquet", hub, None, "test")
-        items = [item | {"image": embedded_bytes(item["image"])} for item in items]
-    else:
-        items = list(_release(folder, faults))
-    rows, asked = [], defaultdict(list)
-    for item in items:
-        group = f"{item['category']}/{str(item['question_id']).rsplit('/', 1)[-1]}"
-        answer = str(item["answer"]).strip().lower()
-        if item["category"] not in PERCEPTION | COGNITION:
-            faults.add(hub or folder, f"{group}: unknown subtask", "download the benchmark again")
-        asked[group].append(answer)
-        rows.append(
-            {
-                "id": f"{group}#{len(asked[group])}",
-                "image": item["image"],
-                "question": item["question"].strip(),
-                "prompt": item["question"].strip(),
-                "options": ["yes", "no"],
-                "answer": answer if answer in ("yes", "no") else None,
-                "group": group,
-                "category": item["category"],
-            }
-        )
-    for group, answers in asked.items():
-        if sorted(answers) != ["no", "yes"]:
-            found = f"{len(answers)} questions answered {', '.join(answers)}"
-            faults.add(hub or folder, f"{group} has {found}, not one Yes and one No", "download the image's rows again")
-    check(rows, expected, hub or folder, faults)
-    return rows
+class Item(BaseModel):
+    """A row of the snapshot, or a line of the release's text files."""
+
+    question_id: Text  # "artwork/1.jpg", the image's name
+    image: object = None
+    question: Text
+    answer: Text
+    category: Text
 
 
-def _release(folder: Path, faults: Faults) -> Iterator[dict]:
+def read(name: str, folder: Path, faults: Faults, photos: bool) -> tuple[Path, Iterable]:
+    if any(folder.glob("data/*.parquet")):
+        return folder, parquet_rows(folder, "data/*.parquet", photos)
+    return folder, _release(folder, faults, photos)
+
+
+def _release(folder: Path, faults: Faults, photos: bool) -> Iterator[dict]:
     """Rows of the release's folders.  Raises FileNotFoundError where there are none."""
-    texts = [(task, text) for task in PERCEPTION | COGNITION for text in sorted((folder / task).rglob("*.txt"))]
+    texts = [(task, text) for task in CATEGORIES for text in sorted((folder / task).rglob("*.txt"))]
     if not texts:
         raise FileNotFoundError(f"{folder}: neither data/*.parquet nor the release's folders; put one of them there")
     for task, text in texts:
         images = folder / task / "images" if (folder / task / "images").is_dir() else text.parent
-        image = next((p for e in ("jpg", "png", "jpeg") if (p := images / f"{text.stem}.{e}").is_file()), None)
-        if image is None:
-            faults.add(text, f"no image {images / text.stem}.jpg or .png", "restore the image")
-        for number, line in enumerate(filter(str.strip, text.read_text(encoding="utf-8").splitlines()), 1):
+        files = [images / f"{text.stem}.{suffix}" for suffix in ("jpg", "png", "jpeg")]
+        image = next((file for file in files if file.is_file()), None)
+        if image is None and photos:
+            faults.add(text, f"no image {files[0]} or .png", "restore the image")
+        for number, line in enumerate(filter(str.strip, read_text(text).split("\n")), 1):
             question, _, answer = line.strip().rpartition("\t")
             if not question:
-                faults.add(text, f"line {number} is not question, tab, answer", "download the file again")
+                faults.add(text, f"line {number} is not question, tab, answer", AGAIN)
                 continue
             yield {
                 "question_id": image.name if image else text.stem,
-                "image": str(image or images / f"{text.stem}.jpg"),
+                "image": str(image or files[0]),
                 "question": question,
                 "answer": answer,
                 "category": task,
             }
+
+
+def row(name: str, item: Item, folder: Path) -> dict:
+    image = f"{item.category}/{item.question_id.rsplit('/', 1)[-1]}"
+    return {
+        "id": image,  # `check` adds the number of the question
+        "image": embedded_bytes(item.image),
+        "question": item.question.strip(),
+        "prompt": item.question.strip(),
+        "options": ["yes", "no"],
+        "answer": item.answer,
+        "group": image,
+        "category": item.category,
+    }
+
+
+def check(rows: Sequence[dict], file: object, faults: Faults) -> None:
+    """Each image has one Yes and one No; ids become the image's with the number of the question."""
+    answers = defaultdict(list)
+    for row in rows:
+        answers[row["group"]].append(str(row["answer"]))
+        row["id"] = f"{row['group']}#{len(answers[row['group']])}"
+    for group, given in answers.items():
+        if sorted(given) != ["no", "yes"]:
+            text = f"{len(given)} questions answered {', '.join(given)}"
+            faults.add(file, f"{group} has {text}, not one Yes and one No", "download the image's rows again")
 
 
 def official(row: Mapping) -> str:

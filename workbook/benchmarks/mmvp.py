@@ -7,60 +7,85 @@ with the original key, `pair_corrected` the one with the corrected key.
 """
 
 import csv
+import io
 import re
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Annotated
 
-from workbook.benchmarks.sources import LETTER_INSTRUCTION, Faults, check, require
+from pydantic import AfterValidator, AliasChoices, BaseModel, Field
 
+from viral_core.files import read_text
+from workbook.benchmarks.parse import key
+from workbook.benchmarks.sources import LETTER_INSTRUCTION, Faults, Text, require
+
+CATEGORIES = ("",)
 EXPECTED = {"mmvp": {"rows": 300, "swapped_keys": [99, 100, 279, 280]}}
-HUB = "MMVP/MMVP"
+FIRST_ID = 1
+_MARK = re.compile(r"\s*\([ab]\)\s*")
 
 
-def load(name: str, folder: Path, expected: Mapping, faults: Faults, hub: str | None = None) -> list[dict]:
-    if hub:
-        folder = Path(hub)
-        if not folder.is_dir():
-            from huggingface_hub import snapshot_download
+def _two_options(text: str) -> str:
+    if len(_MARK.split(text.strip())) != 3:
+        raise ValueError(f"{text!r} are not (a) and (b)")
+    return text.strip()
 
-            folder = Path(snapshot_download(hub, repo_type="dataset"))
-    file = require(folder / "Questions.csv", f"download {HUB} to {folder}")
-    rows = []
-    with file.open(encoding="utf-8-sig", newline="") as lines:
-        for item in csv.DictReader(lines):
-            number = item.get("Index") or item.get("lndex")
-            if not str(number).strip().isdigit():
-                faults.add(file, f"row {len(rows) + 1} has no number in its Index column", "download the file again")
-                continue
-            number = int(number)
-            options = re.split(r"\s*\([ab]\)\s*", item["Options"].strip())[1:]
-            answer = item["Correct Answer"].strip()
-            swap = number in expected.get("swapped_keys", ())
-            rows.append(
-                {
-                    "id": str(number),
-                    "image": str(folder / "MMVP Images" / f"{number}.jpg"),
-                    "question": item["Question"].strip(),
-                    "prompt": f"{item['Question'].strip()}\n{item['Options'].strip()}\n{LETTER_INSTRUCTION}",
-                    "options": options,
-                    "answer": answer if answer in ("(a)", "(b)") else None,
-                    "corrected_answer": {"(a)": "(b)", "(b)": "(a)"}.get(answer) if swap else answer,
-                    "group": f"pair {(number + 1) // 2}",
-                    "category": "",
-                }
-            )
-            if len(options) != 2:
-                faults.add(file, f"row {number}: options {item['Options']!r} are not (a) and (b)", "correct the row")
+
+class Item(BaseModel):
+    """A row of the official file; some copies spell its first column lndex."""
+
+    index: int = Field(validation_alias=AliasChoices("Index", "lndex"))
+    question: Text = Field(alias="Question")
+    options: Annotated[str, AfterValidator(_two_options)] = Field(alias="Options")  # "(a) Open (b) Closed"
+    answer: Text = Field(alias="Correct Answer")  # "(a)"
+    more: None = None  # fields beyond the header's
+
+
+def read(name: str, folder: Path, faults: Faults, photos: bool) -> tuple[Path, Iterable]:
+    file = require(folder / "Questions.csv", f"download MMVP/MMVP to {folder}")
+    text = read_text(file, fallback="cp1252")  # which spreadsheets write
+    delimiter = max(",;\t", key=text.partition("\n")[0].count)
+    lines = csv.DictReader(io.StringIO(text, newline=""), restkey="more", delimiter=delimiter, strict=True)
+    entries: list[dict] = []
+    while True:
+        try:
+            entries.append(next(lines))
+        except StopIteration:
+            return file, entries
+        except csv.Error as error:
+            remedy = "put the field in quotes, those inside it doubled"
+            faults.add(file, f"line {lines.reader.line_num}: broken quoting ({error})", remedy)
+
+
+def row(name: str, item: Item, folder: Path, swapped: Sequence[int] = ()) -> dict:
+    answer = key(name, item.answer, ["a", "b"])
+    other = {"(a)": "(b)", "(b)": "(a)"}.get(answer)
+    return {
+        "id": str(item.index),
+        "image": str(folder / "MMVP Images" / f"{item.index}.jpg"),
+        "question": item.question.strip(),
+        "prompt": f"{item.question.strip()}\n{item.options}\n{LETTER_INSTRUCTION}",
+        "options": _MARK.split(item.options)[1:],
+        "answer": answer,
+        "corrected_answer": other if item.index in swapped else answer,
+        "group": f"pair {(item.index + 1) // 2}",
+        "category": "",
+    }
+
+
+def check(rows: Sequence[dict], file: object, faults: Faults) -> None:
+    """Pairs are whole, and their rows in order."""
     numbers = [int(row["id"]) for row in rows]
     if numbers != sorted(numbers):
         faults.add(file, "rows are not in the order of their numbers, so pairs are not consecutive", "sort the rows")
-    check(rows, expected, file, faults, first=1)
-    for pair in sorted({row["group"] for row in rows}, key=lambda group: int(group.split()[1])):
-        members = [row for row in rows if row["group"] == pair]
+    pairs = defaultdict(list)
+    for number in sorted(numbers):
+        pairs[(number + 1) // 2].append(number)
+    for pair, members in pairs.items():
         if len(members) != 2:
-            ids = ", ".join(row["id"] for row in members)
-            faults.add(file, f"{pair} is odd: it has rows {ids} only", "restore the missing row")
-    return rows
+            ids = ", ".join(map(str, members))
+            faults.add(file, f"pair {pair} is odd: it has rows {ids} only", "restore the missing row")
 
 
 def official(row: Mapping) -> str | None:

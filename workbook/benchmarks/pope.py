@@ -1,41 +1,55 @@
-"""POPE on COCO (Li et al. 2023): is there a ... in the image; random and popular.
+"""POPE on COCO (Li et al. 2023): is there a ... in the image; the paper reports random and popular.
 
-Local folder: RUCAIBox/POPE's `coco_pope_{random,popular}.json` (one json object a line) and the photos
+Local folder: RUCAIBox/POPE's `coco_pope_{random,popular,adversarial}.json` (one json object a line) and the photos
 `val2014/COCO_val2014_*.jpg`.  LLaVA's shorter copy of `random`, 2910 rows, is admitted too.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from pydantic import BaseModel
 
-from workbook.benchmarks.sources import Faults, check, json_lines, require
+from viral_core.files import read_entries
+from workbook.benchmarks.sources import Faults, Id, Text, require
 
-EXPECTED = {"pope_random": {"rows": (3000, 2910)}, "pope_popular": {"rows": 3000}}
+CATEGORIES = ("random", "popular", "adversarial")
+EXPECTED = {
+    "pope_random": {"rows": (3000, 2910)},
+    "pope_popular": {"rows": 3000},
+    "pope_adversarial": {"rows": 3000},
+}
+PAPER = ("pope_random", "pope_popular")
+FIRST_ID = 1
 INSTRUCTION = "Answer the question using a single word or phrase."
-SUBSETS = ("random", "popular")
 
 
-def load(name: str, folder: Path, expected: Mapping, faults: Faults, hub: str | None = None) -> list[dict]:
-    if hub:
-        raise ValueError(f"{name} is read from RUCAIBox/POPE's files: download them to {folder}")
-    subset = name.rsplit("_", 1)[1]
-    file = require(folder / f"coco_pope_{subset}.json", f"download it from RUCAIBox/POPE to {folder}")
-    rows = [
-        {
-            "id": str(item["question_id"]),
-            "image": str(folder / "val2014" / item["image"]),
-            "question": item["text"],
-            "prompt": f"{item['text']}\n{INSTRUCTION}",
-            "options": ["yes", "no"],
-            "answer": item["label"] if item["label"] in ("yes", "no") else None,
-            "group": item["image"],
-            "category": subset,
-        }
-        for item in json_lines(file)
-    ]
-    check(rows, expected, file, faults, first=1)
-    return rows
+class Item(BaseModel):
+    """A line of the official file."""
+
+    question_id: Id
+    image: Text
+    text: Text
+    label: Text
+
+
+def read(name: str, folder: Path, faults: Faults, photos: bool) -> tuple[Path, Iterable]:
+    file = folder / f"coco_{name}.json"
+    return file, read_entries(require(file, f"download it from RUCAIBox/POPE to {folder}"))
+
+
+def row(name: str, item: Item, folder: Path) -> dict:
+    return {
+        "id": item.question_id,
+        "image": str(folder / "val2014" / item.image),
+        "question": item.text,
+        "prompt": f"{item.text}\n{INSTRUCTION}",
+        "options": ["yes", "no"],
+        "answer": item.label,
+        "group": item.image,
+        "category": name.removeprefix("pope_"),
+    }
 
 
 def official(row: Mapping) -> str:
@@ -44,13 +58,13 @@ def official(row: Mapping) -> str:
     return "no" if {"No", "not", "no"} & set(words) else "yes"
 
 
-def counts(members: Sequence[tuple[Mapping, str | None]]) -> dict[str, int]:
-    total: dict[str, int] = {}
+def counts(members: Sequence[tuple[Mapping, str | None]]) -> Counter:
+    kinds = {("yes", "yes"): "tp", ("no", "yes"): "fp", ("no", "no"): "tn", ("yes", "no"): "fn"}
+    total = Counter()
     for row, answer in members:
-        kind = {("yes", "yes"): "tp", ("no", "yes"): "fp", ("no", "no"): "tn", ("yes", "no"): "fn"}
-        kind = kind.get((row["answer"], answer), f"unread_{row['answer']}")
-        for key in ("tp", "fp", "tn", "fn", "unread_yes", "unread_no"):
-            total[f"{row['category']}/{key}"] = total.get(f"{row['category']}/{key}", 0) + (key == kind)
+        kind = kinds.get((row["answer"], answer), f"unread_{row['answer']}")
+        names = (*kinds.values(), "unread_yes", "unread_no")
+        total.update({f"{row['category']}/{name}": int(name == kind) for name in names})
     return total
 
 
@@ -61,7 +75,7 @@ def scores(sums: Mapping) -> dict:
     """
     sums = sums[""]
     parts = []
-    for subset in SUBSETS:
+    for subset in CATEGORIES:
         if f"{subset}/tp" not in sums:
             continue
         tp, fp, tn, fn, unread_yes, unread_no = (

@@ -1,19 +1,24 @@
 """Reading official files and checking them before any model is loaded.
 
-Every loader collects all that is wrong in `Faults` and raises once, so that a user mends a download in one go.
+All that is wrong with a benchmark is collected in `Faults` and raised once, so that a user mends a download in one go.
+Each benchmark states the columns of its file as a pydantic model, which is what finds missing and odd cells.
 """
 
 import io
-import json
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Annotated
 
-import pandas
 from PIL import Image
+from pydantic import BaseModel, Field, ValidationError
 
 LETTER_INSTRUCTION = "Answer with the option's letter from the given choices directly."
+AGAIN = "download the file again"
 _LISTED = 50  # faults shown in full by one error message
+
+Text = Annotated[str, Field(pattern=r"\S")]
+Id = Annotated[str, Field(pattern=r"\S", coerce_numbers_to_str=True)]
 
 
 class Faults:
@@ -21,17 +26,17 @@ class Faults:
 
     def __init__(self, benchmark: str):
         self.benchmark = benchmark
-        self.found: list[str] = []
+        self.lines: list[str] = []
 
     def add(self, where: object, what: str, remedy: str) -> None:
-        self.found.append(f"{where}: {what}; {remedy}")
+        self.lines.append(f"{where}: {what}; {remedy}")
 
     def raise_if_any(self) -> None:
         """Raises ValueError with the list of faults, if there are any."""
-        if self.found:
-            shown = "\n  ".join(self.found[:_LISTED])
-            more = f"\n  ... and {len(self.found) - _LISTED} more" if len(self.found) > _LISTED else ""
-            raise ValueError(f"benchmark {self.benchmark}: {len(self.found)} faults\n  {shown}{more}")
+        if self.lines:
+            shown = "\n  ".join(self.lines[:_LISTED])
+            more = f"\n  ... and {len(self.lines) - _LISTED} more" if len(self.lines) > _LISTED else ""
+            raise ValueError(f"benchmark {self.benchmark}: {len(self.lines)} faults\n  {shown}{more}")
 
 
 def require(path: Path, remedy: str) -> Path:
@@ -41,33 +46,42 @@ def require(path: Path, remedy: str) -> Path:
     return path
 
 
-def json_lines(path: Path) -> Iterator[dict]:
-    """The objects of a file with one json object a line; ValueError names the line that is none."""
-    with path.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                try:
-                    yield json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"{path}, line {number}: not json ({error}); download the file again") from error
+def parquet_rows(folder: Path, pattern: str, photos: bool) -> Iterator[dict]:
+    """Rows of a snapshot's parquet files with undecoded images, or without them.
 
-
-def parquet_rows(source: Path | str, files: str, hub: str | None, config: str | None, split: str) -> list[dict]:
-    """Rows of a Hugging Face data set with undecoded images.
-
-    Args:
-        source: local snapshot; its parquet files match the pattern `files`.
-        hub: read with `datasets` instead: a hub id, or a mirror folder of the repository with its README.md.
+    Raises:
+        FileNotFoundError: no file of that pattern.
+        ValueError: a file is no parquet file; names it.
     """
-    if hub:
-        import datasets
+    import pyarrow
+    from pyarrow import parquet
 
-        data = datasets.load_dataset(str(hub), config, split=split)
-        return data.cast_column("image", datasets.Image(decode=False)).to_list()
-    paths = sorted(Path(source).glob(files))
+    paths = sorted(folder.glob(pattern))
     if not paths:
-        raise FileNotFoundError(f"{Path(source) / files} is missing: download the data set's repository to {source}")
-    return [row for path in paths for row in pandas.read_parquet(path).to_dict("records")]
+        raise FileNotFoundError(f"{folder / pattern} is missing: download the data set's repository to {folder}")
+    for path in paths:
+        try:
+            columns = [name for name in parquet.read_schema(path).names if photos or name != "image"]
+            table = parquet.read_table(path, columns=columns)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise ValueError(f"{path} is no readable parquet file ({error}): {AGAIN}") from error
+        yield from table.to_pylist()
+
+
+def validate(model: type[BaseModel], entries: Iterable, file: object, faults: Faults) -> list[BaseModel]:
+    """The entries that have all columns of the model; the others become faults, the same fault of many rows one."""
+    items, wrong = [], defaultdict(list)
+    for number, entry in enumerate(entries, 1):
+        try:
+            items.append(model.model_validate(entry))
+        except ValidationError as error:
+            for fault in error.errors():
+                column = ".".join(map(str, fault["loc"])) or "the row"
+                wrong[f"{column}: {fault['msg']}"].append(number)
+    for message, numbers in wrong.items():
+        more = f" and {len(numbers) - 1} more" if len(numbers) > 1 else ""
+        faults.add(file, f"row {numbers[0]}{more}: {message}", AGAIN)
+    return items
 
 
 def open_image(image: str | Path | bytes | Image.Image) -> Image.Image:
@@ -98,36 +112,40 @@ def embedded_bytes(image: object) -> bytes | None:
     return image.get("bytes") if isinstance(image, Mapping) else image
 
 
-def check(rows: Sequence[dict], expected: Mapping, file: object, faults: Faults, first: int | None = None) -> None:
-    """Add what is wrong with rows: repeated or missing ids, totals, categories, answers, images.
+def check_rows(rows: Sequence[dict], expected: Mapping, file: object, faults: Faults, first: int | None) -> None:
+    """Add what is wrong with rows as a whole: repeated or missing ids, totals, categories, answers.
 
     Args:
         expected: `rows`, a total or a tuple of admitted totals; optionally `categories`, a total for each category.
         first: where given, ids are numbers that run from here without a gap.
     """
-    again = "download the file again"
     for name, n in Counter(row["id"] for row in rows).items():
         if n > 1:
-            faults.add(file, f"row {name} occurs {n} times", again)
+            faults.add(file, f"row {name} occurs {n} times", AGAIN)
     totals = expected["rows"] if isinstance(expected["rows"], tuple | list) else (expected["rows"],)
     if len(rows) not in totals:
-        faults.add(file, f"{len(rows)} rows instead of {' or '.join(map(str, totals))}", again)
+        faults.add(file, f"{len(rows)} rows instead of {' or '.join(map(str, totals))}", AGAIN)
     if first is not None:
         ids = {row["id"] for row in rows}
         last = first + max([t for t in totals if t <= len(rows)], default=min(totals))
         for number in range(first, last):
             if str(number) not in ids:
-                faults.add(file, f"row {number} is missing", again)
+                faults.add(file, f"row {number} is missing", AGAIN)
     counts = Counter(row["category"] for row in rows)
     for category, n in expected.get("categories", {}).items():
         if counts[category] != n:
-            faults.add(file, f"{counts[category]} rows of category {category!r} instead of {n}", again)
-    checked: dict[object, str | None] = {}
+            faults.add(file, f"{counts[category]} rows of category {category!r} instead of {n}", AGAIN)
     for row in rows:
         if row["answer"] is None:
-            faults.add(file, f"row {row['id']}: the answer is none of the options {list(row['options'])}", again)
-        key = row["image"] if isinstance(row["image"], str) else row["id"]
-        if key not in checked:
-            checked[key] = image_fault(row["image"])
-        if checked[key]:
-            faults.add(file, f"row {row['id']}: {checked[key]}", "restore the image")
+            faults.add(file, f"row {row['id']}: the answer is none of the options {list(row['options'])}", AGAIN)
+
+
+def check_photos(rows: Sequence[dict], file: object, faults: Faults) -> None:
+    """Add the images that are missing or cannot be read; a file is looked at once."""
+    checked: dict[object, str | None] = {}
+    for row in rows:
+        name = row["image"] if isinstance(row["image"], str) else row["id"]
+        if name not in checked:
+            checked[name] = image_fault(row["image"])
+        if checked[name]:
+            faults.add(file, f"row {row['id']}: {checked[name]}", "restore the image")

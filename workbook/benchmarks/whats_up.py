@@ -6,47 +6,64 @@ Local folder, as in the AdaptVis release: `prompts/COCO_QA_{one,two}_obj_with_an
 so an answer that names all four is always right, which the strict score does not grant.
 """
 
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Annotated
 
-from workbook.benchmarks.sources import Faults, check, json_lines, require
+from pydantic import BaseModel, Field
 
+from viral_core.files import read_entries
+from workbook.benchmarks.sources import Faults, Id, Text, require
+
+CATEGORIES = ("one", "two")
 EXPECTED = {"whats_up_one": {"rows": 2247}, "whats_up_two": {"rows": 440}}
 OPTIONS = {"whats_up_one": ["left", "right", "top", "bottom"], "whats_up_two": ["left", "right", "above", "below"]}
+FIRST_ID = 0
 
 
-def load(name: str, folder: Path, expected: Mapping, faults: Faults, hub: str | None = None) -> list[dict]:
-    if hub:
-        raise ValueError(f"{name} is not on the hub: clone the AdaptVis repository and give its folder as {folder}")
-    subset = name.rsplit("_", 1)[1]
-    remedy = f"put the AdaptVis release into {folder}"
+class Question(BaseModel):
+    """A line of the prompts' file."""
+
+    id: Id
+    question: Text
+    answer: Annotated[list[Text], Field(min_length=1)]
+
+
+class Item(BaseModel):
+    """A question and what the captions' file has at its position: the image's id, the captions."""
+
+    question: Question
+    captions: tuple[int, str, str]
+
+
+def read(name: str, folder: Path, faults: Faults, photos: bool) -> tuple[str, Iterable]:
+    subset, remedy = name.removeprefix("whats_up_"), f"put the AdaptVis release into {folder}"
     file = require(folder / "prompts" / f"COCO_QA_{subset}_obj_with_answer_four_options.jsonl", remedy)
-    captions = require(folder / "data" / f"coco_qa_{subset}_obj.json", remedy)
-    photos = json.loads(captions.read_text(encoding="utf-8"))
-    items = list(json_lines(file))
-    if len(photos) != len(items):
-        faults.add(captions, f"{len(photos)} entries for {len(items)} questions in {file}", "download both again")
+    captions_file = require(folder / "data" / f"coco_qa_{subset}_obj.json", remedy)
+    questions, captions = read_entries(file), read_entries(captions_file)
+    if len(captions) != len(questions):
+        text = f"{len(captions)} entries for {len(questions)} questions in {file}"
+        faults.add(captions_file, text, "download both again")
         faults.raise_if_any()
-    rows = []
-    for (image_id, *_), item in zip(photos, items, strict=True):
-        question = re.sub(r"^<image>\s*USER:|ASSISTANT:\s*$", "", item["question"].strip()).strip()
-        answer = str(item["answer"][0]).lower()
-        rows.append(
-            {
-                "id": str(item["id"]),
-                "image": str(folder / "data" / "val2017" / f"{int(image_id):012d}.jpg"),
-                "question": question,
-                "prompt": question,
-                "options": OPTIONS[name],
-                "answer": answer if answer in OPTIONS[name] else None,
-                "group": str(image_id),
-                "category": subset,
-            }
-        )
-    check(rows, expected, file, faults, first=0)
-    return rows
+    entries = [{"question": q, "captions": c} for q, c in zip(questions, captions, strict=True)]
+    return f"{file} with {captions_file}", entries
+
+
+def row(name: str, item: Item, folder: Path) -> dict:
+    question = re.sub(r"^<image>\s*USER:|ASSISTANT:\s*$", "", item.question.question.strip()).strip()
+    image_id = item.captions[0]
+    return {
+        "id": item.question.id,
+        "image": str(folder / "data" / "val2017" / f"{image_id:012d}.jpg"),
+        "question": question,
+        "prompt": question,
+        "options": OPTIONS[name],
+        "answer": item.question.answer[0],
+        "group": str(image_id),
+        "category": name.removeprefix("whats_up_"),
+    }
 
 
 def official(row: Mapping) -> str | None:
@@ -54,16 +71,15 @@ def official(row: Mapping) -> str | None:
     return row["answer"] if row["answer"] in row["response"].lower() else None
 
 
-def counts(members: Sequence[tuple[Mapping, str | None]]) -> dict[str, int]:
-    total: dict[str, int] = {}
+def counts(members: Sequence[tuple[Mapping, str | None]]) -> Counter:
+    total = Counter()
     for row, answer in members:
-        for key, one in (("n", 1), ("right", int(answer == row["answer"]))):
-            total[f"{row['category']}/{key}"] = total.get(f"{row['category']}/{key}", 0) + one
+        total.update({f"{row['category']}/n": 1, f"{row['category']}/right": int(answer == row["answer"])})
     return total
 
 
 def scores(sums: Mapping) -> dict:
     """`official`: mean of the subsets' accuracies, which are given as `one` and `two`."""
     sums = sums[""]
-    part = {s: sums[f"{s}/right"] / sums[f"{s}/n"] for s in ("one", "two") if f"{s}/n" in sums}
+    part = {s: sums[f"{s}/right"] / sums[f"{s}/n"] for s in CATEGORIES if f"{s}/n" in sums}
     return {"official": sum(part.values()) / len(part), **part}
