@@ -12,7 +12,7 @@ import viral_core  # noqa: F401  (before torch and transformers)
 import torch
 
 from workbook.scale import benchmark_step
-from workbook.scale.benchmark_step import ARMS, SHAPES, Bench, benchmark, median
+from workbook.scale.benchmark_step import ARMS, SHAPES, Bench, benchmark
 
 
 def test_the_arms_take_turns_and_the_result_says_what_was_measured(tmp_path, monkeypatch):
@@ -45,7 +45,7 @@ def test_a_transcription_with_another_loss_is_refused(monkeypatch):
 
 
 def test_an_arm_leaves_the_base_as_it_was():
-    bench = Bench(replace(SHAPES["tiny"], blocks=2), torch.float32, "cpu", checkpointing=False)
+    bench = Bench(replace(SHAPES["tiny"], blocks=2), torch.float32, "cpu")
     before = {name: p.clone() for name, p in bench.llava.named_parameters()}
     hooks = []
     for _ in range(2):  # transformers puts its own on a model that is first asked for hidden states
@@ -60,9 +60,3 @@ def test_the_paper_shape_has_the_sizes_of_the_paper():
     shape = SHAPES["7b"]
     assert (shape.width, shape.blocks, shape.grid**2, shape.lora) == (4096, 32, 576, 128)
     assert (shape.samples, shape.tokens, shape.teacher_width) == (8, 2048, 768)
-
-
-def test_the_median_and_its_interval():
-    found = median([3.0, 1.0, 2.0, 2.0, 2.0])
-    assert (found["median"], found["n"]) == (2.0, 5)
-    assert 1.0 <= found["low"] <= 2.0 <= found["high"] <= 3.0

@@ -18,8 +18,8 @@ import argparse
 import gc
 import json
 import math
+import statistics
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -150,17 +150,20 @@ def transcription_loss(model: AlignedModel, batch: dict, features: Tensor) -> di
 class Bench:
     """One base model, and the arms that take turns on it."""
 
-    def __init__(self, shape: Shape, dtype: torch.dtype, device: str, checkpointing: bool):
+    def __init__(self, shape: Shape, dtype: torch.dtype, device: str):
         torch.manual_seed(0)
-        self.shape, self.dtype, self.device, self.checkpointing = shape, dtype, device, checkpointing
+        self.shape, self.dtype, self.device = shape, dtype, torch.device(device)
         self.llava, self.teacher = build(shape, dtype, device), build_teacher(shape, device)
+        base = AlignedModel(self.llava)
+        base.gradient_checkpointing_enable()  # once: each call puts a hook on the embeddings
+        base.remove()
         self.batch = make_batch(shape, device)
         noise = np.random.default_rng(0).integers(0, 255, (shape.samples, shape.image_size, shape.image_size, 3))
         self.images = [Image.fromarray(image.astype(np.uint8)) for image in noise]
         self.features = self.teacher(self.images).cpu()  # as a loader hands them over
 
     def losses(self, arm: str, model: AlignedModel) -> dict[str, Tensor]:
-        with torch.autocast(torch.device(self.device).type, self.dtype, enabled=self.dtype != torch.float32):
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             if arm == "baseline":
                 return model(**self.batch)
             features = self.teacher(self.images) if arm == "online" else self.features.to(self.device)
@@ -171,52 +174,45 @@ class Bench:
     def model(self, arm: str) -> AlignedModel:
         """The base with what an arm adds; `remove` it before the next."""
         torch.manual_seed(1)
-        layer, hidden = math.ceil(self.shape.blocks / 2), self.shape.head_hidden
-        align = None if arm == "baseline" else Align(layers=(layer,), dim=self.shape.teacher_width, hidden=hidden)
+        align = None
+        if arm != "baseline":
+            layer = math.ceil(self.shape.blocks / 2)
+            align = Align(layers=(layer,), dim=self.shape.teacher_width, hidden=self.shape.head_hidden)
         model = AlignedModel(self.llava, align).to(self.device)
         if arm == "transcription":
             model.remove()  # no taps: that is what is transcribed
-        if self.checkpointing:
-            model.gradient_checkpointing_enable()
         return model.train()
 
     def run(self, arm: str, steps: int) -> dict:
         """Seconds of each of `steps` optimiser steps after one to warm up, and the peak of allocated memory."""
-        model, cuda = self.model(arm), torch.device(self.device).type == "cuda"
+        model, cuda = self.model(arm), self.device.type == "cuda"
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0)  # weights stay
+        wait = torch.cuda.synchronize if cuda else lambda: None
         seconds = []
         if cuda:
             torch.cuda.reset_peak_memory_stats()
         for _ in range(steps + 1):
-            self._wait(cuda)
+            wait()
             start = time.perf_counter()
-            loss = self.losses(arm, model)
-            loss["loss"].backward()
+            losses = self.losses(arm, model)
+            losses["loss"].backward()
             optimizer.step()
             optimizer.zero_grad()
-            self._wait(cuda)
+            wait()
             seconds.append(time.perf_counter() - start)
-        found = {name: value.item() for name, value in loss.items()}
+        values = {name: value.item() for name, value in losses.items()}
         peak = torch.cuda.max_memory_allocated() if cuda else None
         model.remove()
-        del model, optimizer, loss
+        del model, optimizer, losses
         gc.collect()
         if cuda:
             torch.cuda.empty_cache()
-        return {"arm": arm, "seconds": seconds[1:], "peak_memory_bytes": peak, "losses": found}
-
-    @staticmethod
-    def _wait(cuda: bool) -> None:
-        if cuda:
-            torch.cuda.synchronize()
+        return {"arm": arm, "seconds": seconds[1:], "peak_memory_bytes": peak, "losses": values}
 
 
-def median(values: list[float], level: float = 0.95, draws: int = 5000) -> dict:
-    """Median with a percentile bootstrap interval over rounds."""
-    values = np.asarray(values)
-    drawn = np.random.default_rng(0).choice(values, (draws, len(values)))
-    low, high = np.quantile(np.median(drawn, 1), [(1 - level) / 2, (1 + level) / 2])
-    return {"median": float(np.median(values)), "low": float(low), "high": float(high), "n": len(values)}
+def spread(values: list[float]) -> dict:
+    """Median and range over rounds."""
+    return {"median": statistics.median(values), "low": min(values), "high": max(values), "n": len(values)}
 
 
 def benchmark(
@@ -226,40 +222,44 @@ def benchmark(
     steps: int = 3,
     dtype: torch.dtype = torch.bfloat16,
     device: str = "cpu",
-    checkpointing: bool = True,
     arms: tuple[str, ...] = ARMS,
-    progress: Callable = tqdm,
 ) -> dict:
     """Run the arms in turns and summarise.
 
     Returns:
-        `shape`, `settings`, `environment`, `raw` (every block), and per arm `seconds` of a step (median over rounds of
-        the median within a round, 95 % bootstrap interval), `overhead` (ratio to the baseline of the same round, less
-        1) and `peak_memory_bytes` (the largest; null on a CPU).
+        `shape`, `settings`, `environment`, `raw` (every block), and per arm `seconds` of a step (median and range over
+        rounds of the median within a round), `overhead` (ratio to the baseline of the same round, less 1) and
+        `peak_memory_bytes` (the largest; null on a CPU).
 
     Raises:
         ValueError: transcription and cached give different losses.
     """
-    bench, raw = Bench(shape, dtype, device, checkpointing), []
-    for number in progress(range(rounds), desc="rounds"):
+    bench, raw = Bench(shape, dtype, device), []
+    for number in tqdm(range(rounds), desc="rounds"):
         shift = number % len(arms)
         raw += [bench.run(arm, steps) | {"round": number} for arm in (*arms[shift:], *arms[:shift])]
-    first = {block["arm"]: block["losses"] for block in raw}
-    if {"cached", "transcription"} <= first.keys():
-        for name, value in first["cached"].items():
-            if not abs(value - first["transcription"][name]) <= TOLERANCE[dtype] * max(1.0, abs(value)):
-                raise ValueError(f"{name}: cached gives {value}, the transcription {first['transcription'][name]}")
-    table = {(block["round"], block["arm"]): float(np.median(block["seconds"])) for block in raw}
+    losses = {block["arm"]: block["losses"] for block in raw}
+    if {"cached", "transcription"} <= losses.keys():
+        for name, value in losses["cached"].items():
+            other = losses["transcription"][name]
+            if not abs(value - other) <= TOLERANCE[dtype] * max(1.0, abs(value)):
+                raise ValueError(f"{name}: cached gives {value}, the transcription {other}")
+    table = {(block["arm"], block["round"]): statistics.median(block["seconds"]) for block in raw}
     summary = {}
     for arm in arms:
-        seconds = [table[number, arm] for number in range(rounds)]
         peaks = [block["peak_memory_bytes"] for block in raw if block["arm"] == arm]
-        summary[arm] = {"seconds": median(seconds), "peak_memory_bytes": None if None in peaks else max(peaks)}
+        seconds = [table[arm, number] for number in range(rounds)]
+        summary[arm] = {"seconds": spread(seconds), "peak_memory_bytes": None if None in peaks else max(peaks)}
         if "baseline" in arms and arm != "baseline":
-            ratios = [table[number, arm] / table[number, "baseline"] - 1 for number in range(rounds)]
-            summary[arm]["overhead"] = median(ratios)
-    settings = {"rounds": rounds, "steps": steps, "dtype": str(dtype).removeprefix("torch."), "device": device,
-                "gradient_checkpointing": checkpointing, "weights": "random"}  # fmt: skip
+            summary[arm]["overhead"] = spread([table[arm, n] / table["baseline", n] - 1 for n in range(rounds)])
+    settings = {
+        "rounds": rounds,
+        "steps": steps,
+        "dtype": str(dtype).removeprefix("torch."),
+        "device": device,
+        "gradient_checkpointing": True,
+        "weights": "random",
+    }
     return {"shape": asdict(shape), "settings": settings, "environment": describe(), "arms": summary, "raw": raw}
 
 
@@ -270,20 +270,22 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3, help="measured steps of an arm in a round")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--no-checkpointing", action="store_true", help="keep activations: faster, more memory")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu/benchmark/step.json"))
     arguments = parser.parse_args()
     if arguments.shape == "7b" and not arguments.device.startswith("cuda"):
         parser.error("the 7b shape needs a GPU of 40 GB or more: try --shape tiny here")
     result = benchmark(
-        SHAPES[arguments.shape], rounds=arguments.rounds, steps=arguments.steps, device=arguments.device,
-        dtype=getattr(torch, arguments.dtype), checkpointing=not arguments.no_checkpointing,
-    )  # fmt: skip
-    result = {"shape_name": arguments.shape, **result}
+        SHAPES[arguments.shape],
+        rounds=arguments.rounds,
+        steps=arguments.steps,
+        device=arguments.device,
+        dtype=getattr(torch, arguments.dtype),
+    )
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
-    for arm, found in result["arms"].items():
-        seconds, peak = found["seconds"], found["peak_memory_bytes"]
+    result = {"shape_name": arguments.shape, **result}
+    arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    for arm, values in result["arms"].items():
+        seconds, peak = values["seconds"], values["peak_memory_bytes"]
         memory = "" if peak is None else f", {peak / 2**30:.1f} GiB"
         print(f"{arm:14} {seconds['median']:.3f} s [{seconds['low']:.3f}, {seconds['high']:.3f}]{memory}")
 
