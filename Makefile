@@ -32,8 +32,6 @@ repro: $(STAMP) pipeline  ## run the pipeline of PROFILE, from nothing to tables
 pipeline:
 	python -m workbook doctor $(PROFILE)
 	python -m workbook profile $(PROFILE)
-	if [ $(JOBS) -gt 1 ] && ! dvc status --quiet; then \
-	  OMP_NUM_THREADS=1 python -m workbook.side_by_side $(JOBS); fi
 	dvc repro
 
 doctor: $(STAMP)  ## check what PROFILE needs, and say how to get what is missing (repro does it first)
@@ -52,8 +50,7 @@ test: $(STAMP)  ## run the tests
 	python -m pytest
 
 report: $(STAMP)  ## show the report of PROFILE in a browser
-	python -m workbook profile $(PROFILE)
-	dvc repro --single-item report@$(PROFILE)-report
+	python -m workbook report $(PROFILE)
 	@echo "$(CURDIR)/runs/$(PROFILE)/report/index.html"
 	-python -m webbrowser "file://$(CURDIR)/runs/$(PROFILE)/report/index.html" > /dev/null
 

@@ -32,12 +32,12 @@ profile = "laptop"
 # %%
 from IPython.display import Markdown, display
 
-import workbook.profile
+import workbook.config
 from workbook import claims
-from workbook.paths import ROOT, RunPaths
+from workbook.paths import Paths
 
-settings = workbook.profile.load(profile)
-out = ROOT / RunPaths(profile).results("claims")
+settings = workbook.config.load(profile)
+out = Paths(profile).results("claims")
 out.mkdir(parents=True, exist_ok=True)
 display(Markdown(f"Profile **{profile}**: {settings.label}."))
 

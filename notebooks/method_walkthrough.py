@@ -24,6 +24,8 @@
 profile = "laptop"
 
 # %%
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from IPython.display import display
@@ -32,12 +34,11 @@ from viral_core.aligned import AlignedModel
 from viral_core.data import Collator, ConversationDataset, image_token_count, load_conversations
 from viral_core.llava import add_lora, assemble
 from viral_core.measure.pca import pca_map
-from viral_core.specs import Align
 from viral_core.tap import VisualTap
 from viral_core.templates import TEMPLATES
 from workbook import plots
 from workbook.notebook import begin, conclude
-from workbook.paths import RunPaths
+from workbook.paths import Paths
 from workbook.results.qualitative import teacher_of
 
 settings, out = begin(profile, "method_walkthrough")
@@ -50,7 +51,7 @@ language, vision = settings.languages["vicuna-7b"], settings.visions["clip"]
 # A vision encoder, a projector and a language model, in transformers' own class. The projector comes from stage 1.
 
 # %%
-projector = RunPaths(profile).stage1("vicuna-7b", "clip") / "projector.safetensors"
+projector = Paths(profile).stage1("vicuna-7b", "clip") / "projector.safetensors"
 llava, processor = assemble(vision.path, language.path, projector=projector,
                             vision_revision=vision.revision, language_revision=language.revision)  # fmt: skip
 blocks, width = llava.config.text_config.num_hidden_layers, llava.config.text_config.hidden_size
@@ -68,7 +69,7 @@ samples = load_conversations(settings.data.conversations, settings.data.conversa
 sample = next(sample for sample in samples if len(sample.images) == 1)
 image = sample.open_images()[0]
 dataset = ConversationDataset(
-    [sample], processor, TEMPLATES[language.template], settings.stage2.get("max_length", 2048)
+    [sample], processor, TEMPLATES[language.template], settings.stage2.max_length
 )
 item = dataset[0]
 supervised = item["labels"][item["labels"] >= 0]
@@ -83,7 +84,7 @@ display(image)
 # it got. Nothing of the model's own code is changed.
 
 # %%
-middle = settings.registry["viral"].align.blocks(blocks)[0]
+middle = settings.systems["viral"].align.blocks(blocks)[0]
 batch = Collator(processor)([item])
 inputs = {key: batch[key] for key in ("input_ids", "attention_mask", "pixel_values")}
 with torch.inference_mode(), VisualTap(llava, range(blocks + 1)) as tap:
@@ -97,7 +98,7 @@ print(f"z: {tuple(z.shape)}; layer 0 and layer {middle}: {tuple(states[0].shape)
 # DINOv2 sees the same padded square, with its own preprocessing, and gives one feature per patch on the same grid.
 
 # %%
-teacher = teacher_of(profile, settings.registry["viral"].align.teacher)
+teacher = teacher_of(profile, settings.systems["viral"].align.teacher)
 y = teacher([image])[0]
 print(f"y: {tuple(y.shape)}")
 figure = plots.tiles({"image": [plots.pixels(image)], "encoder z": [pca_map(z)], "layer 0": [pca_map(states[0])],
@@ -112,10 +113,9 @@ plots.save(figure, out, "figure_3")
 # too.
 
 # %%
-wanted = settings.registry["viral"].align
-llava = add_lora(llava, **settings.stage2["lora"])
-align = Align(layers=(middle,), weight=wanted.weight, dim=y.shape[-1],
-              hidden=settings.head.hidden, init_std=settings.head.init_std)  # fmt: skip
+wanted = settings.systems["viral"].align
+llava = add_lora(llava, **dict(settings.lora))
+align = replace(wanted, dim=y.shape[-1])
 aligned = AlignedModel(llava, align).train()
 step = {key: batch[key] for key in ("input_ids", "attention_mask", "pixel_values", "labels", "image_tokens")}
 losses = aligned(**step, teacher_features=y[None])
@@ -132,7 +132,7 @@ by_hand = -F.cosine_similarity(aligned.heads[str(middle)](aligned.tap.states[mid
 trained = {name: p for name, p in aligned.named_parameters() if p.requires_grad}
 frozen = {name: p for name, p in aligned.named_parameters() if not p.requires_grad}
 before = {name: p.detach().double().sum() for name, p in {**trained, **frozen}.items()}
-optimizer = torch.optim.AdamW(trained.values(), lr=settings.stage2["lr"], weight_decay=0)
+optimizer = torch.optim.AdamW(trained.values(), lr=settings.stage2.lr, weight_decay=0)
 losses["loss"].backward()
 optimizer.step()
 changed = {name for name, p in {**trained, **frozen}.items() if p.detach().double().sum() != before[name]}

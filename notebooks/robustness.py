@@ -79,7 +79,7 @@ plots.save(figure, out, "table_3")
 
 # %%
 if table["n"].any():
-    vision = settings.visions[settings.registry["baseline"].vision]
+    vision = settings.visions[settings.systems["baseline"].vision]
     config = AutoConfig.from_pretrained(vision.path, revision=vision.revision)
     encoder = getattr(config, "vision_config", config)
     grid = encoder.image_size // encoder.patch_size

@@ -81,18 +81,6 @@ else:
     display(Markdown("No encoder and no teacher of this profile's own has been trained."))
 
 # %% [markdown]
-# ## Projectors before stage 1
-#
-# A new projector is first fitted to the words of what a patch shows. On scenes it has not seen, `explained` is the
-# share of these words' variance that it gets right, and `facing` how often a thing with a front comes out nearer to
-# its own facing than to the other (chance 0.5).
-
-# %%
-projectors = results.projector_starts(profile)
-projectors.to_csv(out / "projectors.csv", index=False, float_format="%.4f")
-display(projectors if len(projectors) else Markdown("This profile fits no projector to words."))
-
-# %% [markdown]
 # ## What these numbers say
 
 # %%

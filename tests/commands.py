@@ -17,3 +17,8 @@ def run(folder: Path, *command: str) -> str:
     done = subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, text=True)
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-3000:]}\n{done.stderr[-5000:]}"
     return done.stdout
+
+
+def replace(settings, **changes):
+    """A section of a profile with other values, unchecked."""
+    return settings.model_copy(update=changes)

@@ -24,8 +24,8 @@ from viral_core.recipe import Recipe
 from viral_core.specs import Align
 from viral_core.templates import TEMPLATES
 from viral_core.trainer import train_stage2
+from workbook.config import Launch
 from workbook.evaluate import evaluate, sampled
-from workbook.profile import Launch
 from workbook.scale.launch import deepspeed_config
 
 TEMPLATE = TEMPLATES["vicuna_v1"]

@@ -1,85 +1,130 @@
-"""`python -m workbook profile NAME` selects a profile, `python -m workbook STAGE KEY` runs a stage of it.
+"""`python -m workbook profile NAME` selects a profile, `python -m workbook STAGE KEY` runs a stage of it."""
 
-doctor NAME checks what a profile needs, fetch NAME brings models and data, plan NAME says what it costs, and
-export RUN OUT writes a run as a folder that transformers loads alone.
-"""
-
-import argparse
 import os
 import shutil
 import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
 
-from workbook import pipeline, profile
-from workbook.paths import RunPaths
+import typer
+
+from workbook import config, pipeline
+from workbook.paths import Paths
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+ProfileName = Annotated[str, typer.Argument(help="name of a profile, a file of profiles/", metavar="PROFILE")]
+Key = Annotated[str, typer.Argument(help="the stage's key in params.yaml")]
+Dtype = StrEnum("Dtype", ("float32", "bfloat16", "float16"))
 
 
-def _doctor(args) -> None:
+@app.command()
+def profile(name: ProfileName) -> None:
+    """Select a profile: write params.yaml, which DVC and the stages read."""
+    changed = pipeline.select(name)
+    print(f"params.yaml: profile {name}{'' if changed else ' (unchanged)'}")
+
+
+@app.command()
+def doctor(
+    name: ProfileName,
+    drop_faulty: Annotated[bool, typer.Option(help="take entries found faulty out of the json")] = False,
+) -> None:
+    """Check what a profile needs, and say how to get what is missing."""
     from workbook.scale import doctor
 
-    sys.exit(0 if doctor.run(profile.load(args.key), args.drop_faulty) else 1)
+    if not doctor.run(config.load(name), drop_faulty):
+        raise typer.Exit(1)
 
 
-def _fetch(args) -> None:
+@app.command()
+def fetch(
+    name: ProfileName,
+    only_list: Annotated[bool, typer.Option("--list", help="only say what comes from where and goes where")] = False,
+) -> None:
+    """Bring the models and data of a profile here, where there is a network."""
     from workbook.scale import fetch
 
-    wanted = profile.load(args.key)
-    if args.list:
-        print(fetch.listing(wanted))
-    else:
-        sys.exit(0 if fetch.run(wanted) else 1)
+    settings = config.load(name)
+    if only_list:
+        print(fetch.listing(settings))
+    elif not fetch.run(settings):
+        raise typer.Exit(1)
 
 
-def _plan(args) -> None:
+@app.command()
+def plan(name: ProfileName, price: Annotated[float | None, typer.Option(help="USD per GPU-hour")] = None) -> None:
+    """What a profile costs, run by run, and what of it is done."""
     from workbook.scale import plan
 
-    print(plan.show(profile.load(args.key), args.price))
+    print(plan.show(config.load(name), price))
 
 
-def _export(args) -> None:
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="the run's folder")],
+    out: Annotated[Path, typer.Argument(help="the folder to write")],
+    dtype: Annotated[Dtype, typer.Option()] = Dtype.float32,
+) -> None:
+    """Write a run as a folder that transformers loads alone."""
     from workbook.scale.export import export
 
-    if args.out is None:
-        sys.exit("error: export needs a folder to write: export RUN OUT")
     try:
-        export(args.key, args.out, args.dtype)
+        export(run, out, dtype.value)
     except (FileNotFoundError, FileExistsError, ValueError) as error:
         sys.exit(f"error: {error}")
 
 
-COMMANDS = {"doctor": _doctor, "fetch": _fetch, "plan": _plan, "export": _export}
+@app.command()
+def report(name: ProfileName) -> None:
+    """Render the report of a profile from what its stages have made."""
+    from workbook import stages
+
+    stages.report(config.load(name))
+
+
+@app.command()
+def evaluate(
+    key: Key, limit: Annotated[int | None, typer.Option(help="a trial with about so many rows per benchmark")] = None
+) -> None:
+    """Stage: ask one run, and the checkpoints it has kept, the benchmarks."""
+    _run("evaluate", key, limit=limit)
+
+
+def _stage(kind: str, help: str) -> None:
+    @app.command(kind, help=f"Stage: {help}")
+    def run(key: Key) -> None:
+        _run(kind, key)
+
+
+_stage("pretrained", "make a model folder of a language model that a package ships.")
+_stage("world", "draw the embedded world.")
+_stage("cache", "keep features of the training images.")
+_stage("stage1", "train a projector on captions.")
+_stage("projector", "take existing projector weights instead.")
+_stage("stage2", "instruction tuning of one run.")
+_stage("measure", "CKNNA, attention, patch permutation and probes of one run.")
+
+
+def _run(kind: str, key: str, **options) -> None:
+    """Run one stage of the active profile, in as many processes as the profile launches."""
+    from viral_core import distributed
+    from workbook import stages
+    from workbook.scale import costs, launch
+
+    settings, item = pipeline.stage(kind, key)
+    launch.spread(kind, settings.launch)
+    with costs.timed(Paths(settings.name).root, kind, key):
+        getattr(stages, kind)(settings, item, **options)
+    distributed.leave()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m workbook", description=__doc__)
-    parser.add_argument("stage", choices=("profile", *COMMANDS, *pipeline.KINDS))
-    parser.add_argument("key", help="a profile's name, a stage's key in params.json, or (export) a run's folder")
-    parser.add_argument("out", nargs="?", help="export: the folder to write")
-    parser.add_argument("--limit", type=int, help="evaluate: a trial with about so many rows per benchmark")
-    parser.add_argument("--drop-faulty", action="store_true", help="doctor: take entries found faulty out of the json")
-    parser.add_argument("--list", action="store_true", help="fetch: only say what comes from where and goes where")
-    parser.add_argument("--price", type=float, help="plan: USD per GPU-hour")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="export")
-    args = parser.parse_args()
     if shutil.which("nvidia-smi") is None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # spares DeepSpeed a search and a warning in every stage
     try:
-        if args.stage == "profile":
-            changed = pipeline.activate(args.key)
-            print(f"params.json: profile {args.key}{'' if changed else ' (unchanged)'}")
-        elif args.stage in COMMANDS:
-            COMMANDS[args.stage](args)
-        else:
-            from viral_core import distributed
-            from workbook import stages
-            from workbook.scale import costs, launch
-
-            entry = pipeline.entry(args.stage, args.key)
-            launch.spread(args.stage, profile.load(entry["profile"]).launch)
-            options = {"limit": args.limit} if args.stage == "evaluate" else {}
-            with costs.timed(RunPaths(entry["profile"]).root, args.stage, args.key):
-                getattr(stages, args.stage)(entry, **options)
-            distributed.leave()
-    except profile.ProfileError as error:
+        app()
+    except config.ProfileError as error:
         sys.exit(f"error: {error}")
 
 

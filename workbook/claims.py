@@ -19,10 +19,9 @@ import pandas as pd
 import yaml
 
 from viral_core.measure.intervals import Interval
-from workbook import paper
-from workbook import profile as profiles
+from workbook import config, paper
 from workbook.benchmarks import PAPER
-from workbook.paths import ROOT, RunPaths
+from workbook.paths import Paths
 from workbook.results.curves import interval
 from workbook.results.permutation import losses
 from workbook.results.reading import Answered, answers, checkpoints
@@ -189,7 +188,7 @@ class Evidence:
     """What a profile's runs have shown, read once when it is asked for."""
 
     def __init__(self, profile: str):
-        self.settings, self.paths = profiles.load(profile), RunPaths(profile)
+        self.settings, self.paths = config.load(profile), Paths(profile)
         self.answers = lru_cache(None)(self._answers)
 
     def seeds(self, run: str) -> list[int]:
@@ -198,12 +197,12 @@ class Evidence:
             raise Missing(f"{run} is not in profile {self.settings.name}")
         return self.settings.runs[run]
 
-    def folders(self, run: str, kind: Path, file: str = "") -> dict[int, Path]:
-        """What a kind of stage has made of a run, by seed; `Missing` where there is nothing."""
-        found = {seed: ROOT / kind / f"{run}-s{seed}{file}" for seed in self.seeds(run)}
+    def folders(self, run: str, kind: str, file: str) -> dict[int, Path]:
+        """A file of what a kind of stage has made of a run, by seed; `Missing` where there is none."""
+        found = {seed: getattr(self.paths, kind)(run, seed) / file for seed in self.seeds(run)}
         found = {seed: path for seed, path in found.items() if path.exists()}
         if not found:
-            raise Missing(f"{run}: {kind.name}")
+            raise Missing(f"{run}: {file}")
         return found
 
     def _answers(self, run: str, benchmark: str) -> Answered:
@@ -215,7 +214,7 @@ class Evidence:
 
     def similarity(self, run: str) -> pd.DataFrame:
         """CKNNA per seed, image and layer: token reading, unclamped."""
-        files = self.folders(run, self.paths.similarities, ".csv")
+        files = self.folders(run, "measurement", "cknna.csv")
         table = pd.concat([pd.read_csv(file).assign(seed=seed) for seed, file in files.items()])
         return table[table["clamp"] == 1.0]
 
@@ -397,7 +396,7 @@ def entropy_gain(evidence: Evidence, run: str, over: str, depth: float | None = 
         try:
             sides = []
             for name in (run, over):
-                files = evidence.folders(name, evidence.paths.root / "attention", "/questions.csv")
+                files = evidence.folders(name, "measurement", "attention/questions.csv")
                 table = pd.concat([pd.read_csv(file).assign(seed=seed) for seed, file in files.items()])
                 table = table[table["reading"] == reading]
                 if table.empty:
@@ -464,7 +463,7 @@ def early_gain(evidence: Evidence, run: str, over: str, fraction: float, benchma
 
 def _checkpoint(evidence: Evidence, run: str, fraction: float) -> int:
     """Step of the evaluated checkpoint nearest to a fraction of the training."""
-    described = evidence.folders(run, evidence.paths.root / "stage2", "/run.json")
+    described = evidence.folders(run, "run", "run.json")
     steps = json.loads(next(iter(described.values())).read_text())["training"]["step"]
     if not (kept := checkpoints(evidence.settings.name, run)):
         raise Missing(f"{run}: learning_curve")
@@ -481,7 +480,7 @@ def overhead(evidence: Evidence, run: str, over: str) -> list[Measured]:
     stated = paper.text().set_index("quantity").loc["overhead", "value"]
     facts = {"part": "time per step", "unit": "share", "paper": float(stated) / 100}
     try:
-        ours, theirs = (evidence.folders(name, evidence.paths.root / "stage2", "/log.jsonl") for name in (run, over))
+        ours, theirs = (evidence.folders(name, "run", "log.jsonl") for name in (run, over))
     except Missing as absent:
         return [Measured(**facts, missing=str(absent))]
     if not (seeds := sorted(set(ours) & set(theirs))):

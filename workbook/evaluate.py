@@ -9,6 +9,8 @@ Design choices:
   each appends to a part of its own, and the parts are merged.
 """
 
+import hashlib
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,9 +19,10 @@ from tqdm.auto import tqdm
 
 from viral_core import distributed
 from viral_core.data import expand_image_tokens, image_token_count, pad_to_square
+from viral_core.run_folder import Run, load_run
 from viral_core.templates import IMAGE_MARKER, Template, prompt, stop_token_id
 from viral_core.tiles import is_tiled
-from workbook.benchmarks import open_image
+from workbook.benchmarks import load_rows, open_image
 from workbook.benchmarks.answers import (
     append,
     continue_file,
@@ -29,11 +32,65 @@ from workbook.benchmarks.answers import (
     remove_outdated,
     settings,
 )
+from workbook.config import Profile
+from workbook.logs import read_log
 
 
 def sampled(runs: int = 10, temperature: float = 0.1, seed: int = 0) -> dict:
     """The paper's protocol for MMVP, made reproducible: the mean of `runs` seeded runs (temperature as released)."""
     return {"runs": runs, "temperature": temperature, "seed": seed}
+
+
+def model_id(folder: Path) -> str:
+    """Name and weights of a run: answers of other weights are not continued."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*.safetensors")):
+        digest.update(file.read_bytes())
+    return f"{folder.parent.name}-{folder.name}@{digest.hexdigest()[:12]}"
+
+
+def load(settings: Profile, folder: Path) -> Run:
+    """A trained run on this process's device, in the precision that the profile says."""
+    return load_run(
+        folder,
+        dtype=getattr(torch, settings.compute.dtype),
+        device=distributed.device(),
+        attn_implementation=settings.compute.attention,
+    )
+
+
+def evaluate_run(settings: Profile, run: str, folder: Path, out: Path, limit: int | None = None) -> None:
+    """Ask one run every benchmark of the profile, and its kept checkpoints those of the learning curve.
+
+    Answers continue where an interrupted evaluation stopped; those of other weights or settings, which are there when
+    something has changed, are asked for again.  The log of the training is kept beside them, as `log.csv`.
+    """
+    curve = settings.learning_curve
+    checkpoints = []
+    if curve and run in curve.runs and limit is None:
+        checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda kept: int(kept.name.split("-")[1]))
+    for trained, target, benchmarks in (
+        (folder, out, settings.evaluation.benchmarks),
+        *((kept, out / kept.name, curve.benchmarks) for kept in checkpoints),
+    ):
+        _evaluate(settings, trained, target, benchmarks, limit)
+    if distributed.is_main():
+        for old in set(out.glob("checkpoint-*")) - {out / kept.name for kept in checkpoints}:
+            shutil.rmtree(old)  # of a training with other steps
+        read_log(folder).to_csv(out / "log.csv", index=False)
+
+
+def _evaluate(settings: Profile, folder: Path, out: Path, benchmarks: list[str], limit: int | None) -> None:
+    asked = settings.evaluation
+    rows = {name: load_rows(name, settings.data.benchmarks) for name in benchmarks}
+    run, weights = load(settings, folder), model_id(folder)
+    for name in benchmarks:
+        answers = out / f"{name}.jsonl"
+        evaluate(
+            run.model, run.processor, run.template, rows[name], answers, benchmark=name, model_id=weights,
+            batch_size=asked.batch_size, max_new_tokens=asked.max_new_tokens, limit=limit, renew=True,
+            protocol=sampled(asked.sampled[name]) if name in asked.sampled else None,
+        )  # fmt: skip
 
 
 def evaluate(

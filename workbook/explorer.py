@@ -32,7 +32,7 @@ from viral_core.run_folder import Run, load_run
 from viral_core.templates import IMAGE_MARKER, prompt, stop_token_id
 from workbook import plots
 from workbook.benchmarks import BENCHMARKS, load_rows, open_image
-from workbook.paths import ROOT, RunPaths
+from workbook.paths import ROOT, Paths
 from workbook.results.reading import settings_of
 
 QUESTIONS = 200  # of a benchmark that are offered
@@ -58,7 +58,7 @@ def available(profile: str) -> list[str]:
     settings, found = settings_of(profile), []
     for run, seeds in settings.runs.items():
         for seed in seeds:
-            file = ROOT / RunPaths(profile).run(f"{run}-s{seed}") / "run.json"
+            file = Paths(profile).run(run, seed) / "run.json"
             if file.is_file() and json.loads(file.read_text()).get("architecture", "llava") == "llava":
                 found.append(f"{run}-s{seed}")
     return found
@@ -205,8 +205,9 @@ class Explorer:
 
     def _load_run(self, name: str) -> Run:
         compute = self.settings.compute
+        run, _, seed = name.rpartition("-s")
         return load_run(
-            ROOT / RunPaths(self.settings.name).run(name), dtype=getattr(torch, compute.dtype),
+            Paths(self.settings.name).run(run, int(seed)), dtype=getattr(torch, compute.dtype),
             device=distributed.device(), attn_implementation=compute.attention,
         )  # fmt: skip
 

@@ -15,7 +15,7 @@ import pandas as pd
 def read_log(folder) -> pd.DataFrame:
     """The log of one run, one row per logging event, with run and seed in front.
 
-    The run is the folder's name without its `-s<seed>`.
+    The folder is `<run>/s<seed>`.
 
     Raises:
         FileNotFoundError: no `run.json` or `log.jsonl`.
@@ -36,7 +36,7 @@ def read_log(folder) -> pd.DataFrame:
         raise ValueError(f"{file} is empty: train that run again")
     seed = json.loads(description.read_text())["seed"]
     log = pd.DataFrame(events).apply(pd.to_numeric)
-    log.insert(0, "run", folder.name.removesuffix(f"-s{seed}"))
+    log.insert(0, "run", folder.parent.name)
     log.insert(1, "seed", seed)
     return log
 

@@ -3,10 +3,12 @@
 Processes that were launched together share the images or questions; the main process has the tables.
 """
 
+import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from viral_core import distributed
@@ -16,7 +18,42 @@ from viral_core.measure.states import layerwise_cknna
 from viral_core.templates import IMAGE_MARKER, prompt, stop_token_id
 from workbook.benchmarks import load_rows, open_image
 from workbook.benchmarks.registry import read
-from workbook.evaluate import evaluate
+from workbook.config import Profile
+from workbook.evaluate import evaluate, load, model_id
+
+
+def measure_run(settings: Profile, run: str, folder: Path, out: Path) -> None:
+    """Measure the trained run in `folder`, loaded once: its CKNNA, and what the profile asks of it.
+
+    Writes `cknna.csv`, `attention/` (heads.csv, questions.csv, maps.npz) and `permutation/` (answers, accuracy.csv).
+    """
+    loaded, benchmarks, asked = load(settings, folder), settings.data.benchmarks, settings.evaluation
+    table = cknna(loaded, benchmarks, settings.cknna)
+    if table is not None:
+        _write(table, out / "cknna.csv")
+    if distributed.is_main():
+        for part in ("attention", "permutation"):
+            section = getattr(settings, part)
+            if section is None or run not in section.runs:
+                shutil.rmtree(out / part, ignore_errors=True)  # of a profile that asked for it
+    if settings.attention and run in settings.attention.runs:
+        tables = attention(loaded, benchmarks, settings.attention, asked.batch_size, asked.max_new_tokens)
+        if tables is not None:
+            questions, heads, maps = tables
+            _write(heads, out / "attention" / "heads.csv")
+            _write(questions, out / "attention" / "questions.csv")
+            np.savez(out / "attention" / "maps.npz", **maps)
+    if settings.permutation and run in settings.permutation.runs:
+        options = {"batch_size": asked.batch_size, "max_new_tokens": asked.max_new_tokens, "renew": True}
+        answers = out / "permutation"
+        table = permutation(loaded, benchmarks, settings.permutation, answers, model_id(folder), **options)
+        if distributed.is_main():
+            _write(table, answers / "accuracy.csv")
+
+
+def _write(table: pd.DataFrame, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    table.to_csv(file, index=False)
 
 
 def cknna(run, benchmarks: Path, settings) -> pd.DataFrame | None:

@@ -1,14 +1,23 @@
-"""What notebooks begin and end with; executing one, a jupytext script, with papermill after checking its parameters."""
+"""What notebooks begin and end with, and which there are."""
 
 import inspect
 import os
 import sys
-import tempfile
 import textwrap
 from pathlib import Path
 
-from workbook.paths import ROOT, RunPaths
-from workbook.profile import Profile, load
+import yaml
+
+from workbook.config import Profile, load
+from workbook.paths import ROOT, Paths
+
+
+def notebooks(settings: Profile) -> list[str]:
+    """Names of the notebooks of a profile, which are stages, in the order of `dvc.yaml`."""
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    everywhere = {name for name, stage in stages.items() if "embedded" not in stage["foreach"]}
+    there = [name for name in stages if (ROOT / "notebooks" / f"{name}.py").is_file()]
+    return [name for name in there if settings.world or name in everywhere]
 
 
 def begin(profile: str, name: str) -> tuple[Profile, Path]:
@@ -28,7 +37,7 @@ def begin(profile: str, name: str) -> tuple[Profile, Path]:
         sys.modules["transformers"].logging.set_verbosity_error()
     os.chdir(ROOT)
     settings = load(profile)
-    out = ROOT / RunPaths(profile).results(name)
+    out = Paths(profile).results(name)
     out.mkdir(parents=True, exist_ok=True)
     plots.style()
     display(Markdown(f"Profile **{profile}**: {settings.label}."))
@@ -50,52 +59,3 @@ def show(code) -> None:
     lines, number = inspect.getsourcelines(code)
     name = file.relative_to(ROOT) if file.is_relative_to(ROOT) else file.name
     display(Markdown(f"`{name}`, line {number}\n\n```python\n{textwrap.dedent(''.join(lines))}```"))
-
-
-def execute(source: str | Path, out: str | Path, parameters: dict) -> None:
-    """Run `source` (py:percent) with `parameters` and write the executed notebook to `out`.
-
-    A failing cell leaves the notebook with its error in `out` and raises.
-
-    Raises:
-        FileNotFoundError: no such notebook.
-        ValueError: a parameter that the notebook's cell tagged "parameters" does not set, or sets to another type.
-    """
-    import jupytext
-    import papermill
-
-    source, out = Path(source), Path(out)
-    if not source.is_file():
-        raise FileNotFoundError(f"no notebook {source}")
-    with tempfile.TemporaryDirectory() as folder:
-        unexecuted = Path(folder) / f"{source.stem}.ipynb"
-        jupytext.write(jupytext.read(source), unexecuted)
-        known = {name: facts["default"] for name, facts in papermill.inspect_notebook(str(unexecuted)).items()}
-        if unknown := sorted(set(parameters) - set(known)):
-            raise ValueError(f"{source}: unknown parameter {', '.join(unknown)}; it has: {', '.join(known)}")
-        for name, value in parameters.items():
-            default = type(eval(known[name], {"__builtins__": {}}))
-            if not isinstance(value, default):
-                raise ValueError(f"{source}: parameter {name} is a {default.__name__}, not {value!r}")
-        out.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            papermill.execute_notebook(
-                str(unexecuted),
-                str(out),
-                parameters=parameters,
-                kernel_name="python3",
-                cwd=str(source.parent),
-                start_timeout=600,
-            )
-        finally:
-            if out.is_file():
-                _name_source(out, source)
-
-
-def _name_source(out: Path, source: Path) -> None:
-    """Papermill writes the paths it was given into the notebook; a reader wants the script, not a temporary file."""
-    import nbformat
-
-    notebook = nbformat.read(out, as_version=4)
-    notebook.metadata.papermill.update(input_path=source.as_posix(), output_path=out.as_posix())
-    nbformat.write(notebook, out)

@@ -9,14 +9,18 @@ DEEPSPEED = PROFILES / "launch"
 
 
 @dataclass(frozen=True)
-class RunPaths:
-    """Folders of one profile's results, relative to the repository's root."""
+class Paths:
+    """Folders of one profile's results, as `params.yaml` and DVC name them: from the repository's root.
+
+    That is the working directory of stages and, after `begin`, of notebooks; `repository` says it from elsewhere.
+    """
 
     profile: str
+    repository: Path = Path()
 
     @property
     def root(self) -> Path:
-        return Path("runs") / self.profile
+        return self.repository / "runs" / self.profile
 
     @property
     def data(self) -> Path:
@@ -26,40 +30,42 @@ class RunPaths:
         """Records what the images of `captions` or `conversations` are; DVC tracks it in their place."""
         return self.root / "manifest" / f"{part}.json"
 
-    def cache(self, teacher: str, vision: str, state: str = "intact", tiled: bool = False) -> Path:
-        name = [teacher, vision, *([] if state == "intact" else [state]), *(["tiles"] if tiled else [])]
+    def cache(self, model: str, vision: str, state: str = "intact", tiled: bool = False) -> Path:
+        """Features of the instruction images: a teacher's, or a VAE's latents, on the grid of an encoder."""
+        name = [model, vision, *([] if state == "intact" else [state]), *(["tiles"] if tiled else [])]
         return self.root / "cache" / "-".join(name)
 
-    def words(self, language: str, vision: str) -> Path:
-        return self.root / "words" / f"{language}-{vision}"
+    def encoder_cache(self, vision: str, part: str) -> Path:
+        """An encoder's own features of the images of `captions` or `conversations`."""
+        return self.root / "cache" / f"encoder-{vision}-{part}"
 
     def stage1(self, language: str, vision: str) -> Path:
         return self.root / "stage1" / f"{language}-{vision}"
 
-    def run(self, name: str) -> Path:
-        return self.root / "stage2" / name
+    def run(self, run: str, seed: int) -> Path:
+        """A trained run: its weights, log and kept checkpoints."""
+        return self.root / "stage2" / run / f"s{seed}"
 
-    @property
-    def evaluations(self) -> Path:
-        return self.root / "evaluation"
+    def evaluation(self, run: str, seed: int) -> Path:
+        """Answers of a run to the benchmarks; those of its checkpoints, and its log, lie in there too."""
+        return self.root / "evaluate" / run / f"s{seed}"
 
-    def evaluation(self, name: str) -> Path:
-        return self.evaluations / name
-
-    @property
-    def similarities(self) -> Path:
-        return self.root / "cknna"
-
-    def cknna(self, name: str) -> Path:
-        return self.similarities / f"{name}.csv"
-
-    def measured(self, kind: str) -> Path:
-        """Folder of what a kind of stage makes, one entry per run; all models are in one folder."""
-        folders = {"vision": self.root / "models", "evaluate": self.evaluations, "cknna": self.similarities}
-        return folders.get(kind, self.root / kind)
+    def measurement(self, run: str, seed: int) -> Path:
+        """What was measured on a run: cknna.csv, and where the profile asks for it attention, permutation, probes."""
+        return self.root / "measure" / run / f"s{seed}"
 
     def notebook(self, name: str) -> Path:
         return self.root / "notebooks" / f"{name}.ipynb"
 
-    def results(self, name: str) -> Path:
-        return self.root / "results" / name
+    def results(self, notebook: str) -> Path:
+        """Tables and figures of a notebook."""
+        return self.root / "results" / notebook
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report"
+
+    @property
+    def logs(self) -> Path:
+        """What stages print."""
+        return self.root / "logs"

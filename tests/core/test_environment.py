@@ -61,7 +61,7 @@ def test_only_ross_needs_diffusers():
 
 
 def test_the_package_itself_loads_no_torch():
-    _imports("import viral_core, workbook.profile", ["torch", "transformers"])
+    _imports("import viral_core, workbook.config", ["torch", "transformers"])
 
 
 def test_torchvision_can_be_imported_after_the_package():

@@ -17,11 +17,11 @@ def test_commit_and_what_differs_from_it(tmp_path):
     git(tmp_path, "init", "-q")
     (tmp_path / "viral_core").mkdir()
     (tmp_path / "viral_core/a.py").write_text("1")
-    (tmp_path / "params.json").write_text("laptop")
+    (tmp_path / "params.yaml").write_text("laptop")
     git(tmp_path, "add", "-A")
     git(tmp_path, "commit", "-q", "-m", "start")
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=tmp_path, capture_output=True, text=True).stdout.strip()
-    (tmp_path / "params.json").write_text("smoke")  # written by the pipeline itself: no change of the code
+    (tmp_path / "params.yaml").write_text("smoke")  # written by the pipeline itself: no change of the code
     assert environment.git_state(tmp_path) == {"commit": head, "changed": []}
     (tmp_path / "viral_core/a.py").write_text("2")
     (tmp_path / "viral_core/b.py").write_text("3")

@@ -21,7 +21,7 @@ from viral_core.specs import Align, Reconstruct
 from viral_core.teachers import load_teacher
 from viral_core.templates import TEMPLATES
 from viral_core.trainer import train_stage2
-from workbook import pipeline, profile
+from workbook import config, pipeline
 
 TEMPLATE = TEMPLATES["vicuna_v1"]
 LAST, MIDDLE = (Reconstruct(layer=layer, dim=6, grid=2, blocks=2, width=16, heads=4) for layer in (4, 2))
@@ -370,18 +370,18 @@ def test_latents_belong_to_reconstruction(tiny, samples, tmp_path):
 
 
 def test_the_runs_of_table_6_read_the_last_and_the_middle_layer():
-    laptop = profile.load("laptop")
+    laptop = config.load("laptop")
     stages = pipeline.stages(laptop)
-    blocks = laptop.languages["vicuna-7b"].depth
+    blocks = laptop.languages["vicuna-7b"].blocks
     for run, layer in (("ross-default", blocks), ("ross-middle", blocks // 2)):
-        entry = stages["stage2"][f"laptop-{run}-s0"]
-        assert (entry["reconstruct"]["layer"], entry["align"]) == (layer, None)
-        assert entry["latents"] == stages["cache"]["laptop-vae-clip"]["out"]
-        assert stages["cache"]["laptop-vae-clip"]["teacher"]["path"] == stages["vae"]["laptop-vae"]["out"]
-    paper = profile.load("paper")
-    assert paper.denoiser == profile.Denoiser(blocks=3, width=1024, heads=16, mlp_ratio=4.0, repeats=4)
+        system = laptop.systems[run]
+        assert (system.reconstruct.block(blocks), system.align) == (layer, None)
+        assert stages["stage2"][f"laptop-{run}-s0"]["latents"] == stages["cache"]["laptop-vae-clip"]["out"]
+        assert stages["cache"]["laptop-vae-clip"]["model_files"] == laptop.teachers["vae"].path
+    paper = config.load("paper")
+    assert paper.systems["ross-default"].reconstruct == Reconstruct(depth=1.0)
+    assert paper.systems["ross-middle"].reconstruct == Reconstruct(depth=0.5)
     assert paper.teachers["vae"].subfolder == "vae"
-    assert [paper.registry[f"ross-{name}"].reconstruct.weight for name in ("default", "middle")] == [1.0, 1.0]
 
 
 @pytest.fixture(scope="module")

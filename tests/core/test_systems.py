@@ -21,8 +21,8 @@ from viral_core.llava import add_lora, assemble, save_projector
 from viral_core.run_folder import load_run
 from viral_core.specs import Align
 from viral_core.templates import TEMPLATES
+from workbook import config as profiles
 from workbook import pipeline, stages
-from workbook import profile as profiles
 
 BLOCKS, LAYER, BATCH = 4, 2, 4
 RUNS = (
@@ -56,36 +56,36 @@ def tiny_profile(tiny, conversations, tmp_path_factory):
         "teachers": {"dinov2": {"kind": "dinov2", "path": str(folder / "dinov2")},
                      "online": {"kind": "dinov2", "path": str(folder / "dinov2"), "cache": None}},
         "stage1": {"batch_size": BATCH, "lr": 1.0e-3},
-        "stage2": {"batch_size": BATCH, "lr": 1e-2, "steps": 2, "max_length": 512,
-                   "lora": {"r": 4, "alpha": 8, "dropout": 0.0}},
-        "head": {"hidden": 16, "init_std": 0.2},
+        "stage2": {"batch_size": BATCH, "lr": 1e-2, "steps": 2, "max_length": 512},
+        "lora": {"r": 4, "alpha": 8, "dropout": 0.0},
+        "align": {"hidden": 16, "init_std": 0.2},
         "evaluation": {"benchmarks": []},
         "cknna": {"benchmark": "none", "images": 1},
         "runs": {run: [0] for run in RUNS} | {"as-released": [0, 1]},
         "learning_curve": {"runs": ["viral"], "fractions": [0.5], "benchmarks": []},
-        "notebooks": [],
     }  # fmt: skip
     (folder / "profiles/tiny.yaml").write_text(yaml.safe_dump({k: v for k, v in profile.items() if v is not None}))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(profiles, "PROFILES", folder / "profiles")
         patch.chdir(folder)
-        made = pipeline.stages(profiles.load("tiny"))
+        settings = profiles.load("tiny")
+        made = pipeline.stages(settings)
         stage1 = folder / made["stage1"]["tiny-vicuna-7b-clip"]["out"]
         stage1.mkdir(parents=True)
         torch.manual_seed(7)
         save_projector(assemble(tiny / "clip", tiny / "llama")[0], stage1 / "projector.safetensors")
         for entry in made["cache"].values():
-            stages.cache(entry)
+            stages.cache(settings, entry)
         done = {}
 
         def train(run: str, seed: int = 0) -> dict:
             entry = made["stage2"][f"tiny-{run}-s{seed}"]
             if (run, seed) not in done:
-                stages.stage2(entry)
+                stages.stage2(settings, entry)
                 done[run, seed] = entry
             return entry
 
-        yield SimpleNamespace(train=train, made=made, folder=folder)
+        yield SimpleNamespace(train=train, made=made, folder=folder, settings=settings, data=(captions, images))
 
 
 def log(entry: dict) -> dict:
@@ -98,13 +98,13 @@ def from_the_folder(tiny_profile, monkeypatch):
     monkeypatch.chdir(tiny_profile.folder)
 
 
-def start(entry: dict):
+def start(tiny_profile, entry: dict):
     """LLaVA before the first step (LoRA adds nothing yet), and the first batch with the names of its images."""
     torch.manual_seed(entry["seed"])
     projector = f"{entry['projector']}/projector.safetensors"
-    llava, processor = assemble(entry["vision"]["path"], entry["language"]["path"], projector=projector)
+    llava, processor = assemble(entry["vision_files"], entry["language_files"], projector=projector)
     add_lora(llava, r=4, alpha=8)
-    samples = load_conversations(entry["data"]["conversations"], entry["data"]["conversation_images"])
+    samples = load_conversations(*tiny_profile.data)
     order = list(GroupedSampler(samples, 4, BATCH, 2, entry["seed"]))[:BATCH]
     data = ConversationDataset(samples, processor, TEMPLATES["vicuna_v1"], 512)
     batch = Collator(processor)([data[i] for i in order])
@@ -165,7 +165,7 @@ def cached(tiny_profile, name: str) -> FeatureCache:
 @torch.no_grad()
 def expected(tiny_profile, entry: dict, target: str, layers=(LAYER,), shared=False, objective=cosine) -> float:
     """The alignment loss of a run's first step."""
-    llava, batch, names = start(entry)
+    llava, batch, names = start(tiny_profile, entry)
     dim = {"encoder": 24, "projector": 32}.get(target, 16)
     drawn = heads(entry, 1 if shared else len(layers), dim)
     if target == "encoder":
@@ -220,7 +220,7 @@ def test_lambda_scales_the_alignment_loss_and_nothing_else(tiny_profile):
 
 def test_lambda_scales_gradients(tiny_profile):
     entry = tiny_profile.train("viral")
-    llava, batch, names = start(entry)
+    llava, batch, names = start(tiny_profile, entry)
     batch["teacher_features"] = cached(tiny_profile, "dinov2-clip")(names)
     weight = llava.model.multi_modal_projector.linear_2.weight
     spec = {k: v for k, v in entry["align"].items() if k != "weight"}
@@ -241,7 +241,7 @@ def test_a_residual_adds_to_the_visual_positions_after_its_block_and_nowhere_els
     entry = tiny_profile.train(run)
     found = load_run(entry["out"])
     found.aligned.requires_grad_(False)
-    _, batch, _ = start(entry)
+    _, batch, _ = start(tiny_profile, entry)
     llava = found.model.get_base_model()
     blocks, seen = llava.model.language_model.layers, {}
     for index in range(BLOCKS):
@@ -277,7 +277,7 @@ def test_a_residual_trains_by_language_alone_and_its_adapter_with_it(tiny_profil
         assert found["vra_loss"] is None
         assert found["loss"] == found["lm_loss"] != log(tiny_profile.train("baseline"))["lm_loss"]
     entry = tiny_profile.train("residual-pre")
-    start(entry)
+    start(tiny_profile, entry)
     torch.nn.Linear(24, 32)  # a linear layer draws its own start first
     drawn = torch.nn.init.normal_(torch.empty(32, 24), std=0.02)
     state = load_file(f"{entry['out']}/heads.safetensors")
@@ -288,14 +288,14 @@ def test_a_residual_trains_by_language_alone_and_its_adapter_with_it(tiny_profil
 
 def test_as_released_leaves_the_head_at_its_random_start(tiny_profile):
     entry = tiny_profile.train("as-released")
-    start(entry)
+    start(tiny_profile, entry)
     drawn = heads(entry, 1, 16)[0].state_dict()
     state = load_file(f"{entry['out']}/heads.safetensors")
     assert all(torch.equal(state[f"heads.{LAYER}.{name}"], value) for name, value in drawn.items())
     viral = load_file(f"{tiny_profile.train('viral')['out']}/heads.safetensors")
     assert not any(torch.equal(viral[f"heads.{LAYER}.{name}"], value) for name, value in drawn.items())
     found = load_run(entry["out"]).aligned
-    _, batch, names = start(entry)
+    _, batch, names = start(tiny_profile, entry)
     batch["teacher_features"] = cached(tiny_profile, "dinov2-clip-as_released")(names)
     found(**batch)["vra_loss"].backward()
     assert all(p.grad is None for p in found.heads.parameters())
@@ -306,8 +306,8 @@ def test_as_released_leaves_the_head_at_its_random_start(tiny_profile):
 
 def test_as_released_redraws_every_linear_of_the_teacher_and_keeps_the_rest(tiny_profile):
     entry = tiny_profile.made["stage2"]["tiny-as-released-s0"]
-    teacher = stages._teacher(entry)
-    checkpoint = Dinov2Model.from_pretrained(entry["teacher"]["path"])
+    teacher = stages._teacher(tiny_profile.settings, "dinov2", entry["vision"], "as_released")
+    checkpoint = Dinov2Model.from_pretrained(tiny_profile.settings.teachers["dinov2"].path)
     linear = {f"{name}." for name, m in checkpoint.named_modules() if isinstance(m, torch.nn.Linear)}
     redrawn = 0
     for name, value in teacher.model.state_dict().items():
@@ -351,9 +351,9 @@ def test_shuffled_targets_are_a_fixed_exchange_without_fixed_points(conversation
 
 def test_the_shuffled_teacher_gives_features_of_other_images(tiny_profile):
     entry = tiny_profile.train("shuffled-teacher")
-    llava, batch, names = start(entry)
+    llava, batch, names = start(tiny_profile, entry)
     head = heads(entry, 1, 16)[0]
-    samples = load_conversations(entry["data"]["conversations"], entry["data"]["conversation_images"])
+    samples = load_conversations(*tiny_profile.data)
     pairs = [zip(s.images, s.targets, strict=True) for s in shuffle_targets(samples, entry["seed"])]
     other = dict(pair for sample in pairs for pair in sample)
     wanted = cached(tiny_profile, "dinov2-clip")([other[name] for name in names])
@@ -374,7 +374,7 @@ def test_an_online_teacher_is_shown_the_other_images_too(tiny_profile):
 def test_a_runs_folder_tells_how_it_was_made(tiny_profile):
     entry = tiny_profile.train("viral")
     folder = tiny_profile.folder / entry["out"]
-    assert json.loads((folder / "run.json").read_text())["training"]["entry"] == entry
+    assert json.loads((folder / "run.json").read_text())["training"]["stage"] == entry
     started = json.loads((folder / "environment.json").read_text())
     assert [environment["from_step"] for environment in started] == [0]
     assert started[0]["packages"]["torch"] == torch.__version__
@@ -388,8 +388,7 @@ def test_stage_1_asks_in_its_own_template_or_in_the_language_models(tiny_profile
     """A stop token that the language model does not know would spoil the projector."""
     seen = []
     monkeypatch.setattr(trainer, "train_stage1", lambda *_, template, **__: seen.append(template.name))
-    entry = tiny_profile.made["stage1"]["tiny-vicuna-7b-clip"]
-    language = entry["language"] | {"template": "qwen"}
-    recipe = {"batch_size": BATCH, "lr": 1e-3, "steps": 1} | stated
-    stages.stage1(entry | {"language": language, "recipe": recipe})
+    model = tiny_profile.settings.languages["vicuna-7b"].model_copy(update={"template": "qwen"})
+    settings = tiny_profile.settings.model_copy(update={"languages": {"vicuna-7b": model}, **stated})
+    stages.stage1(settings, tiny_profile.made["stage1"]["tiny-vicuna-7b-clip"])
     assert seen == [asked_in]

@@ -9,7 +9,7 @@ import pytest
 
 from workbook import claims
 from workbook.benchmarks.answers import append, continue_file, settings
-from workbook.results import permutation, reading
+from workbook.results import reading
 
 QUESTIONS = 60
 
@@ -17,8 +17,7 @@ QUESTIONS = 60
 @pytest.fixture
 def evidence(tmp_path, monkeypatch):
     """Evidence of the smoke profile, on an empty folder."""
-    for module in (claims, permutation, reading):
-        monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
     return claims.Evidence("smoke")
 
 
@@ -58,7 +57,7 @@ def answer(folder, benchmark, right, category="Relation", variant="", sampled=No
 
 def pope(evidence, tmp_path, run, right):
     for part in ("random", "popular"):
-        answer(tmp_path / evidence.paths.evaluation(f"{run}-s0"), f"pope_{part}", right, part)
+        answer(tmp_path / evidence.paths.evaluation(run, 0), f"pope_{part}", right, part)
 
 
 @pytest.mark.parametrize(
@@ -94,9 +93,9 @@ def test_questions_in_clusters_and_seeds_that_both_have_are_counted(evidence, tm
     monkeypatch.setitem(evidence.settings.runs, "baseline", [0, 2])
     monkeypatch.setattr(reading, "settings_of", lambda profile: evidence.settings)
     right = np.arange(QUESTIONS) % 2 == 0
-    for name in ("viral-s0", "viral-s1", "viral-s2", "baseline-s0", "baseline-s2"):
+    for name in (("viral", 0), ("viral", 1), ("viral", 2), ("baseline", 0), ("baseline", 2)):
         for part in ("random", "popular"):
-            answer(tmp_path / evidence.paths.evaluation(name), f"pope_{part}", right, part)
+            answer(tmp_path / evidence.paths.evaluation(*name), f"pope_{part}", right, part)
     (found,) = claims.gain(evidence, "viral", "baseline", ["pope"])
     assert found.n == f"{2 * QUESTIONS} questions in {QUESTIONS} clusters, 2 seeds"
     (found,) = claims.gain_contrast(evidence, "viral", "baseline", ["pope"], ["pope"])
@@ -104,7 +103,7 @@ def test_questions_in_clusters_and_seeds_that_both_have_are_counted(evidence, tm
 
 
 def test_half_of_a_benchmark_and_unknown_runs_are_missing(evidence, tmp_path):
-    answer(tmp_path / evidence.paths.evaluation("viral-s0"), "pope_random", np.ones(9, bool), "random")
+    answer(tmp_path / evidence.paths.evaluation("viral", 0), "pope_random", np.ones(9, bool), "random")
     (found,) = claims.gain(evidence, "viral", "baseline", ["pope"])
     assert found.missing == "viral: pope"
     (found,) = claims.gain(evidence, "no-such-run", "baseline", ["pope"])
@@ -112,7 +111,7 @@ def test_half_of_a_benchmark_and_unknown_runs_are_missing(evidence, tmp_path):
 
 
 def test_a_partial_evaluation_is_refused(evidence, tmp_path):
-    folder = tmp_path / evidence.paths.evaluation("viral-s0")
+    folder = tmp_path / evidence.paths.evaluation("viral", 0)
     pope(evidence, tmp_path, "viral", np.ones(9, bool))
     lines = (folder / "pope_random.jsonl").read_text().splitlines()
     (folder / "pope_random.jsonl").write_text("\n".join(lines[:-1]) + "\n")
@@ -129,7 +128,7 @@ def test_cknna_changes_are_paired_by_image(evidence, tmp_path):
              "cknna": value - 0.1 * layer + shift + rng.normal(0, 0.01)}
             for i, value in enumerate(images) for layer in range(5)
         ]  # fmt: skip
-        file = tmp_path / evidence.paths.cknna(f"{run}-s0")
+        file = tmp_path / evidence.paths.measurement(run, 0) / "cknna.csv"
         file.parent.mkdir(parents=True, exist_ok=True)
         pd.DataFrame(rows).to_csv(file, index=False)
     (fall,) = claims.cknna_change(evidence, "baseline", 0.0, 1.0)
@@ -148,7 +147,7 @@ def similarities(evidence, tmp_path, run, by_seed):
              "cknna": 1 + value + 0.001 * i - 0.1 * layer}
             for i in range(40) for layer in range(5)
         ]  # fmt: skip
-        file = tmp_path / evidence.paths.cknna(f"{run}-s{seed}")
+        file = tmp_path / evidence.paths.measurement(run, seed) / "cknna.csv"
         file.parent.mkdir(parents=True, exist_ok=True)
         pd.DataFrame(rows).to_csv(file, index=False)
 
@@ -170,7 +169,7 @@ def test_seeds_are_resampled_and_only_those_that_both_have_count(evidence, tmp_p
 def test_permutation_compares_drops(evidence, tmp_path):
     right = np.ones(QUESTIONS, bool)
     for run, kept in (("baseline", 0.9), ("viral", 0.5)):
-        folder = tmp_path / evidence.paths.root / "permutation" / f"{run}-s0"
+        folder = tmp_path / evidence.paths.measurement(run, 0) / "permutation"
         answer(folder, "cv_bench", right, variant="original")
         for p in range(2):
             answer(folder, "cv_bench", np.arange(QUESTIONS) < kept * QUESTIONS, variant=f"permuted-{p}")
@@ -184,7 +183,7 @@ def test_permutation_compares_drops(evidence, tmp_path):
 
 def test_entropy_is_paired_by_question_and_read_twice(evidence, tmp_path):
     for run, entropy in (("baseline", 1.0), ("viral", 0.8)):
-        folder = tmp_path / evidence.paths.root / "attention" / f"{run}-s0"
+        folder = tmp_path / evidence.paths.measurement(run, 0) / "attention"
         folder.mkdir(parents=True)
         rows = [
             {"reading": "renormalised", "question": q, "layer": layer, "entropy": entropy + 0.01 * q + (layer == 2)}
@@ -197,10 +196,10 @@ def test_entropy_is_paired_by_question_and_read_twice(evidence, tmp_path):
 
 
 def test_an_early_checkpoint_is_compared_with_the_final_baseline(evidence, tmp_path):
-    run = tmp_path / evidence.paths.run("viral-s0")
+    run = tmp_path / evidence.paths.run("viral", 0)
     run.mkdir(parents=True)
     (run / "run.json").write_text(json.dumps({"training": {"step": 100}}))
-    kept = tmp_path / evidence.paths.root / "learning_curve" / "viral-s0"
+    kept = tmp_path / evidence.paths.evaluation("viral", 0)
     for step, share in ((20, 0.1), (60, 0.8)):
         right = np.arange(QUESTIONS) < share * QUESTIONS
         for part in ("random", "popular"):
@@ -211,7 +210,7 @@ def test_an_early_checkpoint_is_compared_with_the_final_baseline(evidence, tmp_p
     assert found.low > 0
     assert found.n == "questions of pope, 1 seed"
 
-    sampled = tmp_path / evidence.paths.evaluation("baseline-s0")
+    sampled = tmp_path / evidence.paths.evaluation("baseline", 0)
     for part in ("random", "popular"):
         (sampled / f"pope_{part}.jsonl").unlink()
         answer(sampled, f"pope_{part}", np.ones(QUESTIONS, bool), part, sampled=3)
@@ -260,7 +259,7 @@ def test_claims_with_one_seed_are_named_once_in_order():
 def test_the_ledger_is_sound_and_nothing_run_is_not_run(evidence, monkeypatch):
     entries = claims.claims()
     assert len(entries) > 30
-    known = set(evidence.settings.registry)
+    known = set(evidence.settings.systems)
     for entry in entries:
         named = [entry.get("run"), entry.get("over"), *entry.get("pairs", [])]
         flat = [name for item in named if item for name in ([item] if isinstance(item, str) else item)]

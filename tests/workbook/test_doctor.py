@@ -3,15 +3,15 @@
 import json
 import os
 import shutil
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from commands import replace
 from PIL import Image
 
-from workbook import profile as profiles
+from workbook import config as profiles
+from workbook.config import Launch
 from workbook.paths import ROOT
-from workbook.profile import Launch
 from workbook.scale import doctor, hub
 from workbook.scale.doctor import MISSING, NOTE, OK
 

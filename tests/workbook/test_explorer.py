@@ -74,7 +74,8 @@ def offered(monkeypatch, tmp_path, picture):
 
     def load_run(folder, **how):
         loaded.append(how)
-        config = SimpleNamespace(num_hidden_layers=sizes[folder.name], num_attention_heads=sizes[folder.name])
+        size = sizes[f"{folder.parent.name}-{folder.name}"]
+        config = SimpleNamespace(num_hidden_layers=size, num_attention_heads=size)
         return SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(text_config=config)))
 
     def look(name, *_, **__):
@@ -113,7 +114,7 @@ def test_runs_are_loaded_as_the_measurements_load_them(offered):
 
 
 def test_without_a_run_it_says_what_to_do(tmp_path, monkeypatch):
-    monkeypatch.setattr(explorer, "ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
     assert explorer.available("smoke") == []
     with pytest.raises(FileNotFoundError, match="make repro PROFILE=smoke"):
         explorer.Explorer("smoke")

@@ -4,13 +4,13 @@ import hashlib
 import io
 import json
 import zipfile
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from commands import replace
 
-from workbook import profile as profiles
+from workbook import config as profiles
 from workbook.scale import estimates, fetch, hub
 from workbook.scale.fetch import Source
 from workbook.scale.local_hub import serve

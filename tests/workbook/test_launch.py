@@ -20,12 +20,11 @@ from viral_core.recipe import Recipe
 from viral_core.specs import Align
 from viral_core.templates import TEMPLATES
 from viral_core.trainer import AlignmentTrainer, train_stage2
-from workbook import profile as profiles
+from workbook import config as profiles
 from workbook.benchmarks.answers import part_file, read_answers
-from workbook.profile import Launch, deepspeed_names
+from workbook.config import Launch, ProfileError, deepspeed_names
 from workbook.scale import launch
 from workbook.scale.launch import deepspeed_config, launcher
-from workbook.schema import ProfileError
 
 TEMPLATE = TEMPLATES["vicuna_v1"]
 

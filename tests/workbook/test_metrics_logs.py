@@ -9,8 +9,8 @@ from workbook.logs import learning_curves, read_log, step_costs
 
 def write_run(root, name, seed, step_seconds, teacher=None, hiccup=0.0):
     """A run that logs every second step, the time of a step as given, with one slow interval."""
-    folder = root / f"{name}-s{seed}"
-    folder.mkdir()
+    folder = root / name / f"s{seed}"
+    folder.mkdir(parents=True)
     (folder / "run.json").write_text(json.dumps({"seed": seed}))
     with (folder / "log.jsonl").open("w") as log:
         for step in range(2, 22, 2):

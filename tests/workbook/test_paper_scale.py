@@ -37,6 +37,7 @@ from viral_core.specs import Align
 from viral_core.tap import base_llava
 from viral_core.teachers import KINDS, load_teacher
 from viral_core.templates import TEMPLATES
+from workbook import config as profiles
 from workbook.paths import PROFILES
 
 ARCHITECTURES = yaml.safe_load((PROFILES / "reference" / "architectures.yaml").read_text())
@@ -204,8 +205,6 @@ def test_a_thin_llava_of_every_shape(language, vision, thin, tmp_path):
 
 def test_every_model_of_the_paper_profile_is_listed():
     """Hub ids of the profile and architectures agree, so that estimates exist for each and none is left over."""
-    from workbook import profile as profiles
-
     paper = profiles.load("paper")
     groups = (paper.languages, paper.visions, paper.teachers)
     assert {model.path for group in groups for model in group.values()} <= set(ARCHITECTURES)

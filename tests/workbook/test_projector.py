@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from viral_core.llava import assemble, save_projector
+from workbook import config as profiles
 from workbook import pipeline, stages
-from workbook import profile as profiles
 from workbook.scale.projector import import_projector, read_projector
 
 
@@ -103,9 +104,11 @@ def test_a_profile_with_a_projector_skips_stage_1(tiny, tmp_path, monkeypatch):
     entry = made["projector"]["mine-vicuna-7b-clip"]
     assert entry["out"] == made["stage2"]["mine-baseline-s0"]["projector"]
 
-    parts = {"language": {"path": str(tiny / "llama")}, "vision": {"path": str(tiny / "clip")}}
-    parts = {kind: {**facts, "revision": None} for kind, facts in parts.items()}
-    stages.projector({**entry, **parts, "out": str(tmp_path / "stage1")})
+    models = {
+        "languages": {"vicuna-7b": SimpleNamespace(path=tiny / "llama", revision=None)},
+        "visions": {"clip": SimpleNamespace(path=tiny / "clip", revision=None)},
+    }
+    stages.projector(SimpleNamespace(**models), {**entry, "out": str(tmp_path / "stage1")})
     assert (tmp_path / "stage1" / "projector.safetensors").is_file()
 
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({**change, "projectors": {"vicuna-clip": "x"}}))

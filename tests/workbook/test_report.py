@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from nbformat import v4
 
-from workbook import claims, report
-from workbook.paths import RunPaths
-from workbook.report import cards, notebooks
+from workbook import report
+from workbook.paths import Paths
+from workbook.report import notebooks
 from workbook.scale import costs
 
 PICTURE = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -57,13 +57,12 @@ def executed():
 @pytest.fixture
 def built(tmp_path, monkeypatch):
     """(page, folder): the smoke profile's report of a run, a notebook, a ledger, and a noted cost."""
-    for module in (report, cards, claims):
-        monkeypatch.setattr(module, "ROOT", tmp_path)
-    paths = RunPaths("smoke")
+    monkeypatch.chdir(tmp_path)
+    paths = Paths("smoke")
     file = tmp_path / paths.notebook("pilot_study")
     file.parent.mkdir(parents=True)
     nbformat.write(executed(), file)
-    run = tmp_path / paths.run("viral-s0")
+    run = tmp_path / paths.run("viral", 0)
     run.mkdir(parents=True)
     described = {"template": "vicuna_v1", "align": {"layers": [4]}, "base": {"language": "l", "vision": "v"}}
     (run / "run.json").write_text(json.dumps({**described, "seed": 0, "training": {"step": 20}}))

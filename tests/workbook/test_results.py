@@ -7,11 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from workbook import plots, profile, results
+from workbook import config, plots, results
 from workbook.benchmarks.answers import append, settings
-from workbook.notebook import execute
-from workbook.paths import PROFILES, ROOT
-from workbook.results import curves, permutation, reading, stand_ins
+from workbook.paths import PROFILES
+from workbook.results import permutation, stand_ins
 from workbook.results.curves import interval
 
 RUNS = {"baseline": 0.4, "viral": 0.6}  # the share that each run answers right
@@ -52,12 +51,11 @@ def write_answers(file, benchmark, right, shift=0, sampled=()):
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """Results of the smoke profile: baseline and viral evaluated on the files of three benchmarks; nothing else run."""
-    for module in (reading, curves, permutation):
-        monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
     for run, share in RUNS.items():
         for benchmark in ("cv_bench", "mmvp", "pope_random", "pope_popular"):
             right = int(share * N) + (8 if benchmark == "pope_popular" else 0)
-            write_answers(tmp_path / f"runs/smoke/evaluation/{run}-s0/{benchmark}.jsonl", benchmark, right)
+            write_answers(tmp_path / f"runs/smoke/evaluate/{run}/s0/{benchmark}.jsonl", benchmark, right)
     return tmp_path
 
 
@@ -84,7 +82,7 @@ def test_scores_are_the_papers_combination_and_gains_are_paired(folder):
 def test_sampled_runs_are_averaged_within_their_seed(folder):
     first, both = {i for i in range(N) if i % 2 == 0}, set(range(N // 2))
     for run, sampled in (("baseline", [set(), set(), set()]), ("viral", [first, set(range(N)) - first, both])):
-        write_answers(folder / f"runs/smoke/evaluation/{run}-s0/mmvp.jsonl", "mmvp", 0, sampled=sampled)
+        write_answers(folder / f"runs/smoke/evaluate/{run}/s0/mmvp.jsonl", "mmvp", 0, sampled=sampled)
     table = results.scores("smoke", ["viral"], ["mmvp"])
     assert official(table, "viral", "mmvp", "seeds") == 1
     assert official(table, "viral", "mmvp", "score") == pytest.approx(100 / 6)  # pairs: 0, 0 and a half
@@ -97,7 +95,7 @@ def test_sampled_runs_are_averaged_within_their_seed(folder):
 
 
 def test_greedy_and_sampled_answers_are_not_compared(folder):
-    write_answers(folder / "runs/smoke/evaluation/viral-s0/mmvp.jsonl", "mmvp", 0, sampled=[{1}, {2}])
+    write_answers(folder / "runs/smoke/evaluate/viral/s0/mmvp.jsonl", "mmvp", 0, sampled=[{1}, {2}])
     with pytest.raises(ValueError, match="mmvp has been answered 1 and 2 times a seed"):
         results.gains("smoke", ["viral"], benchmarks=["mmvp"])
 
@@ -134,7 +132,7 @@ def own(folder, monkeypatch):
     smoke.write_text(
         smoke.read_text().replace("  qwen-viral: [0]\n", "  qwen-viral: [0]\n  qwen-baseline: [0]\n  deep-qwen: [0]\n")
     )
-    monkeypatch.setattr(profile, "PROFILES", folder / "profiles")
+    monkeypatch.setattr(config, "PROFILES", folder / "profiles")
     return folder
 
 
@@ -151,7 +149,7 @@ def test_own_runs_reach_a_table(own):
     assert results.own_runs("smoke", results.own_runs("smoke")) == []
     assert not {"baseline", "viral", "ross-default"} & set(results.own_runs("smoke"))
     for run, right in (("qwen-baseline", 10), ("deep-qwen", 20)):
-        write_answers(own / f"runs/smoke/evaluation/{run}-s0/cv_bench.jsonl", "cv_bench", right)
+        write_answers(own / f"runs/smoke/evaluate/{run}/s0/cv_bench.jsonl", "cv_bench", right)
     cells = results.side_by_side("smoke", 1, {"deep-qwen": "own run"}).set_index(["run", "benchmark"])
     assert cells.loc[("deep-qwen", "cv_bench"), "reference"] == "qwen-baseline"
     assert cells.loc[("deep-qwen", "cv_bench"), "gain"] == pytest.approx(25)
@@ -176,7 +174,7 @@ def test_a_missing_run_says_so(folder):
 
 
 def test_a_partial_evaluation_enters_no_table(folder):
-    file = folder / "runs/smoke/evaluation/viral-s0/cv_bench.jsonl"
+    file = folder / "runs/smoke/evaluate/viral/s0/cv_bench.jsonl"
     file.write_text("\n".join(file.read_text().splitlines()[:-1]) + "\n")
     with pytest.raises(ValueError, match="partial"):
         results.scores("smoke", ["viral"], ["cv_bench"])
@@ -233,7 +231,7 @@ def test_curves_over_layers_are_means_and_paired_differences():
 
 def test_permutation_table_counts_lost_answers(folder):
     for run, share in RUNS.items():
-        base = folder / f"runs/smoke/permutation/{run}-s0"
+        base = folder / f"runs/smoke/measure/{run}/s0/permutation"
         write_answers(base / "original.jsonl", "cv_bench", int(share * N))
         for number in range(2):
             write_answers(base / f"permuted-{number}.jsonl", "cv_bench", 12 + 2 * number)
@@ -284,59 +282,6 @@ def test_equal_data_give_equal_files(folder, tmp_path):
         assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes(), file
 
 
-@pytest.mark.parametrize("name", ["ross", "main_table"])
-def test_a_misspelt_parameter_is_an_error(tmp_path, name):
-    with pytest.raises(ValueError, match="unknown parameter profil; it has: profile"):
-        execute(ROOT / f"notebooks/{name}.py", tmp_path / "out.ipynb", {"profil": "smoke"})
-    with pytest.raises(ValueError, match="parameter profile is a str"):
-        execute(ROOT / f"notebooks/{name}.py", tmp_path / "out.ipynb", {"profile": 3})
-
-
-def test_every_notebook_of_a_profile_exists_and_says_what_it_reads():
-    from workbook import pipeline
-
-    for name in profile.names():
-        for kind in ("notebook", "notebook2"):
-            for entry in pipeline.stages(profile.load(name))[kind].values():
-                assert (ROOT / entry["source"]).is_file()
-                assert len(entry["reads"]) == {"notebook": 1, "notebook2": 2}[kind]
-
-
-@pytest.mark.parametrize(
-    ("benchmark", "guessing", "margin"),
-    [
-        ("cv_bench", 40, 25),
-        ("mmvp", 25, 10),
-        ("whats_up", 27, 25),
-        ("pope", 50, 35),
-        ("mmstar", 28, 45),
-        ("mme", 200, 350),
-    ],
-)
-def test_the_committed_baseline_is_clearly_above_guessing(benchmark, guessing, margin):
-    """The laptop profile's baseline, by the lower end of its interval; otherwise everything downstream is noise.
-
-    `guessing`: the best constant answer; for MMVP, where a constant answer has no pair right, two guesses out of two.
-    """
-    table = pd.read_csv(ROOT / "runs/laptop/results/main_table/table_1.csv")
-    row = table[(table["run"] == "baseline") & (table["benchmark"] == benchmark)].iloc[0]
-    assert row["constant"] <= guessing
-    assert row["low"] >= guessing + margin
-
-
-def test_the_committed_stand_ins_have_learned():
-    """Language models answer from words, encoders know what they see, teachers where things are."""
-    folder = ROOT / "runs/laptop/results/stand_ins"
-    language = pd.read_csv(folder / "language_models.csv").pivot(index="model", columns="question", values="accuracy")
-    assert (language >= 0.95).all(axis=None)
-    assert (language.drop(columns=["cv_bench_count", "mme_count", "mmstar"]) >= 0.98).all(axis=None)
-    probes = pd.read_csv(folder / "probes.csv").pivot(index="model", columns="probe", values="accuracy")
-    assert (probes["category"].drop(["sam", "vae"]) >= 0.5).all()  # of 25 kinds; SAM's masks and the VAE name none
-    assert (probes["occupied"] >= 0.85).all()
-    assert (probes["facing"].drop("sam") >= 0.6).all()
-    assert (pd.read_csv(folder / "projectors.csv")["facing"] >= 0.65).all()
-
-
 def test_what_stand_ins_have_learned_is_read_from_their_metrics(tmp_path, monkeypatch):
     monkeypatch.setattr(stand_ins, "ROOT", tmp_path)
     assert not len(results.language_accuracies("smoke"))
@@ -347,14 +292,8 @@ def test_what_stand_ins_have_learned_is_read_from_their_metrics(tmp_path, monkey
         "clip": {"steps": 5, "probe": {**probe, "patches": 160, "objects": 40, "fronts": 20}},
     }
     for name, metrics in learned.items():
-        (tmp_path / f"runs/smoke/models/{name}").mkdir(parents=True)
-        (tmp_path / f"runs/smoke/models/{name}/metrics.json").write_text(json.dumps(metrics))
-    (tmp_path / "runs/smoke/words/7b-clip").mkdir(parents=True)
-    read = {"steps": 6, "explained": 0.7, "facing": 0.8, "fronts": 20}
-    (tmp_path / "runs/smoke/words/7b-clip/metrics.json").write_text(json.dumps(read))
-    projectors = results.projector_starts("smoke").iloc[0]
-    assert (projectors["projector"], projectors["explained"], projectors["n"]) == ("7b-clip", 0.7, 20)
-    assert projectors["low"] < projectors["facing"] == 0.8 < projectors["high"]
+        (tmp_path / f"workbook/world/stand_ins/{name}").mkdir(parents=True)
+        (tmp_path / f"workbook/world/stand_ins/{name}/metrics.json").write_text(json.dumps(metrics))
     language, probes = results.language_accuracies("smoke"), results.probe_accuracies("smoke")
     assert list(language["n"]) == [200, 200]
     assert (language["low"] < language["accuracy"]).all()
@@ -375,7 +314,7 @@ def test_stage_costs_are_of_the_last_time_that_each_finished(folder):
         ("stage2", "a", "2026-01-01T10:02:00+00:00", 60.0, True),
         ("stage2", "b", "2026-01-01T10:02:30+00:00", 120.0, True),
         ("world", "w", "2026-01-01T09:00:00+00:00", 30.0, True),
-        ("notebook", "n", "2026-01-01T11:00:00+00:00", 30.0, True),
+        ("report", "n", "2026-01-01T11:00:00+00:00", 30.0, True),
     ]
     names = ("stage", "key", "began", "seconds", "done")
     text = "".join(json.dumps(dict(zip(names, line, strict=True))) + "\n" for line in lines)

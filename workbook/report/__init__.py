@@ -11,8 +11,9 @@ from pathlib import Path
 import jinja2
 
 from viral_core import environment
-from workbook import profile as profiles
-from workbook.paths import ROOT, RunPaths
+from workbook import config
+from workbook.notebook import notebooks
+from workbook.paths import Paths
 from workbook.report.cards import costs, run_cards
 from workbook.report.notebooks import read_notebook, to_page
 
@@ -26,15 +27,15 @@ def build(profile: str, out: str | Path) -> Path:
     Raises:
         ProfileError: no such profile.
     """
-    settings, paths, out = profiles.load(profile), RunPaths(profile), Path(out)
+    settings, paths, out = config.load(profile), Paths(profile), Path(out)
     shutil.rmtree(out, ignore_errors=True)
     (out / "notebooks").mkdir(parents=True)
     page = jinja2.Environment(loader=jinja2.PackageLoader("workbook.report", "."), autoescape=True)
     common = {"profile": profile, "label": settings.label, "style": PARTS.joinpath("style.css").read_text()}
 
     sections = []
-    for name in [*FIRST, *(name for name in settings.notebooks if name not in FIRST)]:
-        file = ROOT / paths.notebook(name)
+    for name in [*FIRST, *(name for name in notebooks(settings) if name not in FIRST)]:
+        file = paths.notebook(name)
         if not file.is_file():
             sections.append({"name": name, "title": name.replace("_", " ").capitalize(), "parts": None})
             continue
@@ -55,13 +56,13 @@ def build(profile: str, out: str | Path) -> Path:
     return index
 
 
-def _summary(paths: RunPaths) -> dict | None:
+def _summary(paths: Paths) -> dict | None:
     """How many claims have which verdict, and the sentences on them; None while the ledger has not been evaluated."""
     import pandas as pd
 
     from workbook import claims
 
-    file = ROOT / paths.results("claims") / "claims.csv"
+    file = paths.results("claims") / "claims.csv"
     if not file.is_file():
         return None
     ledger = pd.read_csv(file, dtype={"section": str, "missing": str, "n": str}).fillna({"missing": "", "n": ""})

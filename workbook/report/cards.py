@@ -5,26 +5,29 @@ from pathlib import Path
 
 import yaml
 
-from workbook.paths import ROOT, RunPaths
-from workbook.profile import Profile
+from workbook import paper
+from workbook.config import Profile
+from workbook.paths import ROOT, Paths
 from workbook.scale.costs import read_costs
 
 
-def run_cards(settings: Profile, paths: RunPaths) -> list[dict]:
+def run_cards(settings: Profile, paths: Paths) -> list[dict]:
     """A card per run and seed of a profile, in its order.
 
     Returns:
-        name, uses (of the paper), ran; and of a run that has: configuration (yaml), steps, seconds, losses (the last
+        name, uses (tables), ran; and of a run that has: configuration (yaml), steps, seconds, losses (the last
         of each), curve (an SVG polyline's points, language loss over the steps), environment and commit.
     """
+    cells = paper.tables()
+    tables = cells.groupby("run")["table"].unique()
     return [
-        _card(f"{run}-s{seed}", settings.registry[run].uses, ROOT / paths.run(f"{run}-s{seed}"))
+        _card(f"{run}-s{seed}", [f"Table {number}" for number in tables.get(run, [])], paths.run(run, seed))
         for run, seeds in settings.runs.items()
         for seed in seeds
     ]
 
 
-def _card(name: str, uses: dict, folder: Path) -> dict:
+def _card(name: str, uses: list[str], folder: Path) -> dict:
     card = {"name": name, "uses": ", ".join(uses), "ran": (folder / "run.json").is_file()}
     if not card["ran"]:
         return card
@@ -66,22 +69,27 @@ def _environment(file: Path) -> dict | None:
         return None
 
 
-def costs(settings: Profile, paths: RunPaths) -> dict:
+def costs(settings: Profile, paths: Paths) -> dict:
     """Time and disk per kind of stage: {"stages": [{stage, runs, seconds, bytes}], "seconds", "bytes"}.
 
     Time is what the finished stages took as they last ran, None where it has not been noted.
     """
     from workbook import pipeline
 
-    noted, rows = read_costs(ROOT / paths.root), []
-    for kind, entries in pipeline.stages(settings).items():
-        if kind == "report" or not entries:
+    noted, rows = read_costs(paths.root), []
+    index = pipeline.stages(settings)
+    outs = {kind: {key: ROOT / item["out"] for key, item in entries.items()} for kind, entries in index.items()}
+    runs = index["stage2"].items()
+    outs["evaluate"] = {key: paths.evaluation(item["run"], item["seed"]) for key, item in runs}
+    outs["measure"] = {key: paths.measurement(item["run"], item["seed"]) for key, item in runs}
+    for kind, entries in outs.items():
+        if not entries:
             continue
-        made = {key: entry for key, entry in entries.items() if (ROOT / entry["out"]).exists()}
+        made = {key: out for key, out in entries.items() if out.exists()}
         seconds = [noted[kind, key] for key in made if (kind, key) in noted]
         rows.append({
             "stage": kind, "made": len(made), "planned": len(entries), "seconds": sum(seconds) if seconds else None,
-            "timed": len(seconds), "bytes": sum(size(ROOT / entry["out"]) for entry in made.values()),
+            "timed": len(seconds), "bytes": sum(size(out) for out in made.values()),
         })  # fmt: skip
     total = sum(row["seconds"] or 0 for row in rows)
     return {"stages": rows, "seconds": total or None, "bytes": sum(row["bytes"] for row in rows)}

@@ -53,7 +53,6 @@ from workbook.results.scores import (
 from workbook.results.stand_ins import (
     language_accuracies,
     probe_accuracies,
-    projector_starts,
     stand_in_lines,
 )
 from workbook.results.tables import side_by_side, styled, styled_drops
@@ -85,7 +84,6 @@ __all__ = [
     "own_runs",
     "permutation_table",
     "probe_accuracies",
-    "projector_starts",
     "reference",
     "scores",
     "seed_noise",

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from viral_core.measure import intervals
-from workbook.paths import ROOT, RunPaths
+from workbook.paths import Paths
 from workbook.results.reading import answers, checkpoints, measured, names, settings_of
 from workbook.results.scores import reference, resampled, unit
 
@@ -136,6 +136,6 @@ def costs(profile: str, runs: Iterable[str]) -> pd.DataFrame:
 
 def gpu_benchmarks() -> pd.DataFrame:
     """The small measurements of `runs/gpu/benchmark/*.json`, one row per file, nested keys joined by a dot."""
-    files = sorted((ROOT / RunPaths("gpu").root / "benchmark").glob("*.json"))
+    files = sorted((Paths("gpu").root / "benchmark").glob("*.json"))
     tables = [pd.json_normalize(json.loads(file.read_text())).assign(file=file.name) for file in files]
     return pd.concat(tables, ignore_index=True).set_index("file") if tables else pd.DataFrame()

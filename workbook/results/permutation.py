@@ -8,7 +8,7 @@ import pandas as pd
 from workbook import paper
 from workbook.benchmarks.answers import read_answers
 from workbook.benchmarks.registry import read
-from workbook.paths import ROOT, RunPaths
+from workbook.paths import Paths
 from workbook.results.curves import interval
 from workbook.results.reading import names, settings_of
 
@@ -21,7 +21,7 @@ def losses(profile: str, run: str, category: str | None = None) -> pd.DataFrame:
     """
     rows, settings = {}, settings_of(profile).permutation
     for _, seed in names(profile, [run]) if settings else ():
-        folder = ROOT / RunPaths(profile).measured("permutation") / f"{run}-s{seed}"
+        folder = Paths(profile).measurement(run, seed) / "permutation"
         if not (folder / "original.jsonl").is_file():
             continue
         permuted = [_right(folder / f"permuted-{number}.jsonl", category) for number in range(settings.permutations)]
@@ -58,8 +58,8 @@ def permutation_table(profile: str, category: str | None = None) -> pd.DataFrame
             continue
         n, seeds = lost.shape[1], lost.index
         drop, low, high = (n * value for value in interval(lost.to_numpy(float)))
-        folder = ROOT / RunPaths(profile).measured("permutation")
-        original = sum(_right(folder / f"{run}-s{seed}/original.jsonl", category).sum() for seed in seeds) / len(seeds)
+        files = [Paths(profile).measurement(run, seed) / "permutation" / "original.jsonl" for seed in seeds]
+        original = sum(_right(file, category).sum() for file in files) / len(seeds)
         rows.append(facts | {
             "n": n, "seeds": len(seeds), "permutations": settings_of(profile).permutation.permutations,
             "original": original, "shuffled": original - drop, "drop": drop, "low": low, "high": high,

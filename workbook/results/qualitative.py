@@ -9,7 +9,7 @@ from viral_core import distributed
 from viral_core.measure.pca import pca_map
 from viral_core.measure.states import stream_states
 from viral_core.templates import IMAGE_MARKER, prompt
-from workbook.paths import ROOT, RunPaths
+from workbook.paths import ROOT, Paths
 from workbook.results.reading import settings_of
 
 
@@ -19,7 +19,7 @@ def layer_states(profile: str, run: str, images: Sequence) -> list[np.ndarray]:
 
     settings = settings_of(profile)
     seeds = settings.runs.get(run)
-    folder = ROOT / RunPaths(profile).run(f"{run}-s{seeds[0]}") if seeds else None
+    folder = Paths(profile).run(run, seeds[0]) if seeds else None
     if folder is None or not (folder / "run.json").is_file():
         return []
     loaded = load_run(folder, dtype=getattr(torch, settings.compute.dtype), device=distributed.device())

@@ -8,24 +8,23 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from workbook import pipeline
-from workbook import profile as profiles
+from workbook import config, paper
 from workbook.benchmarks import PAPER
 from workbook.benchmarks.answers import read_answers
-from workbook.paths import ROOT, RunPaths
+from workbook.paths import Paths
 from workbook.scale import costs
 
 Answered = dict[int, list[list[dict]]]  # seed: answered rows of its greedy, or of each of its sampled, evaluations
 
 
-def settings_of(profile: str) -> profiles.Profile:
+def settings_of(profile: str) -> config.Profile:
     """The profile, read once."""
-    return _read(profile, profiles.PROFILES)
+    return _read(profile, config.PROFILES)
 
 
 @functools.cache
-def _read(profile: str, _folder: Path) -> profiles.Profile:
-    return profiles.load(profile)
+def _read(profile: str, _folder: Path) -> config.Profile:
+    return config.load(profile)
 
 
 def names(profile: str, runs: Iterable[str] | None = None) -> list[tuple[str, int]]:
@@ -36,9 +35,9 @@ def names(profile: str, runs: Iterable[str] | None = None) -> list[tuple[str, in
 
 
 def own_runs(profile: str, besides: Iterable[str] = ()) -> list[str]:
-    """Runs of a profile that supply nothing of the paper (no `uses` in the registry), without those of `besides`."""
-    settings, known = settings_of(profile), set(besides)
-    return [run for run in settings.runs if not settings.registry[run].uses and run not in known]
+    """Runs of a profile that are in none of the paper's tables, without those of `besides`."""
+    known = set(paper.tables()["run"]) | set(besides)
+    return [run for run in settings_of(profile).runs if run not in known]
 
 
 def not_run(profile: str, kind: str = "evaluate", runs: Iterable[str] | None = None) -> list[str]:
@@ -47,13 +46,22 @@ def not_run(profile: str, kind: str = "evaluate", runs: Iterable[str] | None = N
     `runs`: only of these; one of them that the profile does not train is named without a seed.
     """
     settings = settings_of(profile)
-    wanted = {entry["name"] for entry in pipeline.stages(settings)[kind].values()}
-    absent = [run for run in runs or () if not any(f"{run}-s{seed}" in wanted for seed in settings.runs.get(run, ()))]
-    folder = ROOT / RunPaths(profile).measured(kind)
-    made = {path.name.removesuffix(".csv") for path in folder.glob("*")} if folder.is_dir() else set()
+    section = getattr(settings, kind, None)
+    asked = set(getattr(section, "runs", settings.runs)) & set(settings.runs)
+    absent = [run for run in runs or () if run not in asked]
     return absent + [
-        name for run, seed in names(profile, runs) if (name := f"{run}-s{seed}") in wanted and name not in made
+        f"{run}-s{seed}"
+        for run, seed in names(profile, runs)
+        if run in asked and not measurement(profile, kind, run, seed).exists()
     ]
+
+
+def measurement(profile: str, kind: str, run: str, seed: int) -> Path:
+    """Where a kind of measurement of a run lies."""
+    paths = Paths(profile)
+    if kind in ("evaluate", "learning_curve"):
+        return paths.evaluation(run, seed)
+    return paths.measurement(run, seed) / ("cknna.csv" if kind == "cknna" else kind)
 
 
 def answers(profile: str, run: str, benchmark: str, checkpoint: int | None = None) -> Answered:
@@ -66,12 +74,11 @@ def answers(profile: str, run: str, benchmark: str, checkpoint: int | None = Non
     Raises:
         ValueError: an evaluation that is not complete, which enters no table.
     """
-    paths, found = RunPaths(profile), {}
+    paths, found = Paths(profile), {}
     for _, seed in names(profile, [run]):
-        name = f"{run}-s{seed}"
-        folder = ROOT / paths.evaluation(name)
+        folder = paths.evaluation(run, seed)
         if checkpoint is not None:
-            folder = ROOT / paths.measured("learning_curve") / name / f"checkpoint-{checkpoint}"
+            folder = folder / f"checkpoint-{checkpoint}"
         files = [folder / f"{part}.jsonl" for part in PAPER.get(benchmark, (benchmark,))]
         if all(file.is_file() for file in files):
             parts = [_complete(file) for file in files]
@@ -88,8 +95,7 @@ def _complete(file) -> list[list[dict]]:
 
 def checkpoints(profile: str, run: str) -> list[int]:
     """Steps of the checkpoints of a run that have been evaluated, of all its seeds."""
-    folder = ROOT / RunPaths(profile).measured("learning_curve")
-    found = [folder.glob(f"{run}-s{seed}/checkpoint-*") for _, seed in names(profile, [run])]
+    found = [Paths(profile).evaluation(run, seed).glob("checkpoint-*") for _, seed in names(profile, [run])]
     return sorted({int(path.name.split("-")[1]) for paths in found for path in paths})
 
 
@@ -100,9 +106,10 @@ def measured(profile: str, kind: str, file: str | None, runs: Iterable[str] | No
         kind: a kind of stage, such as "attention".
         file: the table's name in the folder of a run, or None where the stage writes a table for a run.
     """
-    folder, frames = ROOT / RunPaths(profile).measured(kind), []
+    frames = []
     for run, seed in names(profile, runs):
-        path = folder / f"{run}-s{seed}.csv" if file is None else folder / f"{run}-s{seed}" / file
+        path = measurement(profile, kind, run, seed)
+        path = path if file is None else path / file
         if path.is_file():
             frames.append(pd.read_csv(path).assign(run=run, seed=seed))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
@@ -116,7 +123,7 @@ def similarity(profile: str, runs: Iterable[str] | None = None) -> pd.DataFrame:
 
 def attention_maps(profile: str, run: str, seed: int) -> dict[str, np.ndarray]:
     """Kept attention maps of a run, (layers, H, W) by question; empty if it has none."""
-    file = ROOT / RunPaths(profile).measured("attention") / f"{run}-s{seed}" / "maps.npz"
+    file = measurement(profile, "attention", run, seed) / "maps.npz"
     if not file.is_file():
         return {}
     with np.load(file) as kept:
@@ -130,12 +137,12 @@ def stage_costs(profile: str) -> pd.DataFrame:
         stage, stages, minutes (their sum: stages side by side count in full), began and ended (UTC, of the first and of
         the last); empty where nothing has been noted.
     """
-    file = ROOT / RunPaths(profile).root / costs.FILE
+    file = Paths(profile).root / costs.FILE
     if not file.is_file():
         return pd.DataFrame(columns=["stage", "stages", "minutes", "began", "ended"])
     noted = pd.DataFrame(json.loads(line) for line in file.read_text().splitlines())
     noted = noted[noted["done"]].drop_duplicates(["stage", "key"], keep="last")
-    noted = noted[~noted["stage"].isin(["notebook", "notebook2", "claims", "report"])].copy()
+    noted = noted[noted["stage"] != "report"].copy()
     noted["began"] = pd.to_datetime(noted["began"])
     noted["ended"] = noted["began"] + pd.to_timedelta(noted["seconds"], unit="s").dt.round("s")
     table = noted.groupby("stage", sort=False).agg(
@@ -148,8 +155,8 @@ def aligned_layers(profile: str, runs: Iterable[str] | None = None) -> list[int]
     """Blocks that any of the profile's runs aligns, or re-injects after."""
     settings, layers = settings_of(profile), set()
     for run in dict(names(profile, runs)):
-        spec = settings.registry[run]
-        blocks = settings.languages[spec.language].depth
+        spec = settings.systems[run]
+        blocks = settings.blocks(run)
         layers |= set(spec.align.blocks(blocks)) if spec.align else set()
         layers |= {spec.residual.block(blocks)} if spec.residual else set()
     return sorted(layers)

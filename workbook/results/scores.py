@@ -14,8 +14,7 @@ import numpy as np
 import pandas as pd
 
 from viral_core.measure.intervals import Interval
-from workbook import profile as profiles
-from workbook import registry
+from workbook import config
 from workbook.benchmarks import PAPER, score, stats
 from workbook.benchmarks.registry import read
 from workbook.results.reading import answers, names, settings_of
@@ -33,12 +32,12 @@ def unit(benchmark: str) -> float:
 def reference(run: str) -> str:
     """The run that a run is compared with: the registry's first of the same language model, encoder and architecture
     that has neither alignment nor residual nor reconstruction; the run itself where there is none."""
-    return _references(profiles.PROFILES).get(run, run)
+    return _references(config.PROFILES).get(run, run)
 
 
 @functools.cache
-def _references(folder: Path) -> dict[str, str]:
-    runs = registry.read(folder / "runs.yaml")
+def _references(_folder: Path) -> dict[str, str]:
+    runs = config.systems()
     models = {name: (run.language, run.vision, run.architecture) for name, run in runs.items()}
     baselines: dict[tuple, str] = {}
     for name, run in runs.items():

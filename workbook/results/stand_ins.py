@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 from scipy.stats import binomtest
 
-from workbook.paths import ROOT, RunPaths
+from workbook.paths import ROOT
 from workbook.results.reading import settings_of
 
 # Each probe, and what metrics.json says of how many patches it was asked.
@@ -41,19 +41,6 @@ def probe_accuracies(profile: str) -> pd.DataFrame:
         for probe, counted in PROBES.items()
     ]
     return pd.DataFrame(rows, columns=["model", "steps", "probe", "accuracy", "low", "high", "n"])
-
-
-def projector_starts(profile: str) -> pd.DataFrame:
-    """What each embedded projector's start says of a cell's words (`workbook.world.words`).
-
-    Returns:
-        projector, steps, explained (share of the words' variance), facing (share told right), low, high (95 %, Wilson,
-        patches taken as independent), n.
-    """
-    folder = ROOT / RunPaths(profile).measured("words")
-    found = [(path.parent.name, json.loads(path.read_text())) for path in sorted(folder.glob("*/metrics.json"))]
-    rows = [(name, m["steps"], m["explained"], *_share(m["facing"], m["fronts"])) for name, m in found]
-    return pd.DataFrame(rows, columns=["projector", "steps", "explained", "facing", "low", "high", "n"])
 
 
 def stand_in_lines(language: pd.DataFrame, probes: pd.DataFrame) -> list[str]:

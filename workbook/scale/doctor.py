@@ -16,9 +16,8 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from workbook import pipeline
-from workbook.paths import ROOT, RunPaths
-from workbook.profile import Profile
+from workbook.config import Profile
+from workbook.paths import ROOT, Paths
 from workbook.scale import estimates, fetch, hub
 
 GB = 1e9
@@ -67,7 +66,7 @@ def run(profile: Profile, drop_faulty: bool = False) -> bool:
 
 def needs_gpu(profile: Profile) -> bool:
     """Whether a profile is made for GPUs: several processes, DeepSpeed, or half precision."""
-    half = profile.compute.dtype != "float32" or any(r.get("bf16") for r in (profile.stage1, profile.stage2))
+    half = profile.compute.dtype != "float32" or profile.stage1.bf16 or profile.stage2.bf16
     return half or bool(profile.launch.deepspeed) or profile.launch.gpus * profile.launch.nodes > 1
 
 
@@ -131,7 +130,7 @@ def memory(profile: Profile) -> Iterator[Finding]:
         return
     found = visible_gpus()[: profile.launch.gpus]
     room = min((gib for _, gib in found), default=None)
-    entries, seen = pipeline.stages(profile), {}
+    entries, seen = estimates.entries(profile), {}
     for stage in ("stage1", "stage2"):
         for key, entry in entries[stage].items():
             needed = estimates.memory(entry, profile.launch)
@@ -149,9 +148,9 @@ def memory(profile: Profile) -> Iterator[Finding]:
 def _smaller(profile: Profile, stage: str, needed: float, room: float) -> str:
     """What would make a training fit."""
     recipe = getattr(profile, stage)
-    micro = recipe.get("micro_batch") or recipe["batch_size"] // (profile.launch.gpus * profile.launch.nodes)
+    micro = recipe.micro_batch or recipe.batch_size // (profile.launch.gpus * profile.launch.nodes)
     hints = [f"{stage}.micro_batch below {micro}" if micro > 1 else ""]
-    hints += ["" if recipe.get("gradient_checkpointing") else f"{stage}.gradient_checkpointing: true"]
+    hints += ["" if recipe.gradient_checkpointing else f"{stage}.gradient_checkpointing: true"]
     hints += ["" if (profile.launch.deepspeed or "").startswith("zero3") else "launch.deepspeed: zero3"]
     return "in the profile, try " + ", or ".join(filter(None, hints)) + " (the global batch stays the same)"
 
@@ -161,7 +160,7 @@ def models(profile: Profile) -> Iterator[Finding]:
     for model in hub.used(profile):
         if hub.is_hub_id(model.path):
             yield _hub_model(profile, model)
-        elif not (model.train or getattr(model, "package", None)):
+        elif not getattr(model, "package", None):
             yield _folder(model)
     for source in profile.projectors.values():
         if not Path(source).is_file():
@@ -217,7 +216,7 @@ def disk(profile: Profile) -> Iterator[Finding]:
     """
     from workbook.scale import plan
 
-    entries, samples = pipeline.stages(profile), plan.samples_of(profile)
+    entries, samples = estimates.entries(profile), plan.samples_of(profile)
     todo = {kind: [e for e in entries[kind].values() if not Path(e["out"]).exists()] for kind in ("cache", "stage2")}
     kept = 2  # DVC keeps a copy of what stages write
     sizes = {"runs": kept * sum(estimates.run_bytes(entry) or 0 for entry in todo["stage2"])}
@@ -245,7 +244,7 @@ def images(profile: Profile, drop_faulty: bool = False) -> Iterator[Finding]:
     from workbook.scale.manifest import drop_faulty as drop
     from workbook.scale.manifest import write_manifest
 
-    data, paths = profile.data, RunPaths(profile.name)
+    data, paths = profile.data, Paths(profile.name)
     for part, folder in (("captions", data.caption_images), ("conversations", data.conversation_images)):
         json_file, manifest = Path(getattr(data, part)), paths.manifest(part)
         try:

@@ -6,13 +6,15 @@ for time as good as the utilisation that profiles/reference/hardware.yaml states
 
 import json
 import math
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
 import yaml
 
-from workbook.paths import DEEPSPEED, PROFILES
-from workbook.profile import Launch
+from workbook import pipeline
+from workbook.config import Launch, Profile
+from workbook.paths import DEEPSPEED, PROFILES, Paths
 
 GIB = 2**30
 CACHED_BYTES = {"float16": 2, "int8": 1}  # of a feature; int8 has 4 bytes more per token
@@ -33,6 +35,45 @@ def architecture(path: str) -> dict | None:
         return None
     config = json.loads(file.read_text())
     return config.get("vision_config") or config.get("backbone_config") or config
+
+
+def entries(profile: Profile) -> dict[str, dict[str, dict]]:
+    """Stages that take a GPU, by kind and key, each with the settings that its cost follows from."""
+    paths, index, out = Paths(profile.name), pipeline.stages(profile), {}
+
+    def models(item: dict, tiled: bool = False) -> dict:
+        vision = {"path": profile.visions[item["vision"]].path, "tile_grids": profile.tiles.grids if tiled else None}
+        language = {"path": profile.languages[item["language"]].path} if "language" in item else {}
+        return {"language": language, "vision": vision, "out": item["out"]}
+
+    out["cache"] = {}
+    for key, item in index["cache"].items():
+        tiled = item["views"] == "tiles"
+        if item["model"]:
+            model = profile.teachers[item["model"]]
+            teacher = {"path": model.path, "kind": model.kind, "cache": profile.tiles.cache if tiled else model.cache}
+        else:
+            encoder = profile.visions[item["vision"]]
+            teacher = {"path": encoder.path, "kind": "encoder", "cache": encoder.cache}
+        out["cache"][key] = {**models(item, tiled), "teacher": teacher}
+    out["stage1"] = {key: {**models(item), "recipe": asdict(profile.stage1)} for key, item in index["stage1"].items()}
+    out["projector"] = {key: models(item) for key, item in index["projector"].items()}
+    out["stage2"], out["evaluate"], out["measure"] = {}, {}, {}
+    for key, item in index["stage2"].items():
+        system, run, seed = profile.systems[item["run"]], item["run"], item["seed"]
+        align = system.align and {**asdict(system.align), "layers": system.align.blocks(profile.blocks(run))}
+        teacher = None
+        if system.teacher:
+            model = profile.teachers[system.teacher]
+            teacher = {"path": model.path, "cache": profile.tiles.cache if system.tiled else model.cache}
+        recipe = {**asdict(profile.recipe(run, seed)), "lora": dict(profile.lora)}
+        links = {name: item[name] for name in ("projector", "targets")}
+        out["stage2"][key] = {**models(item, system.tiled), "recipe": recipe, "align": align, "teacher": teacher,
+                              "run": run, **links}  # fmt: skip
+        out["evaluate"][key] = {**dict(profile.evaluation), "run": run, "out": str(paths.evaluation(run, seed))}
+        out["measure"][key] = {"run": run, "max_new_tokens": profile.evaluation.max_new_tokens,
+                               "out": str(paths.measurement(run, seed))}  # fmt: skip
+    return out
 
 
 def language_parameters(config: dict) -> int:

@@ -16,9 +16,8 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from workbook.profile import Profile
+from workbook.config import Profile, known, validate
 from workbook.scale import estimates, hub
-from workbook.schema import build, known
 
 CHUNK = 2**20
 
@@ -70,8 +69,8 @@ def sources(profile: Profile) -> list[Source]:
     for group in profile.data.downloads:
         known("group of downloads", group, groups, f"profiles/{profile.name}.yaml: data.downloads")
         for entry in groups[group]:
-            entry = {**entry, "to": entry["to"].format(**vars(profile.data))}
-            out.append(build(Source, entry, f"sources.yaml: {entry['name']}"))
+            entry = {**entry, "to": entry["to"].format(**dict(profile.data))}
+            out.append(validate(Source, entry, f"sources.yaml: {entry['name']}"))
     return out
 
 

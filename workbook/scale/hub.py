@@ -36,7 +36,7 @@ def page(dataset: str, revision: str) -> str:
 
 def used(profile) -> list:
     """Language models, encoders, teachers and VAEs that the runs of a profile use, each once."""
-    systems = [profile.registry[run] for run in profile.runs]
+    systems = [profile.systems[run] for run in profile.runs]
     teachers = [system.teacher for system in systems if system.teacher]
     teachers += [system.reconstruct.vae for system in systems if system.reconstruct]
     models = [

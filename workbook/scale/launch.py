@@ -13,12 +13,12 @@ import os
 import subprocess
 import sys
 
+from workbook.config import Launch, ProfileError
 from workbook.paths import DEEPSPEED
-from workbook.profile import Launch, ProfileError
 
 TRAININGS = ("stage1", "stage2")
 # Stages whose work is divided among processes.
-SHARED = ("cache", *TRAININGS, "evaluate", "cknna", "learning_curve", "attention", "permutation")
+SHARED = ("cache", *TRAININGS, "evaluate", "measure")
 PORT = 29500  # of the first node, where the others meet
 
 

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from workbook import pipeline
+from workbook import paper
 from workbook.benchmarks.registry import EXPECTED
-from workbook.paths import RunPaths
-from workbook.profile import Launch, Profile
+from workbook.config import Launch, Profile
+from workbook.paths import Paths
 from workbook.scale import estimates
 from workbook.scale.costs import read_costs
 
-PARTS = ("cache", "stage1", "projector", "stage2", "evaluate", "cknna", *pipeline.MEASUREMENTS)
+PARTS = ("cache", "stage1", "projector", "stage2", "evaluate", "measure")
 GB = 1e9
 
 
@@ -44,7 +44,7 @@ def samples_of(profile: Profile) -> dict[str, int]:
         return {"captions": profile.world.captions, "conversations": mix, "images": mix - profile.world.text_only}
     facts, found = estimates.reference("hardware")["data"], {}
     for part in ("captions", "conversations"):
-        file = RunPaths(profile.name).manifest(part)
+        file = Paths(profile.name).manifest(part)
         summary = json.loads(file.read_text()) if file.is_file() else {}
         found[part] = summary.get("samples", facts["samples"][part])
     return {**found, "images": summary.get("images", facts["images"])}
@@ -52,7 +52,7 @@ def samples_of(profile: Profile) -> dict[str, int]:
 
 def jobs(profile: Profile) -> list[Job]:
     """Every stage of a profile that takes a GPU, with its cost."""
-    entries, samples = pipeline.stages(profile), samples_of(profile)
+    entries, samples = estimates.entries(profile), samples_of(profile)
     paces, noted = _step_seconds(entries), _noted(profile)
     return [
         _job(stage, key, entry, profile, samples, paces, noted.get((stage, key)))
@@ -63,12 +63,12 @@ def jobs(profile: Profile) -> list[Job]:
 
 def _noted(profile: Profile) -> dict[tuple[str, str], float]:
     """Seconds of each stage as it last finished here, its interrupted attempts included."""
-    return read_costs(RunPaths(profile.name).root)
+    return read_costs(Paths(profile.name).root)
 
 
 def _job(stage: str, key: str, entry: dict, profile: Profile, samples: dict, paces: dict, seconds: float | None) -> Job:
     name = key.removeprefix(f"{profile.name}-")
-    owner = entry["run"] if stage == "stage2" else f"{stage} {name}"
+    owner = entry.get("run") or f"{stage} {name}"
     operations = size = None
     fits = {}
     out = Path(entry["out"])
@@ -87,28 +87,36 @@ def _job(stage: str, key: str, entry: dict, profile: Profile, samples: dict, pac
         operations = estimates.cache_operations(entry, samples["images"])
         size = estimates.cache_bytes(entry, samples["images"])
     elif stage != "projector":
-        operations, owner = _asked(stage, entry, profile, name), name.rsplit("-s", 1)[0]
+        operations = _asked(stage, entry, profile)
     done = out.exists() if stage != "evaluate" else all((out / f"{b}.json").is_file() for b in entry["benchmarks"])
     return Job(stage, name, owner, done, operations, size, seconds, fits)
 
 
-def _asked(stage: str, entry: dict, profile: Profile, name: str) -> float | None:
-    """Operations of the answers and forward passes of one measurement of a run."""
-    spec = profile.registry[name.rsplit("-s", 1)[0]]
+def _asked(stage: str, entry: dict, profile: Profile) -> float | None:
+    """Operations of the answers and forward passes of an evaluation, its checkpoints included, or of measurements."""
+    run = entry["run"]
+    spec = profile.systems[run]
     parts = profile.languages[spec.language].path, profile.visions[spec.vision].path
     language, vision = map(estimates.architecture, parts)
     if not language or not vision:
         return None
-    named = entry.get("benchmarks") or [entry["benchmark"]]
-    rows = {benchmark: _rows(profile, benchmark) * profile.evaluation.sampled.get(benchmark, 1) for benchmark in named}
-    count = {
-        "evaluate": sum(rows.values()),
-        "learning_curve": sum(rows.values()) * len(profile.learning_curve.fractions) if profile.learning_curve else 0,
-        "cknna": entry.get("images", 0),
-        "attention": entry.get("questions", 0),
-        "permutation": sum(rows.values()) * entry.get("permutations", 0),
-    }[stage]
-    return estimates.answer_operations({"max_new_tokens": 8, **entry}, language, vision, count)
+    if stage == "evaluate":
+        count, curve = _answers(profile, entry["benchmarks"]), profile.learning_curve
+        if curve and run in curve.runs:
+            count += len(curve.fractions) * _answers(profile, curve.benchmarks)
+    else:
+        attention, permutation = profile.attention, profile.permutation
+        count = profile.cknna.images
+        if attention and run in attention.runs:
+            count += attention.questions
+        if permutation and run in permutation.runs:
+            count += (1 + permutation.permutations) * _answers(profile, [permutation.benchmark])
+    return estimates.answer_operations(entry, language, vision, count)
+
+
+def _answers(profile: Profile, benchmarks: list[str]) -> int:
+    """Answers that are generated for some benchmarks."""
+    return sum(_rows(profile, name) * profile.evaluation.sampled.get(name, 1) for name in benchmarks)
 
 
 def _rows(profile: Profile, benchmark: str) -> int:
@@ -190,10 +198,10 @@ def _add(total: float | None, more: float | None) -> float | None:
 
 
 def places(profile: Profile, found: pd.DataFrame) -> Iterator[tuple[str, list[str], list[str]]]:
-    """Each table and figure of the paper, the owners of what it needs in this profile, and the runs it lacks here."""
-    entries = pipeline.stages(profile)
-    for place in sorted({place for run in profile.registry.values() for place in run.uses}, key=_order):
-        wanted = [name for name, run in profile.registry.items() if place in run.uses]
+    """Each table of the paper, the owners of what it needs in this profile, and the runs it lacks here."""
+    entries = estimates.entries(profile)
+    for number in paper.TABLES:
+        place, wanted = f"Table {number}", list(dict.fromkeys(paper.table(number)["run"]))
         needed: list[str] = []
         for name in wanted:
             seeds = profile.runs.get(name, [])
@@ -203,11 +211,6 @@ def places(profile: Profile, found: pd.DataFrame) -> Iterator[tuple[str, list[st
                           for stage in ("stage1", "projector", "cache")]  # fmt: skip
                 needed += [owner for owner in shared if owner in found.index] + [name]
         yield place, list(dict.fromkeys(needed)), [name for name in wanted if name not in profile.runs]
-
-
-def _order(place: str) -> tuple[str, int]:
-    kind, _, number = place.partition(" ")
-    return kind != "Table", int("".join(filter(str.isdigit, number)) or 0), place
 
 
 def show(profile: Profile, price: float | None = None) -> str:
@@ -228,7 +231,7 @@ def show(profile: Profile, price: float | None = None) -> str:
     left = found[found["done"] < found["jobs"]]
     lines.append(_line("all", total, machines, width, f"{found['done'].sum()}/{found['jobs'].sum()}"))
     lines.append(_line("still to do", left.sum(min_count=len(left)), machines, width, ""))
-    lines += ["", "Which part of it gives which table or figure (with what several runs share):"]
+    lines += ["", "Which part of it gives which table (with what several runs share):"]
     for place, needed, lacking in places(profile, found):
         part = found.loc[needed]
         todo = part[part["done"] < part["jobs"]]
