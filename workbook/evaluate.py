@@ -29,7 +29,7 @@ from workbook.benchmarks.answers import (
     merge_parts,
     part_file,
     read_answers,
-    remove_outdated,
+    set_outdated_aside,
     settings,
 )
 from workbook.config import Profile
@@ -121,7 +121,7 @@ def evaluate(
         protocol: None for greedy decoding, or `sampled(...)`.
         limit: for trials: about this many rows, whole pairs, spread over the benchmark; marks the result as partial.
         variant: names what else was done to the model, such as a permutation of its visual features.
-        renew: answers in `out` that were made under other settings are removed; by default they are an error.
+        renew: answers in `out` that were made under other settings are set aside; by default they are an error.
         on_batch: called with the ids of the rows before each batch is generated.
 
     Returns:
@@ -147,7 +147,7 @@ def evaluate(
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     if distributed.is_main():  # what processes of an interrupted evaluation have left
         if renew:
-            remove_outdated(out, wanted)
+            set_outdated_aside(out, wanted)
         merge_parts(out, wanted, [ids[i] for i in order])
     distributed.barrier()
     done = continue_file(out, wanted)

@@ -250,7 +250,6 @@ def test_keys_in_the_data_sets_own_form(benchmark, form):
         ("mme", {"category": "Existence"}, "row existence/0#0: the category"),
         ("pope_random", {"category": "any"}, "none of random, popular, adversarial"),
         ("whats_up_one", {"category": "three"}, "row 0: the category"),
-        ("mmvp", {"category": "x"}, "row 1: the category"),
         ("cv_bench", {"answer": "(E)"}, r"row 0: the key '\(E\)' is none of \['A', 'B', 'C', 'D'\]"),
         ("pope_random", {"answer": "nein"}, "row 0: the key 'nein'"),
         ("mme", {"answer": None}, "row existence/0#0 has no answer"),

@@ -193,6 +193,7 @@ def test_answers_of_other_weights_are_an_error_or_renewed(model, rows, tmp_path)
     assert settings["model"] == "after"
     assert sorted(row["id"] for row in found[0]) == sorted(row["id"] for row in answered[0])
     assert not any(path.exists() for path in parts)
+    assert len(list(tmp_path.glob("a.jsonl*.other-settings"))) == 2  # nothing that cost time is deleted
     kept = file.read_bytes()
     ask(model, rows, file, model_id="after", renew=True)
     assert file.read_bytes() == kept

@@ -1,15 +1,19 @@
 """Answer files: what a model said to a benchmark, appended as it says it.
 
 The first line holds the settings under which the answers were made, every further line one answered row (without its
-image) and the number of the sampled run.  A file is only ever continued under the same settings.
+image) and the number of the sampled run.  A file is only ever continued under the same settings.  Every line ends in a
+checksum of what stands before it, so that a damaged one is noticed.
 """
 
 import hashlib
 import json
 import os
 import warnings
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from viral_core.atomic import set_aside
 
 Runs = list[list[dict]]  # answered rows of each run; greedy decoding has one
 
@@ -51,35 +55,36 @@ def continue_file(path: Path, wanted: Mapping) -> set[tuple[int, str]]:
     Raises:
         ValueError: the file was made under other settings; names them.
     """
-    if not path.is_file() or not path.read_bytes().strip():
+    data = path.read_bytes() if path.is_file() else b""
+    whole = data.rfind(b"\n") + 1
+    if not data[:whole].strip():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"settings": wanted}) + "\n", encoding="utf-8")
+        path.write_text(_line({"settings": wanted}), encoding="utf-8")
         return set()
-    text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        path.write_text(whole, encoding="utf-8")
-    if not whole:
-        return continue_file(path, wanted)
-    found, runs = read_answers(path)
-    other = [f"{k}: {found.get(k)!r} there, {wanted[k]!r} now" for k in wanted if found.get(k) != wanted[k]]
+    if whole < len(data):
+        os.truncate(path, whole)
+    there, runs = read_answers(path)
+    other = [f"{k}: {there.get(k)!r} there, {wanted[k]!r} now" for k in wanted if there.get(k) != wanted[k]]
     if other:
         raise ValueError(f"{path} holds answers made under other settings ({'; '.join(other)}): remove or rename it")
     return {(i, row["id"]) for i, run in enumerate(runs) for row in run}
 
 
-def remove_outdated(path: Path, wanted: Mapping) -> None:
-    """Remove the file and its parts where they were made under other settings, with a warning that says so."""
-    for file in (path, *path.parent.glob(f"{path.name}.part-*")):
-        first = file.read_text(encoding="utf-8").partition("\n")[0] if file.is_file() else ""
-        if first and json.loads(first).get("settings") != wanted:
-            warnings.warn(f"{file} holds answers made under other settings: asking again", stacklevel=2)
-            file.unlink()
+def set_outdated_aside(path: Path, wanted: Mapping) -> None:
+    """Rename the file and its parts where they were made under other settings, with a warning that says so."""
+    for file in (path, *_parts(path)):
+        if file.is_file() and file.read_bytes().strip() and _settings(file) != wanted:
+            place = set_aside(file, "other-settings")
+            warnings.warn(f"{file} was made under other settings, and is now {place.name}: asking again", stacklevel=2)
 
 
 def part_file(path: Path, rank: int) -> Path:
     """Where one of several processes appends its answers to `path`."""
     return path.with_name(f"{path.name}.part-{rank:04d}")
+
+
+def _parts(path: Path) -> list[Path]:
+    return sorted(path.parent.glob(f"{path.name}.part-????"))
 
 
 def merge_parts(path: Path, wanted: Mapping, order: Sequence[str]) -> None:
@@ -90,7 +95,7 @@ def merge_parts(path: Path, wanted: Mapping, order: Sequence[str]) -> None:
     Raises:
         ValueError: a file was made under other settings.
     """
-    parts = sorted(path.parent.glob(f"{path.name}.part-*"))
+    parts = _parts(path)
     if not parts:
         return
     rows = {}
@@ -111,8 +116,7 @@ def append(path: Path, answered: Sequence[Mapping]) -> None:
     """Add answered rows, each with its `run` and `response`."""
     with path.open("a", encoding="utf-8") as file:
         for row in answered:
-            kept = {k: v for k, v in row.items() if k != "image" or isinstance(v, str)}
-            file.write(json.dumps(kept, ensure_ascii=False) + "\n")
+            file.write(_line({k: v for k, v in row.items() if k != "image" or isinstance(v, str)}))
 
 
 def read_answers(path: str | Path) -> tuple[dict, Runs]:
@@ -120,23 +124,47 @@ def read_answers(path: str | Path) -> tuple[dict, Runs]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a line that cannot be read, or a row answered twice.
+        ValueError: a line that is damaged, or a row answered twice.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no answers at {path}: evaluate the model on the benchmark first")
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number}: cannot be read ({error}); remove the file") from error
-    if not rows or "settings" not in rows[0]:
-        raise ValueError(f"{path} does not begin with settings: it is no answer file")
-    runs: Runs = [[] for _ in range(rows[0]["settings"]["runs"])]
-    for row in rows[1:]:
+    settings = _settings(path)
+    runs: Runs = [[] for _ in range(settings["runs"])]
+    for row in _lines(path)[1:]:
         runs[row["run"]].append(row)
     for run in runs:
         if len({row["id"] for row in run}) != len(run):
             raise ValueError(f"{path} holds a row twice: remove the file and evaluate again")
-    return rows[0]["settings"], runs
+    return settings, runs
+
+
+def _settings(path: Path) -> dict:
+    first = _lines(path, 1)
+    if not first or set(first[0]) != {"settings"}:
+        raise ValueError(f"{path} does not begin with settings: it is no answer file, or damaged; remove it")
+    return first[0]["settings"]
+
+
+def _line(item: Mapping) -> str:
+    """A line in ASCII, so that nothing in an answer looks like the end of a line; its last key is the checksum."""
+    text = json.dumps(item)
+    return f'{text[:-1]}, "crc32": {zlib.crc32(text.encode())}}}\n'
+
+
+def _lines(path: Path, limit: int | None = None) -> list[dict]:
+    """What the lines hold.  Files of an earlier form have no checksums at all."""
+    items: list[dict] = []
+    sealed = False
+    for number, line in enumerate(filter(None, path.read_bytes().split(b"\n")[:limit]), 1):
+        try:
+            item = json.loads(line)
+            checksum = item.pop("crc32", None)
+            sealed = sealed or (number == 1 and checksum is not None)
+            if sealed and checksum != zlib.crc32(json.dumps(item).encode()):
+                raise ValueError("its checksum differs")
+        except (ValueError, AttributeError) as error:
+            remedy = "remove the line (the whole file, if it is the first), and evaluate again"
+            raise ValueError(f"{path}, line {number}: damaged ({error}); {remedy}") from error
+        items.append(item)
+    return items

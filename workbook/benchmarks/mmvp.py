@@ -20,7 +20,6 @@ from viral_core.files import read_text
 from workbook.benchmarks.parse import key
 from workbook.benchmarks.sources import LETTER_INSTRUCTION, Faults, Text, require
 
-CATEGORIES = ("",)
 EXPECTED = {"mmvp": {"rows": 300, "swapped_keys": [99, 100, 279, 280]}}
 FIRST_ID = 1
 _MARK = re.compile(r"\s*\([ab]\)\s*")
