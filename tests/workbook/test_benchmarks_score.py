@@ -330,9 +330,9 @@ def test_sampled_runs_are_averaged_and_are_no_seeds():
     assert averaged.value == pytest.approx(np.mean([score("mmstar", run)["official"] for run in runs]))
     assert averaged.seeds == 1
     assert averaged.error < alone.error
-    with pytest.raises(ValueError, match="1 and 4 runs a seed"):
+    with pytest.raises(ValueError, match="answered 1 and 4 times a seed"):
         intervals("mmstar", [[runs[0]], runs])
-    with pytest.raises(ValueError, match="answered by 4 and by 1 runs a seed"):
+    with pytest.raises(ValueError, match="answered 1 and 4 times a seed"):
         differences("mmstar", [runs], [[runs[0]]])
 
 
@@ -341,7 +341,7 @@ def test_runs_of_different_questions_are_not_compared():
         differences("mmstar", [[ROWS["mmstar"]]], [[ROWS["mmstar"][:-1]]])
     with pytest.raises(ValueError, match="same questions"):
         intervals("mmstar", [[ROWS["mmstar"]], [ROWS["mmstar"][:-1]]])
-    with pytest.raises(ValueError, match="seeds are compared in pairs"):
+    with pytest.raises(ValueError, match="0 against 1 seeds: seeds are compared in pairs"):
         differences("mmstar", [[ROWS["mmstar"]]], [])
 
 

@@ -99,10 +99,14 @@ class Effects:
     influence: tuple[np.ndarray, ...]
     n: int
 
-    def __sub__(self, other: "Effects") -> "Effects":
-        """Paired difference: the same seeds and the same clusters, in the same order."""
+    def __add__(self, other: "Effects") -> "Effects":
+        """Paired sum: the same seeds and the same clusters, in the same order."""
         pairs = zip(self.influence, other.influence, strict=True)
-        return Effects(self.seeds - other.seeds, tuple(a - b for a, b in pairs), self.n)
+        return Effects(self.seeds + other.seeds, tuple(a + b for a, b in pairs), self.n)
+
+    def __sub__(self, other: "Effects") -> "Effects":
+        """Paired difference."""
+        return self + other * -1
 
     def __mul__(self, factor: float) -> "Effects":
         return Effects(factor * self.seeds, tuple(factor * part for part in self.influence), self.n)

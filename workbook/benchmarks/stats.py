@@ -36,70 +36,61 @@ def point_scores(benchmark: str, rows: Sequence[Mapping], answers: Sequence[str 
     return {name: float(value) for name, value in module.scores(sums).items()}
 
 
-def effects(benchmark: str, seeds: Seeds, rule: str = "official") -> dict[str, Effects]:
-    """Every score of a benchmark, as what differences and intervals are computed from.
+def contrast(
+    benchmark: str, models: Sequence[Seeds], weights: Sequence[float], rule: str = "official"
+) -> dict[str, Effects]:
+    """Weighted sum over models of every score, as what its interval is computed from.
 
-    The scores of a seed's sampled runs are averaged: they are no seeds.
+    The models answer the same questions, and seed i of one goes with seed i of the others.  The scores of a seed's
+    sampled runs are averaged: they are no seeds.
 
     Raises:
-        ValueError: no runs, unlike numbers of them, or runs of different questions.
+        ValueError: runs of different questions, or unlike numbers of seeds or of sampled runs.
     """
-    if len({len(runs) for runs in seeds}) != 1:
-        numbers = " and ".join(str(n) for n in sorted({len(runs) for runs in seeds})) or "no"
-        raise ValueError(f"{benchmark}: {numbers} runs a seed: answer it with every seed greedily, or by as many runs")
-    questions = _questions(seeds[0][0])
-    if any(_questions(run) != questions for runs in seeds for run in runs):
+    numbers = sorted({len(seeds) for seeds in models})
+    if len(numbers) > 1 or not numbers[0]:
+        raise ValueError(f"{benchmark}: {' against '.join(map(str, numbers))} seeds: seeds are compared in pairs")
+    numbers = sorted({len(runs) for seeds in models for runs in seeds})
+    if len(numbers) > 1:
+        raise ValueError(
+            f"{benchmark} has been answered {' and '.join(map(str, numbers))} times a seed, greedily (once) here and by "
+            "sampled runs there, or by unlike numbers of them: evaluate all in the same way"
+        )
+    questions = _questions(models[0][0][0])
+    if any(_questions(run) != questions for seeds in models for runs in seeds for run in runs):
         raise ValueError(f"{benchmark}: the runs to compare must answer the same questions; evaluate the missing ones")
-    module = MODULES[family(benchmark)]
-    sampled = []
-    for runs in zip(*seeds, strict=True):
-        tallies = [tally(module, run, read(benchmark, run, rule)) for run in runs]
-        columns = {name: list(frame.columns) for name, frame in tallies[0].items()}
-        arrays = {name: np.stack([one[name][columns[name]].to_numpy(float) for one in tallies]) for name in columns}
-
-        def scores(sums: Mapping[str, np.ndarray], columns=columns) -> Mapping[str, np.ndarray]:
-            return module.scores(
-                {name: dict(zip(columns[name], np.moveaxis(total, -1, 0), strict=True)) for name, total in sums.items()}
-            )
-
-        sampled.append(jackknife(scores, arrays, len(questions)))
-    return {name: _mean([one[name] for one in sampled]) for name in sampled[0]}
+    total: dict[str, Effects] = {}
+    for seeds, weight in zip(models, weights, strict=True):
+        for runs in zip(*seeds, strict=True):
+            for name, effects in _effects(benchmark, runs, rule, len(questions)).items():
+                part = effects * (weight / numbers[0])
+                total[name] = total[name] + part if name in total else part
+    return total
 
 
 def _questions(rows: Sequence[Mapping]) -> list[tuple[str, str]]:
     return sorted((row["category"], row["id"]) for row in rows)
 
 
-def _mean(effects: Sequence[Effects]) -> Effects:
-    strata = zip(*(one.influence for one in effects), strict=True)
-    influence = tuple(np.mean(parts, axis=0) for parts in strata)
-    return Effects(np.mean([one.seeds for one in effects], axis=0), influence, effects[0].n)
+def _effects(benchmark: str, runs: Sequence[Sequence[Mapping]], rule: str, n: int) -> dict[str, Effects]:
+    """Of one answered run per seed."""
+    module = MODULES[family(benchmark)]
+    tallies = [tally(module, run, read(benchmark, run, rule)) for run in runs]
+    columns = {name: list(frame.columns) for name, frame in tallies[0].items()}
+    arrays = {name: np.stack([one[name][columns[name]].to_numpy(float) for one in tallies]) for name in columns}
+
+    def scores(sums: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        named = {name: zip(columns[name], np.moveaxis(total, -1, 0), strict=True) for name, total in sums.items()}
+        return module.scores({name: dict(pairs) for name, pairs in named.items()})
+
+    return jackknife(scores, arrays, n)
 
 
 def intervals(benchmark: str, seeds: Seeds, rule: str = "official") -> dict[str, Interval]:
     """Interval of every score, the mean over seeds: of accuracies as fractions, of MME in its points."""
-    return {name: one.interval() for name, one in effects(benchmark, seeds, rule).items()}
-
-
-def paired(benchmark: str, ours: Seeds, theirs: Seeds, rule: str = "official") -> dict[str, Effects]:
-    """Paired difference of every score: the same questions, and seed i of one side against seed i of the other.
-
-    Raises:
-        ValueError: as `effects`, and unlike numbers of seeds.
-    """
-    if len(ours) != len(theirs):
-        raise ValueError(f"{benchmark}: {len(ours)} seeds against {len(theirs)}: seeds are compared in pairs")
-    if _questions(ours[0][0]) != _questions(theirs[0][0]):
-        raise ValueError(f"{benchmark}: the runs to compare must answer the same questions; evaluate the missing ones")
-    if len(ours[0]) != len(theirs[0]):
-        raise ValueError(
-            f"{benchmark} has been answered by {len(ours[0])} and by {len(theirs[0])} runs a seed (1: greedily): "
-            "evaluate both in the same way"
-        )
-    sides = [effects(benchmark, side, rule) for side in (ours, theirs)]
-    return {name: sides[0][name] - sides[1][name] for name in sides[0]}
+    return {name: one.interval() for name, one in contrast(benchmark, [seeds], [1], rule).items()}
 
 
 def differences(benchmark: str, ours: Seeds, theirs: Seeds, rule: str = "official") -> dict[str, Interval]:
     """Interval of the paired difference of every score."""
-    return {name: one.interval() for name, one in paired(benchmark, ours, theirs, rule).items()}
+    return {name: one.interval() for name, one in contrast(benchmark, [ours, theirs], [1, -1], rule).items()}

@@ -1,0 +1,125 @@
+"""What the stages of a profile have written, as tables; what has not been run is left out, and `not_run` names it."""
+
+import functools
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from workbook import config
+from workbook.benchmarks import PAPER
+from workbook.benchmarks.answers import read_answers
+from workbook.paths import ROOT, Paths
+
+Answers = dict[int, list[list[dict]]]  # of each seed, the answered rows of its greedy, or of its sampled, runs
+
+
+@functools.cache
+def settings(profile: str) -> config.Profile:
+    """The profile, read once."""
+    return config.load(profile)
+
+
+def paths(profile: str) -> Paths:
+    """Folders of the profile's results."""
+    return Paths(profile, ROOT)
+
+
+def names(profile: str, runs: Iterable[str] | None = None) -> list[tuple[str, int]]:
+    """(run, seed) of a profile: of all its runs, or of those of `runs` that it has."""
+    seeds = settings(profile).runs
+    return [(run, seed) for run in (seeds if runs is None else runs) for seed in seeds.get(run, ())]
+
+
+def not_run(profile: str, runs: Iterable[str] | None = None, table: str | None = None) -> list[str]:
+    """Runs with their seed that have not been evaluated, or lack a table of `measured`.
+
+    `runs`: only of these; one of them that the profile does not train is named without a seed.
+    """
+    runs = list(settings(profile).runs if runs is None else runs)
+    absent = [run for run in runs if run not in settings(profile).runs]
+    for run, seed in names(profile, runs):
+        folder = paths(profile).evaluation(run, seed)
+        written = any(folder.glob("*.jsonl")) if table is None else _table(profile, run, seed, table).is_file()
+        if not written:
+            absent.append(f"{run}-s{seed}")
+    return absent
+
+
+def answers(profile: str, run: str, benchmark: str, checkpoint: int | None = None) -> Answers:
+    """Answered rows of every seed of a run that has been evaluated on a benchmark, or on all parts of one.
+
+    Args:
+        benchmark: one of `benchmarks.BENCHMARKS`, or of `PAPER` (then all its files' rows).
+        checkpoint: step of a checkpoint of the learning curve; the finished run by default.
+
+    Raises:
+        ValueError: an evaluation that is not complete, which enters no table.
+    """
+    seeds = {}
+    for _, seed in names(profile, [run]):
+        folder = paths(profile).evaluation(run, seed)
+        if checkpoint is not None:
+            folder = folder / f"checkpoint-{checkpoint}"
+        files = [folder / f"{part}.jsonl" for part in PAPER.get(benchmark, (benchmark,))]
+        if all(file.is_file() for file in files):
+            parts = [_complete(file) for file in files]
+            seeds[seed] = [sum(rows, []) for rows in zip(*parts, strict=True)]
+    return seeds
+
+
+def _complete(file: Path) -> list[list[dict]]:
+    header, runs = read_answers(file)
+    if header["limit"] is not None or any(len(rows) != header["rows"] for rows in runs):
+        raise ValueError(f"{file} is partial: evaluate it in full, partial results enter no table")
+    return runs
+
+
+def checkpoints(profile: str, run: str) -> list[int]:
+    """Steps of the checkpoints of a run that have been evaluated with every seed; 0 is the run before stage 2."""
+    steps = []
+    for _, seed in names(profile, [run]):
+        folders = paths(profile).evaluation(run, seed).glob("checkpoint-*")
+        steps.append({int(folder.name.split("-")[1]) for folder in folders})
+    return sorted(set.intersection(*steps)) if steps else []
+
+
+def measured(profile: str, table: str, runs: Iterable[str] | None = None) -> pd.DataFrame:
+    """One table of measurements of each run and seed, below each other with columns run and seed; empty without any.
+
+    Args:
+        table: "cknna", "attention/questions", "attention/heads", "permutation/accuracy", "probes", or "log", the
+            training's.
+    """
+    frames = []
+    for run, seed in names(profile, runs):
+        file = _table(profile, run, seed, table)
+        if file.is_file():
+            frames.append(pd.read_csv(file).assign(run=run, seed=seed))
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def _table(profile: str, run: str, seed: int, table: str) -> Path:
+    folder = paths(profile).evaluation(run, seed) if table == "log" else paths(profile).measurement(run, seed)
+    return folder / f"{table}.csv"
+
+
+def attention_maps(profile: str, run: str, seed: int) -> dict[str, np.ndarray]:
+    """Attention maps of a run, (layers, H, W) by question; empty if it has none."""
+    file = paths(profile).measurement(run, seed) / "attention" / "maps.npz"
+    if not file.is_file():
+        return {}
+    with np.load(file) as maps:
+        return {name: maps[name] for name in maps.files}
+
+
+def aligned_blocks(profile: str, runs: Iterable[str] | None = None) -> list[int]:
+    """Blocks that any of the profile's runs aligns, or re-injects after."""
+    blocks = set()
+    for run in dict(names(profile, runs)):
+        system = settings(profile).systems[run]
+        count = settings(profile).blocks(run)
+        blocks |= set(system.align.blocks(count)) if system.align else set()
+        blocks |= {system.residual.block(count)} if system.residual else set()
+    return sorted(blocks)

@@ -1,0 +1,226 @@
+"""Scores of a profile's runs on the paper's six benchmarks, and paired differences, with intervals.
+
+Units are the paper's: percent, MME in points.  A benchmark of two files is their mean.  Intervals are those of
+`viral_core.measure.intervals`, over questions (in clusters where questions share an image) and, where there are
+several, over seeds.  Sampled answers are no seeds: the scores of a seed's sampled runs are averaged.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from viral_core.measure.intervals import Interval, interval
+from workbook import runs as stages
+from workbook.benchmarks import PAPER, score, stats
+from workbook.benchmarks.registry import read
+
+TITLES = {
+    "cv_bench": "CV-Bench2D",
+    "mmvp": "MMVP",
+    "whats_up": "What's Up",
+    "pope": "POPE",
+    "mmstar": "MMStar",
+    "mme": "MME",
+}
+COLUMNS = ["low", "high", "p", "error", "df", "n", "clusters", "seeds"]
+
+
+def unit(benchmark: str) -> float:
+    """What an accuracy is multiplied with: percent; MME has points."""
+    return 1.0 if benchmark == "mme" else 100.0
+
+
+def benchmarks_of(profile: str) -> list[str]:
+    """The paper's benchmarks of which a profile asks all files, in the paper's order."""
+    files = set(stages.settings(profile).evaluation.benchmarks)
+    return [name for name, parts in PAPER.items() if files.issuperset(parts)]
+
+
+def reference(profile: str, run: str) -> str:
+    """The run that a run is compared with: the first of the same language model, encoder and architecture without
+    alignment, residual or reconstruction; the run itself where there is none."""
+    systems = stages.settings(profile).systems
+    for name, other in systems.items():
+        plain = not (other.align or other.residual or other.reconstruct)
+        models = [(one.language, one.vision, one.architecture) for one in (other, systems[run])]
+        if plain and models[0] == models[1]:
+            return name
+    return run
+
+
+def constant_score(benchmark: str, rows: Sequence[dict]) -> float:
+    """Official score, in the paper's unit, of the best constant answer: what a model scores that does not look."""
+    options = {row["answer"] for row in rows}
+    best = max(score(benchmark, [row | {"response": answer} for row in rows])["official"] for answer in options)
+    return best * unit(benchmark)
+
+
+def scores(
+    profile: str,
+    runs: Iterable[str] | None = None,
+    benchmarks: Iterable[str] | None = None,
+    *,
+    checkpoint: int | None = None,
+    parts: bool = False,
+) -> pd.DataFrame:
+    """Official scores of runs that have been evaluated; one without answers has no rows.
+
+    Args:
+        runs, benchmarks: all of the profile by default.
+        checkpoint: step of a checkpoint of the learning curve; the finished run by default.
+        parts: a benchmark's sub-scores too.
+
+    Returns:
+        run, benchmark, part ("official" or a sub-score), score, low, high, strict (the same by the strict reading of
+        answers), n (questions), clusters, seeds, constant (official score of the best constant answer).
+    """
+    rows, constants = [], {}
+    benchmarks = benchmarks_of(profile) if benchmarks is None else list(benchmarks)
+    for run in dict(stages.names(profile, runs)):
+        for benchmark in benchmarks:
+            answers = stages.answers(profile, run, benchmark, checkpoint)
+            if not answers:
+                continue
+            samples = list(answers.values())
+            if benchmark not in constants:
+                constants[benchmark] = constant_score(benchmark, samples[0][0])
+            strict = stats.intervals(benchmark, samples, "strict")
+            for part, one in stats.intervals(benchmark, samples).items():
+                if parts or part == "official":
+                    row = {"run": run, "benchmark": benchmark, "part": part}
+                    row |= one.scaled(unit(benchmark)).columns()
+                    row |= {"strict": unit(benchmark) * strict[part].value, "constant": constants[benchmark]}
+                    rows.append(row)
+    columns = ["run", "benchmark", "part", "value", "low", "high", "strict", "n", "clusters", "seeds", "constant"]
+    return pd.DataFrame(rows, columns=columns).rename(columns={"value": "score"})
+
+
+def by_seed(profile: str, runs: Iterable[str] | None = None, benchmarks: Iterable[str] | None = None) -> pd.DataFrame:
+    """Official score of every seed: run, seed, benchmark, score; what the seed alone moves is its spread."""
+    rows = []
+    for run in dict(stages.names(profile, runs)):
+        for benchmark in benchmarks_of(profile) if benchmarks is None else benchmarks:
+            for seed, samples in stages.answers(profile, run, benchmark).items():
+                mean = np.mean([score(benchmark, sample)["official"] for sample in samples])
+                rows.append((run, seed, benchmark, unit(benchmark) * mean))
+    return pd.DataFrame(rows, columns=["run", "seed", "benchmark", "score"])
+
+
+def change(
+    profile: str,
+    run: str | Sequence[str],
+    over: str | Sequence[str] | None,
+    weights: Mapping[str, float],
+    *,
+    relative: bool = False,
+    checkpoint: int | None = None,
+) -> Interval | None:
+    """Paired difference of official scores, `run` minus `over`, as a weighted sum over benchmarks.
+
+    Args:
+        run, over: of each, one run, or several that stand for their mean; `over` None for the score of `run` itself.
+        weights: of each benchmark.  A sum shares the noise of its seeds; its questions are independent.
+        relative: in percent of the score of `over`; the weights are then those of a mean, and a benchmark on which
+            `over` scores 0 is left out of it.
+        checkpoint: step of a checkpoint of `run`; the finished run by default.
+
+    Returns:
+        None where no seed of all these runs has been evaluated on all benchmarks.
+    """
+    ours, theirs = _listed(run), _listed(over)
+    answers = {}
+    for benchmark in weights:
+        answers[benchmark] = [stages.answers(profile, name, benchmark, checkpoint) for name in ours]
+        answers[benchmark] += [stages.answers(profile, name, benchmark) for name in theirs]
+    seeds = sorted(set.intersection(*(set(one) for models in answers.values() for one in models)))
+    if not seeds:
+        return None
+    shares = [1 / len(ours)] * len(ours) + [-1 / len(theirs) for _ in theirs]
+    total, used = None, 0.0
+    for benchmark, weight in weights.items():
+        models = [[one[seed] for seed in seeds] for one in answers[benchmark]]
+        part = stats.contrast(benchmark, models, shares)["official"] * unit(benchmark)
+        if relative:
+            base = stats.contrast(benchmark, models[len(ours) :], [-share for share in shares[len(ours) :]])["official"]
+            level = unit(benchmark) * base.seeds.mean()
+            if level <= 0:
+                continue
+            part, used = part * (100 / level), used + weight
+        part = part * weight
+        total = part if total is None else total.beside(part)
+    if total is None:
+        return None
+    return (total * (1 / used) if relative else total).interval()
+
+
+def _listed(names: str | Sequence[str] | None) -> list[str]:
+    return [names] if isinstance(names, str) else list(names or ())
+
+
+def differences(
+    profile: str, pairs: Mapping[str, str] | Iterable[tuple], benchmarks: Iterable[str] | None = None
+) -> pd.DataFrame:
+    """Paired differences of runs to their references, on the same questions and with the seeds that both have.
+
+    Args:
+        pairs: {run: reference}, or pairs of these.
+        benchmarks: all that the profile asks in full by default.
+
+    Returns:
+        run, reference, benchmark, difference, low, high, p (two-sided), error, df, n, clusters, seeds; no row for what
+        has not been run.
+    """
+    rows = []
+    benchmarks = benchmarks_of(profile) if benchmarks is None else list(benchmarks)
+    for run, over in pairs.items() if isinstance(pairs, Mapping) else pairs:
+        for benchmark in benchmarks:
+            one = change(profile, run, over, {benchmark: 1.0})
+            if one is not None:
+                rows.append({"run": run, "reference": over, "benchmark": benchmark, **one.columns()})
+    columns = ["run", "reference", "benchmark", "value", *COLUMNS]
+    return pd.DataFrame(rows, columns=columns).rename(columns={"value": "difference"})
+
+
+def answer_table(profile: str, run: str, benchmark: str) -> pd.DataFrame:
+    """Every answer of a run to a benchmark: seed, sample, id, category, question, answer, response, right (official)."""
+    frames = []
+    for seed, samples in stages.answers(profile, run, benchmark).items():
+        for number, rows in enumerate(samples):
+            frame = pd.DataFrame(rows)[["id", "category", "question", "answer", "response"]]
+            frame = frame.assign(right=np.equal(read(benchmark, rows, "official"), frame["answer"]))
+            frame.insert(0, "seed", seed)
+            frame.insert(1, "sample", number)
+            frames.append(frame)
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def matrix(table: pd.DataFrame, value: str, item: str) -> pd.DataFrame:
+    """A column as (seeds, items), for `interval`; several rows of an item, such as tiles of an image, are averaged."""
+    return table.pivot_table(index="seed", columns=item, values=value, dropna=False)
+
+
+def means(table: pd.DataFrame, value: str, item: str, by: Sequence[str] = ("run", "layer")) -> pd.DataFrame:
+    """Mean of a measured column per group: the columns of `by`, `value`, low, high, p, error, df, n (items), seeds."""
+    rows = []
+    for keys, group in table.groupby(list(by), sort=False) if len(table) else ():
+        one = interval(matrix(group, value, item).to_numpy())
+        rows.append(dict(zip(by, keys, strict=True)) | one.columns())
+    return pd.DataFrame(rows, columns=[*by, "value", *COLUMNS]).rename(columns={"value": value})
+
+
+def mean_differences(
+    table: pd.DataFrame, value: str, item: str, run: str, reference: str = "baseline", by: str = "layer"
+) -> pd.DataFrame:
+    """Paired difference of a measured column between two runs, on the items and seeds that both have, per group.
+
+    Returns:
+        The column `by`, difference, low, high, p, error, df, n (items), seeds; no rows where one has not been run.
+    """
+    rows = []
+    for key, group in table.groupby(by) if len(table) else ():
+        sides = [matrix(group[group["run"] == name], value, item) for name in (run, reference)]
+        ours, theirs = sides[0].align(sides[1], join="inner")
+        if ours.size:
+            rows.append({by: key} | interval((ours - theirs).to_numpy()).columns())
+    return pd.DataFrame(rows, columns=[by, "value", *COLUMNS]).rename(columns={"value": "difference"})

@@ -1,0 +1,110 @@
+"""The paper's tables beside ours: tidy, and styled so that the two cannot be taken for each other.
+
+Which run supplies which row stands in `workbook/paper/table_<n>.csv`.  What has not been run says "not run"; what the
+paper does not report is a dash.
+"""
+
+from collections.abc import Mapping
+
+import pandas as pd
+from pandas.io.formats.style import Styler
+
+from workbook import paper
+from workbook import scores as ours
+from workbook.runs import settings
+
+NOT_RUN, DASH = "not run", "–"
+
+
+def own_runs(profile: str) -> list[str]:
+    """Runs of a profile that supply no row of the paper's tables."""
+    printed = set(paper.tables()["run"])
+    return [run for run in settings(profile).runs if run not in printed]
+
+
+def side_by_side(profile: str, number: int, extra: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """One of the paper's tables of scores (1, 2, 4, 5, 6) with our numbers in every cell.
+
+    Args:
+        number: of the table.
+        extra: rows of our own below the paper's, {run: label}; a run that the table has too is only there.
+
+    Returns:
+        One row per cell, in the paper's order: row, run, benchmark, paper, ours, low, high, strict, constant, n, seeds;
+        reference, and the paired gain over it: gain, gain_low, gain_high, gain_seeds.  Cells that have not been run
+        have NaN and n = 0.  A run that the paper prints in several rows has them all.
+    """
+    cells, extra = paper.table(number), extra or {}
+    benchmarks = list(dict.fromkeys(cells["benchmark"]))
+    rows = [pair for pair in dict.fromkeys(zip(cells["row"], cells["run"], strict=True)) if pair[1] not in extra]
+    rows += [(label, run) for run, label in extra.items()]
+    frame = pd.DataFrame([(*row, name) for row in rows for name in benchmarks], columns=["row", "run", "benchmark"])
+    printed = cells.drop_duplicates(["run", "benchmark"]).rename(columns={"value": "paper"})
+    frame = frame.merge(printed[["run", "benchmark", "paper"]], how="left", on=["run", "benchmark"])
+    runs = dict.fromkeys(run for _, run in rows)
+    complete = [name for name in benchmarks if name in ours.benchmarks_of(profile)]
+    scores = ours.scores(profile, runs, complete).rename(columns={"score": "ours"}).drop(columns=["part", "clusters"])
+    frame = frame.merge(scores, how="left", on=["run", "benchmark"])
+    references = {run: ours.reference(profile, run) for run in runs}
+    pairs = {run: over for run, over in references.items() if over != run}
+    gains = ours.differences(profile, pairs, complete)[["run", "benchmark", "difference", "low", "high", "seeds"]]
+    names = {"difference": "gain", "low": "gain_low", "high": "gain_high", "seeds": "gain_seeds"}
+    frame = frame.merge(gains.rename(columns=names), how="left", on=["run", "benchmark"])
+    frame["reference"] = frame["run"].map(pairs)
+    return frame.assign(**{column: frame[column].fillna(0).astype(int) for column in ("n", "seeds", "gain_seeds")})
+
+
+def number(value: float, low: float, high: float, digits: int, sign: bool = False) -> str:
+    """A value with its interval, or "not run"."""
+    if pd.isna(value):
+        return NOT_RUN
+    plus = "+" if sign else ""
+    bounds = "" if pd.isna(low) else f" [{low:{plus}.{digits}f}, {high:{plus}.{digits}f}]"
+    return f"{value:{plus}.{digits}f}{bounds}"
+
+
+def styled(frame: pd.DataFrame, caption: str, gain: bool = True) -> Styler:
+    """What `side_by_side` returns, as the paper prints it: a row per system, two or three columns per benchmark.
+
+    Columns of a benchmark: the paper's number (italic and grey), ours with its interval and the number of seeds, and,
+    with `gain`, our paired difference to the row's reference; bold where its interval excludes zero.
+    """
+    columns, bold = {}, {}
+    for benchmark, cells in frame.groupby("benchmark", sort=False):
+        digits = 0 if benchmark == "mme" else 1
+        title = f"{ours.TITLES[benchmark]} (n = {cells['n'].max() or DASH})"
+        columns[title, "paper"] = [DASH if pd.isna(value) else f"{value:.2f}" for value in cells["paper"]]
+        columns[title, "ours"] = [_ours(row, digits) for row in cells.itertuples()]
+        if gain:
+            columns[title, "gain"] = [_gain(row, digits) for row in cells.itertuples()]
+            decided = (cells["gain_low"] > 0) | (cells["gain_high"] < 0)
+            bold[title, "gain"] = ["font-weight: bold" if one else "" for one in decided]
+    index = pd.MultiIndex.from_frame(frame.drop_duplicates(["row", "run"])[["row", "run"]])
+    table = pd.DataFrame(columns, index=index)
+    weights = pd.DataFrame(bold, index=index).reindex(columns=table.columns, fill_value="")
+    style = table.style.apply(lambda _: weights, axis=None)
+    return papers_in_italics(style, caption, [column for column in table.columns if column[1] == "paper"])
+
+
+def _ours(row, digits: int) -> str:
+    text = number(row.ours, row.low, row.high, digits)
+    if text == NOT_RUN:
+        return text
+    seeds = f"{row.seeds} seed{'s' * (row.seeds != 1)}"
+    strict = f" (strict {row.strict:.{digits}f})" if abs(row.strict - row.ours) > 1 else ""
+    return f"{text}, {seeds}{strict}"
+
+
+def _gain(row, digits: int) -> str:
+    return DASH if pd.isna(row.reference) else number(row.gain, row.gain_low, row.gain_high, digits, sign=True)
+
+
+def papers_in_italics(style: Styler, caption: str, columns: list) -> Styler:
+    """A table with its caption below, the paper's columns in grey italics, and "not run" in grey."""
+    return (
+        style.set_caption(caption)
+        .set_uuid("scores")  # else the page would differ every time
+        .set_properties(subset=columns, **{"font-style": "italic", "color": "#666666"})
+        .map(lambda text: "color: #999999" if text == NOT_RUN else "")
+        .set_table_styles([{"selector": "caption", "props": "caption-side: bottom; text-align: left"}])
+    )
