@@ -1,0 +1,69 @@
+"""A profile of a few runs, and answer files of which it is known what is right, without a model."""
+
+from types import SimpleNamespace
+
+import numpy as np
+
+from workbook import paper
+from workbook.benchmarks.answers import append, continue_file, settings
+from workbook.paths import Paths
+
+QUESTIONS = 60
+
+
+def system(language="vicuna-7b", vision="clip", architecture="llava", **method):
+    method = {"align": None, "residual": None, "reconstruct": None} | method
+    return SimpleNamespace(language=language, vision=vision, architecture=architecture, **method)
+
+
+def profile(**seeds):
+    """A profile with the benchmarks CV-Bench, MMVP and POPE, and seeds of a few runs, which have the paper's names."""
+    align = SimpleNamespace(teacher="dinov2", blocks=lambda count: [count // 2])
+    systems = {
+        "baseline": system(),
+        "viral": system(align=align),
+        "residual-post": system(residual=SimpleNamespace(block=lambda count: count // 2 + 1)),
+        "qwen-baseline": system("qwen-7b"),
+        "qwen-viral": system("qwen-7b", align=align),
+        "siglip2-viral": system(vision="siglip2", align=align),
+        "siglip2-baseline": system(vision="siglip2", align=align),
+    }
+    systems |= {run: system(align=align) for run in paper.tables()["run"] if run not in systems}
+    evaluation = SimpleNamespace(benchmarks=["cv_bench", "mmvp", "pope_random", "pope_popular", "whats_up_one"])
+    return SimpleNamespace(name="tiny", runs=seeds, systems=systems, evaluation=evaluation, blocks=lambda run: 4)
+
+
+def rows(benchmark, count=QUESTIONS):
+    """Questions of a benchmark in the form that its module scores; POPE's files share their images."""
+    rows = []
+    for i in range(count):
+        row = {"id": str(i), "question": f"question {i}", "group": f"group {i}", "options": ["yes", "no"],
+               "category": benchmark.removeprefix("pope_"), "answer": "yes" if i % 3 else "no"}  # fmt: skip
+        if benchmark == "cv_bench":
+            row |= {"options": ["left", "right"], "answer": "AB"[i % 2], "category": ("Count", "Relation")[i % 2]}
+            row |= {"source": ("ADE20K", "COCO")[i // 2 % 2]}
+        if benchmark == "mmvp":
+            row |= {"options": ["left", "right"], "answer": "(a)", "corrected_answer": "(a)", "group": f"pair {i // 2}"}
+        rows.append(row)
+    return rows
+
+
+def write(root, run, benchmark, *right, seed=0, folder="", limit=None):
+    """Answers of which those of `right` (booleans) are right, of one run, or of several sampled ones."""
+    questions = rows(benchmark, len(right[0]))
+    protocol = {"runs": len(right)} if len(right) > 1 else None
+    header = settings(
+        benchmark, questions, model="m", template="t", prompts=["?"] * len(questions), max_new_tokens=4,
+        protocol=protocol, limit=limit,
+    )  # fmt: skip
+    file = Paths("tiny", root).evaluation(run, seed) / folder / f"{benchmark}.jsonl"
+    continue_file(file, header)
+    for number, sample in enumerate(right):
+        texts = [row["answer"] if ok else "none" for row, ok in zip(questions, sample, strict=True)]
+        append(file, [row | {"run": number, "response": text} for row, text in zip(questions, texts, strict=True)])
+    return file
+
+
+def share(right, count=QUESTIONS, shift=0):
+    """Booleans of which the first `right`, counted from `shift` on, are true."""
+    return (np.arange(count) - shift) % count < right

@@ -1,0 +1,187 @@
+"""What stages have written, as scores, paired differences and the paper's tables, against direct computations."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.workbook.answer_files import QUESTIONS, profile, share, write
+from viral_core.measure.intervals import effects, interval
+from workbook import paper, runs, scores, tables
+from workbook.paths import Paths
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """Baseline and viral with two seeds on two benchmarks: 24 and 30 of 60 right, then 30 and 42."""
+    settings = profile(**{"baseline": [0, 1], "viral": [0, 1], "qwen-viral": [0], "layer-4": [0]})
+    monkeypatch.setattr(runs, "settings", lambda name: settings)
+    monkeypatch.setattr(runs, "ROOT", tmp_path)
+    for seed in (0, 1):
+        for benchmark in ("cv_bench", "pope_random", "pope_popular", "mmvp"):
+            write(tmp_path, "baseline", benchmark, share(24 + 6 * seed), seed=seed)
+            write(tmp_path, "viral", benchmark, share(30 + 12 * seed), seed=seed)
+    return tmp_path
+
+
+def cell(table, run, benchmark):
+    rows = table[(table["run"] == run) & (table["benchmark"] == benchmark)]
+    assert len(rows) == 1
+    return rows.iloc[0]
+
+
+def test_scores_are_means_over_seeds_in_the_papers_units(root):
+    table = scores.scores("tiny", ["baseline", "viral", "qwen-viral"])
+    assert set(table["benchmark"]) == {"cv_bench", "mmvp", "pope"}  # What's Up has two files, one is asked
+    assert set(table["run"]) == {"baseline", "viral"}
+    row = cell(table, "viral", "cv_bench")
+    assert row["score"] == pytest.approx(100 * (30 + 42) / 2 / QUESTIONS)
+    assert row["low"] < row["score"] < row["high"]
+    assert (row["n"], row["seeds"], row["part"]) == (QUESTIONS, 2, "official")
+    assert cell(table, "viral", "pope")["n"] == 2 * QUESTIONS
+    assert cell(table, "viral", "pope")["clusters"] == QUESTIONS  # its files share their images
+    assert cell(table, "viral", "cv_bench")["constant"] == 50
+    parts = scores.scores("tiny", ["viral"], ["cv_bench"], parts=True)
+    assert {"official", "count", "relation"} <= set(parts["part"])
+    seeds = scores.by_seed("tiny", ["viral"], ["cv_bench"])
+    assert seeds["score"].tolist() == pytest.approx([50, 70])
+
+
+def test_differences_are_paired_on_common_seeds(root):
+    table = scores.differences("tiny", {"viral": "baseline", "qwen-viral": "baseline"}, ["cv_bench", "pope"])
+    assert set(table["run"]) == {"viral"}
+    row = cell(table, "viral", "cv_bench")
+    assert row["difference"] == pytest.approx(100 * (6 + 12) / 2 / QUESTIONS)
+    right = {name: np.array([share(n) for n in counts]) for name, counts in (("v", (30, 42)), ("b", (24, 30)))}
+    direct = interval(right["v"].astype(float) - right["b"]).scaled(100)
+    assert (row["low"], row["high"]) == pytest.approx((direct.low, direct.high))
+    assert (row["n"], row["seeds"]) == (QUESTIONS, 2)
+    write(root, "layer-4", "cv_bench", share(40))
+    row = cell(scores.differences("tiny", [("layer-4", "viral")], ["cv_bench"]), "layer-4", "cv_bench")
+    assert (row["difference"], row["seeds"]) == (pytest.approx(100 * 10 / 60), 1)
+
+
+def test_a_list_of_runs_is_their_mean_and_a_sum_shares_its_seeds(root):
+    write(root, "layer-4", "cv_bench", share(40))
+    one = scores.change("tiny", "viral", ["baseline", "layer-4"], {"cv_bench": 1})
+    assert one.value == pytest.approx(100 * (30 - (24 + 40) / 2) / 60)
+    assert one.seeds == 1
+
+    both = scores.change("tiny", "viral", "baseline", {"cv_bench": 0.5, "pope": 0.5})
+    assert both.value == pytest.approx(15)
+    change = np.array([share(30), share(42)]) * 1.0 - np.array([share(24), share(30)])
+    alike = (effects(change) * 50).beside(effects(change) * 50).interval()
+    assert both.error == pytest.approx(alike.error)  # POPE's two files are one cluster an image
+    relative = scores.change("tiny", "viral", "baseline", {"cv_bench": 0.5, "pope": 0.5}, relative=True)
+    assert relative.value == pytest.approx(100 * 15 / 45)
+    alone = scores.change("tiny", "viral", None, {"cv_bench": 1})
+    assert alone.value == pytest.approx(60)
+    assert scores.change("tiny", "viral", "qwen-viral", {"cv_bench": 1}) is None
+
+
+def test_checkpoints_are_scores_of_an_unfinished_training(root):
+    for seed in (0, 1):
+        for step, right in ((0, 6), (20, 48)):
+            write(root, "viral", "cv_bench", share(right), seed=seed, folder=f"checkpoint-{step}")
+    write(root, "viral", "cv_bench", share(1), folder="checkpoint-40")  # of one seed only
+    assert runs.checkpoints("tiny", "viral") == [0, 20]
+    assert scores.scores("tiny", ["viral"], ["cv_bench"], checkpoint=20)["score"].tolist() == pytest.approx([80])
+    early = scores.change("tiny", "viral", "baseline", {"cv_bench": 1}, checkpoint=20)
+    assert early.value == pytest.approx(80 - 45)
+
+
+def test_sampled_runs_are_averaged_within_their_seed_and_not_compared_with_greedy_ones(root):
+    half = np.arange(QUESTIONS) % 2 == 0
+    write(root, "layer-4", "mmvp", half, ~half, share(30))
+    row = cell(scores.scores("tiny", ["layer-4"], ["mmvp"]), "layer-4", "mmvp")
+    assert (row["score"], row["seeds"]) == (pytest.approx(100 / 6), 1)  # pairs: none, none and a half
+    with pytest.raises(ValueError, match="mmvp has been answered 1 and 3 times a seed"):
+        scores.differences("tiny", {"layer-4": "baseline"}, ["mmvp"])
+
+
+def test_a_partial_evaluation_enters_no_table(root):
+    file = write(root, "layer-4", "cv_bench", share(9, 12), limit=12)
+    with pytest.raises(ValueError, match="is partial: evaluate it in full"):
+        scores.scores("tiny", ["layer-4"])
+    file.unlink()
+    file = write(root, "layer-4", "cv_bench", share(9))
+    file.write_text("\n".join(file.read_text().splitlines()[:-1]) + "\n")
+    with pytest.raises(ValueError, match="is partial"):
+        scores.scores("tiny", ["layer-4"])
+
+
+def test_every_answer_with_what_is_right(root):
+    table = scores.answer_table("tiny", "viral", "cv_bench")
+    assert len(table) == 2 * QUESTIONS
+    assert table.groupby("seed")["right"].sum().tolist() == [30, 42]
+    assert table["response"].iat[0] == table["answer"].iat[0]
+    assert scores.answer_table("tiny", "qwen-viral", "cv_bench").empty
+
+
+@pytest.mark.parametrize(
+    ("run", "reference"),
+    [("viral", "baseline"), ("baseline", "baseline"), ("qwen-viral", "qwen-baseline"), ("siglip2-viral", "siglip2-viral")],
+)
+def test_the_reference_is_the_baseline_of_the_same_models(root, run, reference):
+    assert scores.reference("tiny", run) == reference
+
+
+def test_what_has_not_run_is_named(root):
+    assert runs.not_run("tiny") == ["qwen-viral-s0", "layer-4-s0"]
+    assert runs.not_run("tiny", ["viral", "siglip2-viral"]) == ["siglip2-viral"]
+    assert runs.not_run("tiny", ["viral"], "cknna") == ["viral-s0", "viral-s1"]
+    assert runs.aligned_blocks("tiny", ["viral", "baseline"]) == [2]
+    assert runs.measured("tiny", "cknna").empty
+
+
+def measured(root):
+    """Two seeds, five images, three layers; viral is 0.2 above the baseline in layer 2 but for one image."""
+    for run, lift in (("baseline", 0.0), ("viral", 0.2)):
+        for seed in (0, 1):
+            image, layer = np.meshgrid(range(5), range(3))
+            value = 0.5 - 0.1 * layer + 0.01 * image + 0.02 * seed * (image % 2) + lift * (layer == 2) * (image < 4)
+            folder = Paths("tiny", root).measurement(run, seed)
+            folder.mkdir(parents=True)
+            table = pd.DataFrame({"image": image.ravel(), "layer": layer.ravel(), "cknna": value.ravel()})
+            table.to_csv(folder / "cknna.csv", index=False)
+    return runs.measured("tiny", "cknna")
+
+
+def test_means_and_differences_per_layer(root):
+    table = measured(root)
+    assert table.groupby("run")["seed"].nunique().to_dict() == {"baseline": 2, "viral": 2}
+    curve = scores.means(table, "cknna", "image").set_index(["run", "layer"])
+    direct = table.query("run == 'viral' and layer == 2").pivot(index="seed", columns="image", values="cknna")
+    assert curve.loc[("viral", 2), "low"] == pytest.approx(interval(direct).low)
+    assert (curve.loc[("viral", 2), "n"], curve.loc[("viral", 2), "seeds"]) == (5, 2)
+    change = scores.mean_differences(table, "cknna", "image", "viral").set_index("layer")
+    assert change.loc[2, "difference"] == pytest.approx(0.2 * 4 / 5)
+    assert change.loc[2, "low"] < 0.16 < change.loc[2, "high"]
+    assert np.isnan(change.loc[0, "low"])  # the same in every image
+    assert scores.mean_differences(table, "cknna", "image", "qwen-viral").empty
+    assert scores.means(pd.DataFrame(), "cknna", "image").empty
+
+
+def test_tables_come_out_as_the_paper_prints_them(root):
+    for number in (1, 2, 4, 5, 6):
+        printed, frame = paper.table(number), tables.side_by_side("tiny", number)
+        cells = zip(printed["row"], printed["run"], printed["benchmark"], printed["value"], strict=True)
+        assert list(zip(frame["row"], frame["run"], frame["benchmark"], frame["paper"], strict=True)) == list(cells)
+        html = tables.styled(frame, "caption").to_html()
+        assert html.count("row_heading level1 ") == len(frame.drop_duplicates(["row", "run"]))
+    with pytest.raises(ValueError, match="no Table 7"):
+        tables.side_by_side("tiny", 7)
+
+
+def test_our_numbers_stand_beside_the_papers_and_what_is_missing_says_so(root):
+    frame = tables.side_by_side("tiny", 1, {"layer-4": "a run of ours"})
+    row = cell(frame, "viral", "cv_bench")
+    assert (row["paper"], row["ours"], row["seeds"], row["reference"]) == (59.67, pytest.approx(60), 2, "baseline")
+    assert (row["gain"], row["gain_seeds"]) == (pytest.approx(15), 2)
+    assert cell(frame, "layer-4", "cv_bench")["n"] == 0
+    assert np.isnan(cell(frame, "layer-4", "mme")["paper"])
+    html = tables.styled(frame, "caption").to_html()
+    assert "not run" in html
+    assert "60.0 [" in html
+    assert ", 2 seeds" in html
+    assert html == tables.styled(frame, "caption").to_html()
+    assert tables.own_runs("tiny") == []
