@@ -11,10 +11,11 @@ effect of interest away (two one-sided t tests).
     inconclusive    neither can be said, or there is no interval
     not run         a run or a measurement is missing
 
-The p-values of both tests of all rows are adjusted together after Benjamini and Hochberg: of the rows that are decided,
-5 % are expected to be decided falsely, over the whole ledger.  Not Holm's procedure, which bounds the probability of a
-single false decision: the ledger is read as a whole, no conclusion hangs on all of its rows, and with over a hundred
-of them that bound would leave real effects undecided.
+The p-values of both tests of all rows are adjusted together after Benjamini and Hochberg: over the whole ledger at most
+5 % of the decisions are expected to be false.  (Of the two null hypotheses of a row at most one is true, so at most half
+of all are: the adjusted values are halved.)  Not Holm's procedure, which bounds the probability of a single false
+decision: the ledger is read as a whole, no conclusion hangs on all of its rows, and with over a hundred of them that
+bound would leave real effects undecided.
 
 A claim names the premises that it needs.  A premise is a row as any other; it holds where it is reproduced.
 """
@@ -184,7 +185,7 @@ def decide(rows: pd.DataFrame) -> pd.DataFrame:
     adjusted = pd.DataFrame(np.nan, table.index, ["q", "q_equivalence"])
     if tested.any():
         both = table.loc[tested, ["p", "p_equivalence"]].to_numpy(float)
-        adjusted[tested] = false_discovery_control(both.ravel()).reshape(both.shape)
+        adjusted[tested] = false_discovery_control(both.ravel()).reshape(both.shape) / 2
     table = table.join(adjusted)
     claimed = (table["value"] > table["threshold"]) == (table["expect"] == "above")
     conditions = [

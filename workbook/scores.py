@@ -183,7 +183,7 @@ def differences(
 
 
 def answer_table(profile: str, run: str, benchmark: str) -> pd.DataFrame:
-    """Every answer of a run to a benchmark: seed, sample, id, category, question, answer, response, right (official)."""
+    """Every answer of a run: seed, sample, id, category, question, answer, response, right (by the official rule)."""
     frames = []
     for seed, samples in stages.answers(profile, run, benchmark).items():
         for number, rows in enumerate(samples):

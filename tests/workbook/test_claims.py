@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from answer_files import QUESTIONS, profile, share, write
 
-from tests.workbook.answer_files import QUESTIONS, profile, share, write
 from viral_core.measure.intervals import Interval
 from workbook import claims, runs
 
@@ -67,7 +67,8 @@ def test_false_decisions_are_controlled_over_all_rows(entries):
     false, decided = 0, 0
     for _ in range(40):
         values = effects + rng.normal(size=120)
-        result = claims.decide(table([claims.row("above", interval(v, 1.0), part=str(i)) for i, v in enumerate(values)]))
+        rows = [claims.row("above", interval(value, 1.0), part=str(i)) for i, value in enumerate(values)]
+        result = claims.decide(table(rows))
         verdict = result["verdict"].to_numpy()
         wrong = np.isin(verdict, ["reproduced", "contradicted"]) & (effects == 0)
         wrong |= (verdict == "contradicted") & (effects > 0)

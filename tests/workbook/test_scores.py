@@ -3,8 +3,8 @@
 import numpy as np
 import pandas as pd
 import pytest
+from answer_files import QUESTIONS, profile, share, write
 
-from tests.workbook.answer_files import QUESTIONS, profile, share, write
 from viral_core.measure.intervals import effects, interval
 from workbook import paper, runs, scores, tables
 from workbook.paths import Paths
@@ -14,7 +14,8 @@ from workbook.paths import Paths
 def root(tmp_path, monkeypatch):
     """Baseline and viral with two seeds on two benchmarks: 24 and 30 of 60 right, then 30 and 42."""
     settings = profile(**{"baseline": [0, 1], "viral": [0, 1], "qwen-viral": [0], "layer-4": [0]})
-    monkeypatch.setattr(runs, "settings", lambda name: settings)
+    for module in (runs, tables):
+        monkeypatch.setattr(module, "settings", lambda name: settings)
     monkeypatch.setattr(runs, "ROOT", tmp_path)
     for seed in (0, 1):
         for benchmark in ("cv_bench", "pope_random", "pope_popular", "mmvp"):
@@ -119,7 +120,12 @@ def test_every_answer_with_what_is_right(root):
 
 @pytest.mark.parametrize(
     ("run", "reference"),
-    [("viral", "baseline"), ("baseline", "baseline"), ("qwen-viral", "qwen-baseline"), ("siglip2-viral", "siglip2-viral")],
+    [
+        ("viral", "baseline"),
+        ("baseline", "baseline"),
+        ("qwen-viral", "qwen-baseline"),
+        ("siglip2-viral", "siglip2-viral"),
+    ],
 )
 def test_the_reference_is_the_baseline_of_the_same_models(root, run, reference):
     assert scores.reference("tiny", run) == reference

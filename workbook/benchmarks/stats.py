@@ -53,8 +53,8 @@ def contrast(
     numbers = sorted({len(runs) for seeds in models for runs in seeds})
     if len(numbers) > 1:
         raise ValueError(
-            f"{benchmark} has been answered {' and '.join(map(str, numbers))} times a seed, greedily (once) here and by "
-            "sampled runs there, or by unlike numbers of them: evaluate all in the same way"
+            f"{benchmark} has been answered {' and '.join(map(str, numbers))} times a seed, greedily (once) here and "
+            "by sampled runs there, or by unlike numbers of them: evaluate all in the same way"
         )
     questions = _questions(models[0][0][0])
     if any(_questions(run) != questions for seeds in models for runs in seeds for run in runs):

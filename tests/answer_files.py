@@ -59,7 +59,10 @@ def write(root, run, benchmark, *right, seed=0, folder="", limit=None):
     file = Paths("tiny", root).evaluation(run, seed) / folder / f"{benchmark}.jsonl"
     continue_file(file, header)
     for number, sample in enumerate(right):
-        texts = [row["answer"] if ok else "none" for row, ok in zip(questions, sample, strict=True)]
+        wrong = {"yes": "no", "no": "yes"}
+        texts = [
+            row["answer"] if ok else wrong.get(row["answer"], "none") for row, ok in zip(questions, sample, strict=True)
+        ]
         append(file, [row | {"run": number, "response": text} for row, text in zip(questions, texts, strict=True)])
     return file
 
