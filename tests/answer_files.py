@@ -43,6 +43,7 @@ def rows(benchmark, count=QUESTIONS):
             row |= {"options": ["left", "right"], "answer": "AB"[i % 2], "category": ("Count", "Relation")[i % 2]}
             row |= {"source": ("ADE20K", "COCO")[i // 2 % 2]}
         if benchmark == "mmvp":
+            row |= {"category": ""}
             row |= {"options": ["left", "right"], "answer": "(a)", "corrected_answer": "(a)", "group": f"pair {i // 2}"}
         rows.append(row)
     return rows

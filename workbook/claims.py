@@ -11,11 +11,10 @@ effect of interest away (two one-sided t tests).
     inconclusive    neither can be said, or there is no interval
     not run         a run or a measurement is missing
 
-The p-values of both tests of all rows are adjusted together after Benjamini and Hochberg: over the whole ledger at most
-5 % of the decisions are expected to be false.  (Of the two null hypotheses of a row at most one is true, so at most half
-of all are: the adjusted values are halved.)  Not Holm's procedure, which bounds the probability of a single false
-decision: the ledger is read as a whole, no conclusion hangs on all of its rows, and with over a hundred of them that
-bound would leave real effects undecided.
+The p-values of both tests of all rows are adjusted together after Benjamini and Hochberg: of the rows that are decided,
+5 % are expected to be decided falsely, over the whole ledger.  Not Holm's procedure, which bounds the probability of a
+single false decision: the ledger is read as a whole, no conclusion hangs on all of its rows, and with over a hundred
+of them that bound would leave real effects undecided.
 
 A claim names the premises that it needs.  A premise is a row as any other; it holds where it is reproduced.
 """

@@ -57,7 +57,7 @@ def build(profile: str, out: str | Path) -> Path:
 
 
 def _summary(paths: Paths) -> dict | None:
-    """How many claims have which verdict, and the sentences on them; None while the ledger has not been evaluated."""
+    """How many rows of claims have which verdict; None while the ledger has not been evaluated."""
     import pandas as pd
 
     from workbook import claims
@@ -65,10 +65,9 @@ def _summary(paths: Paths) -> dict | None:
     file = paths.results("claims") / "claims.csv"
     if not file.is_file():
         return None
-    ledger = pd.read_csv(file, dtype={"section": str, "missing": str, "n": str}).fillna({"missing": "", "n": ""})
-    paper = ledger[ledger["section"] != "control"]
+    ledger = pd.read_csv(file, dtype={"section": str})
+    paper = ledger[~ledger["section"].isin(["control", "premise"])]
     counts = paper["verdict"].value_counts()
     return {
         "verdicts": [(word, int(counts.get(word, 0)), claims.COLOURS[word]) for word in claims.VERDICTS],
-        "lines": claims.conclusions(ledger),
     }
