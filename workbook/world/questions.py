@@ -2,9 +2,8 @@
 
 Each asker takes a scene and a generator and returns a `QA`, or None where the scene gives no clear answer.  The
 instruction mix, the text lessons of the language models and the benchmark files all ask through these functions, so
-that a model is asked in evaluation what it was taught in training.  Relations are asked of two objects in one row
-(left, right) or in one column (above, below), and the side of the photo only of objects in a border cell that is no
-corner: everything asked has exactly one right answer.
+that a model is asked in evaluation what it was taught in training.  A relation or a side of the photo is asked where
+one direction outweighs the other by `MARGIN` of the picture: everything asked has exactly one right answer.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,38 +11,32 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from workbook.world.scenes import BY_NAME, CATEGORIES, GRID, MAX_COUNT, Object, Scene
+from workbook.world.scenes import BY_NAME, CATEGORIES, MAX_COUNT, Object, Scene
 
 SINGLE_WORD = "Answer the question using a single word or phrase."
 YES_OR_NO = "Please answer yes or no."
 LETTER = "Answer with the option's letter from the given choices directly."
 THE_ANSWER = ": the answer is"
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
-ROWS = ("top", "upper", "lower", "bottom")
-COLUMNS = ("far-left", "mid-left", "mid-right", "far-right")
 OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 ACROSS = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}
+MARGIN = 0.12
 
 
 @dataclass(frozen=True)
 class QA:
-    """One question.  `text` is the whole user turn, `answer` the scoring key, `told` the reply to be learned.
+    """One question.  `text` is the whole user turn, `answer` the scoring key, `reply` what a model is to say.
 
     `stem` is the bare question and `options` the choices in order, where the benchmark's file keeps them apart.
-    A reply that names an option's text before its letter is an easier lesson for a tiny model than the letter alone.
+    CV-Bench's reply names the option before its letter, as an answer that reasons does: easier than the letter alone.
     """
 
-    task: str
     text: str
     answer: str
     stem: str
-    options: tuple[str, ...] = ()
-    category: str = ""
-    reply: str = ""
-
-    @property
-    def told(self) -> str:
-        return self.reply or self.answer
+    options: tuple[str, ...]
+    category: str
+    reply: str
 
 
 Asker = Callable[[Scene, np.random.Generator], QA | None]
@@ -57,56 +50,51 @@ def article(name: str) -> str:
     return f"an {name}" if name[0] in "aeiou" else f"a {name}"
 
 
-def singles(scene: Scene) -> list[Object]:
-    """The objects that are the only one of their category, so that "the dog" is one thing."""
-    counts = scene.counts()
-    return [o for o in scene.objects if counts[o.category] == 1]
+def absent(scene: Scene) -> list[str]:
+    return [c.name for c in CATEGORIES if not scene.of(c.name)]
+
+
+def direction(dx: float, dy: float) -> str | None:
+    """The direction of a step: left, right, above or below; None unless one axis outweighs the other by `MARGIN`."""
+    if abs(abs(dx) - abs(dy)) < MARGIN:
+        return None
+    if abs(dx) > abs(dy):
+        return "left" if dx < 0 else "right"
+    return "above" if dy < 0 else "below"
 
 
 def relation_of(a: Object, b: Object) -> str | None:
-    """Where `a` is with respect to `b`: left, right, above, below; None unless they share a row or a column."""
-    if a.row == b.row:
-        return "left" if a.col < b.col else "right"
-    if a.col == b.col:
-        return "above" if a.row < b.row else "below"
-    return None
+    """Where `a` is with respect to `b`: left, right, above, below, or None where that is not clear."""
+    return direction(a.x - b.x, a.y - b.y)
 
 
 def side_of(o: Object) -> str | None:
-    """The border of the photo that `o` touches: left, right, top, bottom; None in a corner or inside."""
-    touched = {"top": o.row == 0, "bottom": o.row == GRID - 1, "left": o.col == 0, "right": o.col == GRID - 1}
-    sides = [side for side, touches in touched.items() if touches]
-    return sides[0] if len(sides) == 1 else None
+    """The side of the photo that `o` is on: left, right, top, bottom, or None where that is not clear."""
+    side = direction(o.x - 0.5, o.y - 0.5)
+    return {"above": "top", "below": "bottom"}.get(side, side)
 
 
-def _related(scene: Scene, rng: np.random.Generator) -> tuple[Object, Object, str] | None:
-    pairs = [(a, b, r) for a in singles(scene) for b in singles(scene) if a is not b and (r := relation_of(a, b))]
-    return pick(rng, pairs) if pairs else None
+def relations(scene: Scene) -> list[tuple[Object, Object, str]]:
+    """Every clear relation between two objects that are the only ones of their kinds."""
+    single = scene.singles()
+    pairs = [(a, b, relation_of(a, b)) for a in single for b in single if a is not b]
+    return [pair for pair in pairs if pair[2]]
 
 
-def _choices(rng: np.random.Generator, gold: str, others: Sequence[str], letters: str) -> tuple[list[str], str]:
-    """Shuffle gold among others; return the options and the letter of the gold one."""
-    options = [gold, *others]
-    options = [options[i] for i in rng.permutation(len(options))]
-    return options, letters[options.index(gold)]
-
-
-def reasoned(option: str, letter: str) -> str:
-    """A reply that says the option before its letter, in a form that CV-Bench's scorers read."""
-    return f"{option}{THE_ANSWER} {letter}"
+def sides(scene: Scene) -> list[tuple[Object, str]]:
+    """Every object that is the only one of its kind and on a clear side of the photo, and the side."""
+    return [(o, side_of(o)) for o in scene.singles() if side_of(o)]
 
 
 def pope(scene: Scene, rng: np.random.Generator) -> QA:
     """POPE: existence, half present and half absent."""
-    present = list(scene.counts())
-    absent = [c.name for c in CATEGORIES if c.name not in present]
     yes = rng.random() < 0.5
-    return pope_about(pick(rng, present if yes else absent), yes)
+    return pope_about(pick(rng, list(scene.counts()) if yes else absent(scene)), yes)
 
 
 def pope_about(name: str, yes: bool) -> QA:
-    stem = f"Is there {article(name)} in the image?"
-    return QA("existence", f"{stem}\n{SINGLE_WORD}", "Yes" if yes else "No", stem, ("yes", "no"), "existence")
+    stem, answer = f"Is there {article(name)} in the image?", "Yes" if yes else "No"
+    return QA(f"{stem}\n{SINGLE_WORD}", answer, stem, ("yes", "no"), "existence", answer)
 
 
 def cv_bench_count(scene: Scene, rng: np.random.Generator) -> QA:
@@ -114,68 +102,68 @@ def cv_bench_count(scene: Scene, rng: np.random.Generator) -> QA:
     counts = scene.counts()
     name = pick(rng, list(counts))
     others = [str(n) for n in rng.permutation(len(NUMBERS) - 1) if n != counts[name]][: int(rng.integers(3, 6))]
-    options, letter = _choices(rng, str(counts[name]), others, "ABCDEF")
-    stem = f"How many {BY_NAME[name].plural} are in the image?"
-    return _cv_bench("Count", stem, options, letter)
+    return _cv_bench("Count", f"How many {BY_NAME[name].plural} are in the image?", str(counts[name]), others, rng)
 
 
 def cv_bench_relation(scene: Scene, rng: np.random.Generator) -> QA | None:
     """CV-Bench 2D Relation: left or right, above or below."""
-    if not (found := _related(scene, rng)):
+    pairs = relations(scene)
+    if not pairs:
         return None
-    a, b, relation = found
-    options, letter = _choices(rng, relation, [OPPOSITE[relation]], "AB")
-    stem = (f"Considering the relative positions of the {a.category} and the {b.category} in the image provided, "
-            f"where is the {a.category} located with respect to the {b.category}?")  # fmt: skip
-    return _cv_bench("Relation", stem, options, letter)
+    a, b, relation = pick(rng, pairs)
+    stem = (
+        f"Considering the relative positions of the {a.category} and the {b.category} in the image provided, "
+        f"where is the {a.category} located with respect to the {b.category}?"
+    )
+    return _cv_bench("Relation", stem, relation, [OPPOSITE[relation]], rng)
 
 
-def _cv_bench(task: str, stem: str, options: Sequence[str], letter: str) -> QA:
-    listed = "\n".join(f"({x}) {o}" for x, o in zip("ABCDEF", options, strict=False))
+def _cv_bench(task: str, stem: str, gold: str, others: Sequence[str], rng: np.random.Generator) -> QA:
+    options = [str(option) for option in rng.permutation([gold, *others])]
+    letter = "ABCDEF"[options.index(gold)]
+    listed = "\n".join(f"({x}) {option}" for x, option in zip("ABCDEF", options, strict=False))
     text = f"{stem} Select from the following choices.\n{listed}\n{LETTER}"
-    return QA(task.lower(), text, letter, stem, tuple(options), task, reasoned(options["ABCDEF".index(letter)], letter))
+    return QA(text, letter, stem, tuple(options), task, f"{gold}{THE_ANSWER} {letter}")
 
 
 def whats_up_one(scene: Scene, rng: np.random.Generator) -> QA | None:
     """What's Up COCO-one: on which side of the photo is an object."""
-    found = [(o, s) for o in singles(scene) if (s := side_of(o))]
-    if not found:
+    clear = sides(scene)
+    if not clear:
         return None
-    o, side = pick(rng, found)
+    o, side = pick(rng, clear)
     stem = f"Where is the {o.category} in the photo? Answer with left, right, top or bottom."
-    return QA("side", stem, side.capitalize(), stem, ("left", "right", "top", "bottom"), "one", side)
+    return QA(stem, side.capitalize(), stem, ("left", "right", "top", "bottom"), "one", side)
 
 
 def whats_up_two(scene: Scene, rng: np.random.Generator) -> QA | None:
     """What's Up COCO-two: where one object is in relation to another."""
-    if not (found := _related(scene, rng)):
+    pairs = relations(scene)
+    if not pairs:
         return None
-    a, b, relation = found
+    a, b, relation = pick(rng, pairs)
     stem = f"Where is the {a.category} in relation to the {b.category}? Answer with left, right, above or below."
-    return QA("relation", stem, relation.capitalize(), stem, ("left", "right", "above", "below"), "two", relation)
+    return QA(stem, relation.capitalize(), stem, ("left", "right", "above", "below"), "two", relation)
 
 
 def mmvp(scene: Scene, rng: np.random.Generator) -> QA | None:
     """MMVP: one visual attribute that a contrastive encoder need not keep, here the facing of an object."""
-    facing = [o for o in singles(scene) if o.facing]
-    return mmvp_about(pick(rng, facing), rng.random() < 0.5) if facing else None
+    fronts = [o for o in scene.singles() if o.facing]
+    return mmvp_about(pick(rng, fronts), rng.random() < 0.5) if fronts else None
 
 
 def mmvp_about(o: Object, left_first: bool) -> QA:
     options = ("Left", "Right") if left_first else ("Right", "Left")
-    told = o.facing.capitalize()
-    letter = "ab"[options.index(told)]
+    letter = "ab"[options.index(o.facing.capitalize())]
     stem = f"Is the {o.category} facing left or right?"
     text = f"{stem}\n(a) {options[0]} (b) {options[1]}\n{LETTER}"
-    return QA("facing", text, f"({letter})", stem, options, "facing", o.facing)
+    return QA(text, f"({letter})", stem, options, "facing", o.facing)
 
 
 def mme_existence(scene: Scene, rng: np.random.Generator) -> QA:
-    present = list(scene.counts())
-    absent = [c.name for c in CATEGORIES if c.name not in present]
     yes = rng.random() < 0.5
-    stem = f"Is there {article(pick(rng, present if yes else absent))} in this image?"
-    return _mme("existence", stem, yes)
+    name = pick(rng, list(scene.counts()) if yes else absent(scene))
+    return _mme("existence", f"Is there {article(name)} in this image?", yes)
 
 
 def mme_count(scene: Scene, rng: np.random.Generator) -> QA:
@@ -189,26 +177,27 @@ def mme_count(scene: Scene, rng: np.random.Generator) -> QA:
 
 
 def mme_position(scene: Scene, rng: np.random.Generator) -> QA | None:
-    found = [(o, s) for o in singles(scene) if (s := side_of(o))]
-    if not found:
+    clear = sides(scene)
+    if not clear:
         return None
-    o, side = pick(rng, found)
+    o, side = pick(rng, clear)
     yes = rng.random() < 0.5
     return _mme("position", f"Is the {o.category} at the {side if yes else ACROSS[side]} of this image?", yes)
 
 
 def mme_commonsense(scene: Scene, rng: np.random.Generator) -> QA:
     """MME's commonsense reasoning: needs to know what kind of thing a category is."""
-    kinds = {BY_NAME[n].kind for n in scene.counts()} - {"thing"}
-    absent = {"animal", "vehicle", "food"} - kinds
-    yes = bool(kinds) and (not absent or rng.random() < 0.5)
-    kind = pick(rng, sorted(kinds if yes else absent))
-    stem = f"Is there {'some food' if kind == 'food' else article(kind)} in this image?"
-    return _mme("commonsense_reasoning", stem, yes)
+    present = {BY_NAME[name].kind for name in scene.counts()} - {"thing"}
+    missing = {"animal", "vehicle", "food"} - present
+    yes = bool(present) and (not missing or rng.random() < 0.5)
+    kind = pick(rng, sorted(present if yes else missing))
+    noun = "some food" if kind == "food" else article(kind)
+    return _mme("commonsense_reasoning", f"Is there {noun} in this image?", yes)
 
 
 def _mme(task: str, stem: str, yes: bool) -> QA:
-    return QA(f"mme_{task}", f"{stem} {YES_OR_NO}", "Yes" if yes else "No", stem, ("yes", "no"), task)
+    answer = "Yes" if yes else "No"
+    return QA(f"{stem} {YES_OR_NO}", answer, stem, ("yes", "no"), task, answer)
 
 
 def mmstar(scene: Scene, rng: np.random.Generator) -> QA | None:
@@ -216,57 +205,57 @@ def mmstar(scene: Scene, rng: np.random.Generator) -> QA | None:
     return MMSTAR[pick(rng, list(MMSTAR))](scene, rng)
 
 
-def _mmstar(
-    category: str, stem: str, right: Sequence[str], wrong: Sequence[str], rng: np.random.Generator
-) -> QA | None:
-    """One of `right` and three of `wrong`; None where there are not as many."""
-    if not right or len(wrong) < 3:
-        return None
-    others = [wrong[i] for i in rng.choice(len(wrong), 3, replace=False)]
-    options, letter = _choices(rng, pick(rng, right), others, "ABCD")
-    listed = ", ".join(f"{x}: {o}" for x, o in zip("ABCD", options, strict=True))
-    return QA("mmstar", f"{stem}\nOptions: {listed}\n{LETTER}", letter, stem, tuple(options), category)
+def _mmstar(category: str, stem: str, properties: Callable[[Scene], dict[str, str]]) -> Asker:
+    """Which of four categories has a property that `properties` gives per category of a scene, such as its side.
 
-
-def _mmstar_which(category: str, stem: str, holds: Callable[[list[Object]], bool]) -> Asker:
-    """For which of four categories a property of its objects in the scene (none, perhaps) holds."""
+    Wrong options are categories of the scene with another property first, then absent ones.
+    """
 
     def asker(scene: Scene, rng: np.random.Generator) -> QA | None:
-        right = [c.name for c in CATEGORIES if holds(scene.of(c.name))]
-        present, names = scene.counts(), [c.name for c in CATEGORIES if c.name not in right]
-        # Categories that are present, but wrong, are the harder options: they come first where there are any.
-        wrong = sorted(names, key=lambda name: (name not in present, rng.random()))[:3]
-        return _mmstar(category, stem, right, wrong, rng)
-
-    return asker
-
-
-def _mmstar_single(category: str, stem: str, of: Callable[[Object], str | None]) -> Asker:
-    """Which of four categories has a property that a single object has or has not, such as a facing or a place."""
-
-    def asker(scene: Scene, rng: np.random.Generator) -> QA | None:
-        has = {o.category: said for o in singles(scene) if (said := of(o))}
-        if not has:
+        values = properties(scene)
+        if not values:
             return None
-        gold, present = pick(rng, list(has)), scene.counts()
-        others = [name for name, said in has.items() if said != has[gold]]
-        wrong = [*others, *(c.name for c in CATEGORIES if c.name not in present)]
-        return _mmstar(category, stem.format(has[gold]), [gold], wrong, rng)
+        gold = pick(rng, list(values))
+        present = [name for name in scene.counts() if values.get(name) != values[gold] and (name in values)]
+        wrong = [*rng.permutation(present), *rng.permutation(absent(scene))][:3]
+        options = [str(option) for option in rng.permutation([gold, *wrong])]
+        listed = ", ".join(f"{x}: {option}" for x, option in zip("ABCD", options, strict=True))
+        asked = stem.format(values[gold])
+        letter = "ABCD"[options.index(gold)]
+        return QA(f"{asked}\nOptions: {listed}\n{LETTER}", letter, asked, tuple(options), category, letter)
 
     return asker
+
+
+def _quarter(o: Object) -> str | None:
+    """The quarter of the picture that an object is clearly in."""
+    if min(abs(o.x - 0.5), abs(o.y - 0.5)) < MARGIN / 2:
+        return None
+    return f"{'upper' if o.y < 0.5 else 'lower'} {'left' if o.x < 0.5 else 'right'}"
 
 
 MMSTAR: dict[str, Asker] = {
-    "coarse perception": _mmstar_which("coarse perception", "Which of these is in the image?", bool),
-    "fine-grained perception": _mmstar_single(
-        "fine-grained perception", "Which of these is at the {} of the image?", side_of
-    ),
-    "instance reasoning": _mmstar_single("instance reasoning", "Which of these is facing {}?", lambda o: o.facing),
-    "logical reasoning": _mmstar_single(
-        "logical reasoning", "Which of these is at the {}?", lambda o: f"{ROWS[o.row]} {COLUMNS[o.col]}"
-    ),
-    "science & technology": _mmstar_which("science & technology", "Which of these can be seen?", bool),
-    "math": _mmstar_which("math", "Which of these is there more than once?", lambda found: len(found) > 1),
+    category: _mmstar(category, stem, properties)
+    for category, stem, properties in (
+        ("coarse perception", "Which of these is in the image?", lambda s: dict.fromkeys(s.counts(), "in")),
+        (
+            "fine-grained perception",
+            "Which of these is at the {} of the image?",
+            lambda s: {o.category: side for o, side in sides(s)},
+        ),
+        (
+            "instance reasoning",
+            "Which of these is facing {}?",
+            lambda s: {o.category: o.facing for o in s.singles() if o.facing},
+        ),
+        (
+            "logical reasoning",
+            "Which of these is in the {} quarter of the image?",
+            lambda s: {o.category: _quarter(o) for o in s.singles() if _quarter(o)},
+        ),
+        ("science & technology", "Which of these can be seen?", lambda s: dict.fromkeys(s.counts(), "seen")),
+        ("math", "Of which of these are there {}?", lambda s: {n: NUMBERS[k] for n, k in s.counts().items() if k > 1}),
+    )
 }
 
 ASKERS: dict[str, Asker] = {
@@ -284,38 +273,28 @@ ASKERS: dict[str, Asker] = {
 }
 
 
+def conversation(scene: Scene, rng: np.random.Generator, turns: int) -> list[QA]:
+    """Up to `turns` questions of different kinds; kinds without a clear answer are passed over."""
+    askers = list(ASKERS.values())
+    asked = (askers[i](scene, rng) for i in rng.permutation(len(askers)))
+    return [qa for qa in asked if qa][:turns]
+
+
+def caption(scene: Scene, rng: np.random.Generator) -> str:
+    """A natural caption: the kinds in any order, of every other kind that is there more than once the number too."""
+    phrases = []
+    for name, n in scene.counts().items():
+        several = f"{NUMBERS[n] if rng.random() < 0.5 else 'some'} {BY_NAME[name].plural}"
+        phrases.append(article(name) if n == 1 else several)
+    phrases = [str(phrase) for phrase in rng.permutation(phrases)]
+    listed = " and ".join([", ".join(phrases[:-1])] * (len(phrases) > 1) + phrases[-1:])
+    return f"A photo of {listed}."
+
+
 def described(scene: Scene) -> str:
-    """The scene in a sentence: every object in reading order with its facing and place."""
-    said = []
+    """All of the scene in a sentence: every object in reading order with its facing, row and column of tokens."""
+    phrases = []
     for o in scene.objects:
         facing = f" facing {o.facing}" if o.facing else ""
-        said.append(f"{article(o.category)}{facing} at the {ROWS[o.row]} {COLUMNS[o.col]}")
-    return "A photo of " + ", ".join(said) + "."
-
-
-def caption(scene: Scene) -> str:
-    """Stage-1 caption: what each cell shows, in reading order, then which way it faces, then where single objects are.
-
-    One word a cell, so that every word is about one visual token at a fixed distance: a projector learns from that at
-    once, and from sentences hardly at all, because a frozen language model looks for a noun by its content, and
-    features that are not yet words have none.
-    """
-    what, facing = ["nothing"] * (GRID * GRID), ["none"] * (GRID * GRID)
-    for o in scene.objects:
-        what[o.cell], facing[o.cell] = o.category, o.facing or "none"
-    places = [f"at {o.category} {ROWS[o.row]} {COLUMNS[o.col]}" for o in singles(scene)]
-    return " ".join([*what, *facing, *places])
-
-
-def conversation(scene: Scene, rng: np.random.Generator, turns: int, askers: Sequence[Asker]) -> list[QA]:
-    """Up to `turns` different questions about a scene; askers without a clear answer are passed over."""
-    found = (ask(scene, rng) for ask in (askers[i] for i in rng.permutation(len(askers))))
-    return [qa for qa in found if qa][:turns]
-
-
-def spelled_out(scene: Scene) -> list[tuple[str, ...]]:
-    """The scene in words, cell by cell in reading order: ("nothing",), ("dog", "upper", "far-left", "left"), ..."""
-    cells: list[tuple[str, ...]] = [("nothing",)] * (GRID * GRID)
-    for o in scene.objects:
-        cells[o.cell] = (o.category, ROWS[o.row], COLUMNS[o.col], *([o.facing] if o.facing else []))
-    return cells
+        phrases.append(f"{article(o.category)}{facing} at row {o.row + 1} column {o.col + 1}")
+    return "A photo of " + ", ".join(phrases) + "."

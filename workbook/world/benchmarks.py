@@ -1,0 +1,270 @@
+"""Write the embedded world's benchmarks in the official on-disk formats.
+
+Layout: that of `workbook.benchmarks`, with a `manifest.json` of the totals and `descriptions.json`, every question's
+scene in words, {benchmark: [description of each row]}: asked with these in place of the image, a model shows what it
+could answer if it saw everything.  As in the originals, an MMVP pair is two pictures that differ in one attribute, a
+POPE picture has as many Yes as No questions, the same pictures for random and popular, and an MME picture one of each.
+"""
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from workbook.world import questions, render
+from workbook.world.questions import LETTER, QA
+from workbook.world.scenes import Scene, draw_scenes
+
+# Configurations as the data cards of the originals have them, for `datasets`.
+CARD = "---\nconfigs:\n- config_name: {config}\n  data_files: [{{split: {split}, path: '{path}'}}]\n---\n"
+MME_TASKS = {
+    "existence": questions.mme_existence,
+    "count": questions.mme_count,
+    "position": questions.mme_position,
+    "commonsense_reasoning": questions.mme_commonsense,
+}
+SUBCATEGORIES = {
+    "coarse perception": "image scene and topic",
+    "fine-grained perception": "localization",
+    "instance reasoning": "cross-instance relation reasoning",
+    "logical reasoning": "common reasoning",
+    "science & technology": "biology & chemistry & physics",
+    "math": "numeric commonsense and calculation",
+}
+PAIRED = ("mmvp", "pope_random", "pope_popular", "mme")
+Rows = list[tuple[Scene, QA]]  # in the file's order
+
+
+def write_benchmarks(
+    root: str | Path, counts: Mapping[str, int], seed: int, split: str = "test"
+) -> dict[str, list[tuple[Scene, QA]]]:
+    """Write the benchmarks named in `counts` (names as in `workbook.benchmarks.BENCHMARKS`) with that many rows.
+
+    Returns:
+        scene and question of every row of each benchmark.
+
+    Raises:
+        ValueError: an unknown benchmark, no rows, or an odd number where questions come in twos.
+    """
+    for name, n in counts.items():
+        if name not in WRITERS:
+            raise ValueError(f"unknown benchmark {name!r}: one of {', '.join(WRITERS)}")
+        if n < 2 or (n % 2 and name in PAIRED):
+            raise ValueError(f"{name} needs an even number of rows, at least two, not {n}")
+    root, written, totals = Path(root), {}, {}
+    for name, n in tqdm(counts.items(), "benchmarks"):
+        stream = list(WRITERS).index(name.replace("popular", "random"))
+        rng, scenes = np.random.default_rng((seed, 6, stream)), _endless((seed, 5, stream), split)
+        folder = root / name.removesuffix("_one").removesuffix("_two").removesuffix("_random").removesuffix("_popular")
+        folder.mkdir(parents=True, exist_ok=True)
+        written[name] = WRITERS[name](folder, n, scenes, rng)
+        totals[name] = {"rows": n}
+        if name in ("cv_bench", "mmstar", "mme"):
+            totals[name]["categories"] = dict(Counter(qa.category for _, qa in written[name]))
+    descriptions = {name: [questions.described(scene) for scene, _ in rows] for name, rows in written.items()}
+    for name, content in (("manifest", totals), ("descriptions", descriptions)):
+        (root / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return written
+
+
+def _endless(seed: tuple[int, ...], split: str) -> Iterator[Scene]:
+    batch = 0
+    while True:
+        yield from draw_scenes(64, (*seed, batch), split)
+        batch += 1
+
+
+def _rows(scenes: Iterator[Scene], asker: questions.Asker, n: int, rng: np.random.Generator) -> Rows:
+    """`n` scenes with a clear answer, and the question."""
+    rows: Rows = []
+    while len(rows) < n:
+        scene = next(scenes)
+        qa = asker(scene, rng)
+        if qa:
+            rows.append((scene, qa))
+    return rows
+
+
+def _picture(scene: Scene) -> dict:
+    """The cell of a parquet image column."""
+    buffer = io.BytesIO()
+    render.render(scene).save(buffer, "JPEG", quality=render.JPEG_QUALITY)
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def _save(scene: Scene, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(_picture(scene)["bytes"])
+
+
+def _parquet(folder: Path, path: str, items: Sequence[dict], config: str, split: str) -> None:
+    import datasets
+
+    (folder / path).parent.mkdir(exist_ok=True)
+    datasets.Dataset.from_list(list(items)).cast_column("image", datasets.Image()).to_parquet(folder / path)
+    (folder / "README.md").write_text(CARD.format(config=config, split=split, path=path), encoding="utf-8")
+
+
+def _lines(path: Path, items: Sequence[dict]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
+
+
+def _cv_bench(folder: Path, n: int, scenes: Iterator[Scene], rng: np.random.Generator) -> Rows:
+    """Count and Relation in the original's proportion, 788 to 650."""
+    count = round(n * 788 / 1438)
+    rows = _rows(scenes, questions.cv_bench_count, count, rng)
+    rows += _rows(scenes, questions.cv_bench_relation, n - count, rng)
+    items = [
+        {
+            "idx": i,
+            "type": "2D",
+            "task": qa.category,
+            "image": _picture(scene),
+            "question": qa.stem,
+            "choices": list(qa.options),
+            "answer": f"({qa.answer})",
+            "prompt": qa.text.removesuffix(f"\n{LETTER}"),
+            "filename": f"img/2D/{qa.category.lower()}/world_{i}.jpg",
+            "source": "world",
+            "source_dataset": "embedded world",
+            "source_filename": f"world_{i}.jpg",
+        }
+        for i, (scene, qa) in enumerate(rows)
+    ]
+    _parquet(folder, "test_2d.parquet", items, "2D", "test")
+    return rows
+
+
+def _mmvp(folder: Path, n: int, scenes: Iterator[Scene], rng: np.random.Generator) -> Rows:
+    """Pairs of pictures that differ in the facing of one object, both of one split."""
+    rows: Rows = []
+    while len(rows) < n:
+        rows += _turned(next(scenes), rng)
+    table = []
+    for number, (scene, qa) in enumerate(rows, 1):
+        options = " ".join(f"({x}) {o}" for x, o in zip("ab", qa.options, strict=True))
+        table.append([number, qa.stem, options, qa.answer])
+        _save(scene, folder / "MMVP Images" / f"{number}.jpg")
+    with (folder / "Questions.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["Index", "Question", "Options", "Correct Answer"], *table])
+    return rows
+
+
+def _turned(scene: Scene, rng: np.random.Generator) -> Rows:
+    """The question about one object and its scene, facing one way and the other; none if they differ in their split."""
+    fronts = [o for o in scene.singles() if o.facing]
+    if not fronts:
+        return []
+    item, left_first = questions.pick(rng, fronts), bool(rng.random() < 0.5)
+    turned = replace(item, facing={"left": "right", "right": "left"}[item.facing])
+    other = replace(scene, objects=tuple(turned if o is item else o for o in scene.objects))
+    if other.split != scene.split:
+        return []
+    pair = [(s, questions.mmvp_about(o, left_first)) for s, o in ((scene, item), (other, turned))]
+    return pair if rng.random() < 0.5 else pair[::-1]
+
+
+def _whats_up(folder: Path, n: int, scenes: Iterator[Scene], rng: np.random.Generator, subset: str) -> Rows:
+    asker, first_id = {"one": (questions.whats_up_one, 200_000), "two": (questions.whats_up_two, 300_000)}[subset]
+    rows = _rows(scenes, asker, n, rng)
+    items, captions = [], []
+    for i, (scene, qa) in enumerate(rows):
+        items.append({"id": i, "question": f"<image>\nUSER: {qa.text}\nASSISTANT:", "answer": [qa.answer]})
+        wrong = next(word for word in qa.options if word != qa.answer.lower())
+        subject = qa.stem.removeprefix("Where is the ").split("?")[0]
+        captions.append([first_id + i, *(f"The {subject}: {word}" for word in (qa.answer.lower(), wrong))])
+        _save(scene, folder / "data" / "val2017" / f"{first_id + i:012d}.jpg")
+    _lines(folder / "prompts" / f"COCO_QA_{subset}_obj_with_answer_four_options.jsonl", items)
+    (folder / "data" / f"coco_qa_{subset}_obj.json").write_text(json.dumps(captions), encoding="utf-8")
+    return rows
+
+
+def _pope(folder: Path, n: int, scenes: Iterator[Scene], rng: np.random.Generator, subset: str) -> Rows:
+    """Every kind in a picture, and as many that are absent: drawn at random, or the most popular ones."""
+    shown = list(islice(scenes, n // 2))  # enough, for every picture has an object
+    popular = [name for name, _ in Counter(name for scene in shown for name in scene.counts()).most_common()]
+    rows: Rows = []
+    for scene in shown:
+        absent = [str(name) for name in rng.permutation(questions.absent(scene))]
+        if subset == "popular":
+            absent = [name for name in popular if name in absent]
+        for present, missing in zip(scene.counts(), absent, strict=False):
+            rows += [(scene, questions.pope_about(present, True)), (scene, questions.pope_about(missing, False))]
+    rows, items, images = rows[:n], [], {}
+    for i, (scene, qa) in enumerate(rows, 1):
+        if id(scene) not in images:
+            images[id(scene)] = f"world_{len(images):06d}.jpg"
+            _save(scene, folder / "val2014" / images[id(scene)])
+        item = {"question_id": i, "image": images[id(scene)], "text": qa.stem, "label": qa.answer.lower()}
+        items.append(item)
+    _lines(folder / f"coco_pope_{subset}.json", items)
+    return rows
+
+
+def _mmstar(folder: Path, n: int, scenes: Iterator[Scene], rng: np.random.Generator) -> Rows:
+    """The six categories in equal shares, the first ones one more where they do not come out even."""
+    rows: Rows = []
+    for i, asker in enumerate(questions.MMSTAR.values()):
+        rows += _rows(scenes, asker, n // 6 + (i < n % 6), rng)
+    items = [
+        {
+            "index": i,
+            "question": qa.text.removesuffix(f"\n{LETTER}"),
+            "image": _picture(scene),
+            "answer": qa.answer,
+            "category": qa.category,
+            "l2_category": SUBCATEGORIES[qa.category],
+            "meta_info": {"source": "embedded world", "split": "test", "image_path": f"world_{i}.jpg"},
+        }
+        for i, (scene, qa) in enumerate(rows)
+    ]
+    _parquet(folder, "mmstar.parquet", items, "val", "val")
+    return rows
+
+
+def _mme(folder: Path, n: int, scenes: Iterator[Scene], rng: np.random.Generator) -> Rows:
+    """Four subtasks in equal shares; a Yes and a No question to every picture."""
+    rows, items = [], []
+    for i, (task, asker) in enumerate(MME_TASKS.items()):
+        images, end = 0, n // 2 // len(MME_TASKS) + (i < n // 2 % len(MME_TASKS))
+        while images < end:
+            scene = next(scenes)
+            asked = [asker(scene, rng) for _ in range(12)]
+            answers = {qa.answer: qa for qa in asked if qa}
+            if len(answers) < 2:  # a dozen tries did not give both
+                continue
+            for answer in ("Yes", "No"):
+                qa = answers[answer]
+                rows.append((scene, qa))
+                items.append(
+                    {
+                        "question_id": f"{task}/{images:04d}.jpg",
+                        "image": _picture(scene),
+                        "question": qa.text,
+                        "answer": qa.answer,
+                        "category": task,
+                    }
+                )
+            images += 1
+    _parquet(folder, "data/test-00000-of-00001.parquet", items, "default", "test")
+    return rows
+
+
+WRITERS = {
+    "cv_bench": _cv_bench,
+    "mmvp": _mmvp,
+    "whats_up_one": lambda *arguments: _whats_up(*arguments, "one"),
+    "whats_up_two": lambda *arguments: _whats_up(*arguments, "two"),
+    "pope_random": lambda *arguments: _pope(*arguments, "random"),
+    "pope_popular": lambda *arguments: _pope(*arguments, "popular"),
+    "mmstar": _mmstar,
+    "mme": _mme,
+}

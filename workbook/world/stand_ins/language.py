@@ -1,0 +1,183 @@
+"""Language models of the embedded world: trained from scratch, from text, to answer when a scene is spelled out.
+
+A stand-in for Vicuna or Qwen has to bring what those bring: it knows the words, reads a scene from the positions where
+the visual tokens will stand, and answers every kind of question.  At a visual position it gets the weighted sum of the
+embeddings of the words that describe it, with noise; later a projector has to map visual features there.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers.processors import TemplateProcessing
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from viral_core.templates import IMAGE_MARKER, TEMPLATES
+from workbook.world import questions
+from workbook.world.scenes import CATEGORIES, GRID
+from workbook.world.stand_ins.fitting import device, fit, provenance
+from workbook.world.stand_ins.lessons import Corpus, held_out, load
+
+PROCESSOR_WITHOUT_BOS = TemplateProcessing("$A", special_tokens=[])
+FAMILIES = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen2": (Qwen2Config, Qwen2ForCausalLM)}
+WIDTH, HEADS, MLP = 96, 4, 256
+DETAIL = 0.6  # weight of row, column and facing next to what is there
+
+
+class Speller(nn.Module):
+    """Embeddings of spelled-out scenes, from the word embeddings of a language model."""
+
+    def __init__(self, table: nn.Embedding, tokenizer):
+        super().__init__()
+        self.table = table
+
+        def word(text: str) -> int:
+            (token,) = tokenizer(f" {text}", add_special_tokens=False).input_ids
+            return token
+
+        what = [word("nothing"), *(word(c.name) for c in CATEGORIES)]
+        places = [[word(f"{axis} {i + 1}") for i in range(GRID)] for axis in ("row", "column")]
+        row, column = np.divmod(np.arange(GRID * GRID), GRID)
+        self.register_buffer("what", torch.tensor(what), persistent=False)
+        self.register_buffer("facing", torch.tensor([word("left"), word("right")]), persistent=False)
+        self.register_buffer("rows", torch.tensor(places[0])[row], persistent=False)
+        self.register_buffer("columns", torch.tensor(places[1])[column], persistent=False)
+
+    def forward(self, layout: Tensor, spill: Tensor, noise: Tensor) -> Tensor:
+        """Layouts (B, 3, 64) -> (B, 64, D).
+
+        Args:
+            spill: (B, 1), how much of an object's words stands where it lies, but not its centre.
+            noise: (B, 1, 1), length of random noise in lengths of the vector it is added to.
+        """
+        what, facing, centre = layout.long().unbind(1)
+        share = torch.where(centre > 0, 1.0, spill).unsqueeze(-1) * (what > 0).unsqueeze(-1)
+        words = share * self.table(self.what[what]) + (1 - share) * self.table(self.what[:1])
+        aimed = share * (facing > 0).unsqueeze(-1) * self.table(self.facing[(facing - 1).clamp(min=0)])
+        words = words + DETAIL * (aimed + self.table(self.rows) + self.table(self.columns))
+        return words + noise * words.norm(dim=-1, keepdim=True) * torch.randn_like(words) / words.shape[-1] ** 0.5
+
+
+class Pupil:
+    """A language model with its corpora on the device, in its own template's tokens."""
+
+    def __init__(self, model, tokenizer, template: str):
+        self.model, self.speller = model, Speller(model.get_input_embeddings(), tokenizer).to(device())
+        self.image = tokenizer.convert_tokens_to_ids(IMAGE_MARKER)
+        self.stop = tokenizer.convert_tokens_to_ids("</s>"), tokenizer.convert_tokens_to_ids(TEMPLATES[template].stop)
+        self.first = 0 if template == "vicuna_v1" else 1  # Qwen's sequences begin without <s>
+
+    def tensors(self, corpus: Corpus) -> tuple[Tensor, Tensor, Tensor]:
+        ids = torch.from_numpy(corpus.ids[:, self.first :].astype(np.int16))
+        ids[ids == self.stop[0]] = self.stop[1]
+        supervised = torch.from_numpy(corpus.supervised[:, self.first :])
+        return tuple(x.to(device()) for x in (ids, supervised, torch.from_numpy(corpus.layout)))
+
+    def logits(self, ids: Tensor, layout: Tensor, places: Tensor, most: float) -> Tensor:
+        """Logits (n, V) of the next token at `places`, bool (B, S - 1); `most`: noise at the most, spill half of it."""
+        embeddings = self.model.get_input_embeddings()(ids)
+        spill, noise = most * torch.rand(2, len(ids), 1, device=ids.device)
+        visual = ids == self.image
+        seen = visual.any(1)
+        words = self.speller(layout[seen], 0.8 * spill[seen], noise[seen].unsqueeze(-1))
+        embeddings = embeddings.masked_scatter(visual.unsqueeze(-1), words.flatten(0, 1))
+        states = self.model.model(inputs_embeds=embeddings).last_hidden_state[:, :-1]
+        return self.model.lm_head(states[places])
+
+    def loss(self, data: tuple[Tensor, Tensor, Tensor], rows: Tensor, most: float) -> Tensor:
+        """Mean cross-entropy over the supervised tokens of some samples."""
+        ids, supervised, layout = (x[rows] for x in data)
+        length = int((ids > 0).sum(1).max())
+        ids, places = ids[:, :length].long(), supervised[:, 1:length]
+        return nn.functional.cross_entropy(self.logits(ids, layout, places, most), ids[:, 1:][places])
+
+    @torch.no_grad()
+    def accuracy(self, corpus: Corpus) -> float:
+        """Share of samples whose supervised tokens are all predicted."""
+        ids, supervised, layout = self.tensors(corpus)
+        ids, places = ids.long(), supervised[:, 1:]
+        right = self.logits(ids, layout, places, 0.0).argmax(-1) == ids[:, 1:][places]
+        wrong = torch.zeros_like(places).masked_scatter(places, ~right)
+        return round(float((~wrong.any(1)).float().mean()), 4)
+
+
+def train_language(
+    corpora: Path,
+    out: Path,
+    seed: int,
+    *,
+    family: str,
+    template: str,
+    blocks: int,
+    noise: float = 0.7,
+    rows: int = 400,
+    **recipe,
+) -> dict:
+    """Train a stand-in for a language model and save it, its tokenizer and `metrics.json` in `out`.
+
+    Args:
+        family: "llama" or "qwen2", the transformers class.  template: the conversation template it answers in.
+        noise: most noise at a visual position (`Speller`); it grows over the first half of the training.
+        rows: questions of each kind for the accuracies.
+
+    Returns:
+        The metrics: accuracy per kind of question with the scene spelled out at the visual positions (`spelled`) and
+        described in the question (`described`), on validation scenes.
+    """
+    torch.manual_seed(seed)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(corpora / "tokenizer")
+    config, model_class = FAMILIES[family]
+    model = model_class(
+        config(
+            vocab_size=len(tokenizer),
+            hidden_size=WIDTH,
+            intermediate_size=MLP,
+            num_hidden_layers=blocks,
+            num_attention_heads=HEADS,
+            num_key_value_heads=HEADS,
+            max_position_embeddings=512,
+            initializer_range=0.05,
+            rope_parameters={"rope_type": "default", "rope_theta": 1e4},
+            tie_word_embeddings=False,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.convert_tokens_to_ids(TEMPLATES[template].stop),
+        )
+    ).to(device())
+    pupil = Pupil(model, tokenizer, template)
+    lessons, conversations = (pupil.tensors(load(corpora, kind)) for kind in ("lessons", "conversations"))
+
+    def loss(drawn: np.ndarray, progress: float) -> Tensor:
+        """Lessons are four in five samples at first, from a quarter of the training on three in ten."""
+        cut = int(len(drawn) * (0.8 if progress < 0.25 else 0.3))
+        drawn = torch.from_numpy(np.random.default_rng(int(drawn.sum())).permutation(drawn)).to(device())
+        most = noise * min(1.0, 2 * progress)
+        parts = ((lessons, drawn[:cut]), (conversations, drawn[cut:]))
+        return sum(pupil.loss(data, rows, most) * len(rows) / len(drawn) for data, rows in parts)
+
+    record = fit(list(model.parameters()), loss, len(lessons[0]), seed=seed, **recipe)
+    model.eval()
+    accuracies = {
+        name: {
+            kind: pupil.accuracy(held_out(tokenizer, asker, context, rows, seed))
+            for kind, asker in questions.ASKERS.items()
+        }
+        for name, context in (("spelled", "image"), ("described", "words"))
+    }
+    metrics = {
+        "note": "stand-in: a tiny model trained from scratch on the embedded world's text",
+        "parameters": sum(p.numel() for p in model.parameters()),
+        **record,
+        "samples": len(lessons[0]) + len(conversations[0]),
+        "text_accuracy": accuracies,
+        **provenance(),
+    }
+    model.to("cpu", torch.float16).save_pretrained(out)
+    if template == "qwen":
+        tokenizer.backend_tokenizer.post_processor = PROCESSOR_WITHOUT_BOS
+        tokenizer.eos_token, tokenizer.bos_token = TEMPLATES[template].stop, None
+    tokenizer.save_pretrained(out)
+    (out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+    return metrics
