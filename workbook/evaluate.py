@@ -12,15 +12,18 @@ Design choices:
 import hashlib
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
 
 from viral_core import distributed
+from viral_core.aligned import AlignedModel
 from viral_core.data import expand_image_tokens, image_token_count, pad_to_square
-from viral_core.run_folder import Run, load_run
-from viral_core.templates import IMAGE_MARKER, Template, prompt, stop_token_id
+from viral_core.llava import assemble
+from viral_core.run_folder import PROJECTOR, Run, load_run
+from viral_core.templates import IMAGE_MARKER, TEMPLATES, Template, prompt, stop_token_id
 from viral_core.tiles import is_tiled
 from workbook.benchmarks import load_rows, open_image
 from workbook.benchmarks.answers import (
@@ -34,6 +37,7 @@ from workbook.benchmarks.answers import (
 )
 from workbook.config import Profile
 from workbook.logs import read_log
+from workbook.paths import Paths
 
 
 def sampled(runs: int = 10, temperature: float = 0.1, seed: int = 0) -> dict:
@@ -59,38 +63,75 @@ def load(settings: Profile, folder: Path) -> Run:
     )
 
 
-def evaluate_run(settings: Profile, run: str, folder: Path, out: Path, limit: int | None = None) -> None:
-    """Ask one run every benchmark of the profile, and its kept checkpoints those of the learning curve.
+def stage1_folder(settings: Profile, run: str) -> Path:
+    """Where the projector lies that a run's stage 2 started from."""
+    system = settings.systems[run]
+    return Paths(settings.name).stage1(system.language, system.vision)
 
+
+def load_start(settings: Profile, run: str) -> Run:
+    """A run as it was before stage 2: its language model with the projector of stage 1."""
+    system = settings.systems[run]
+    language, vision = settings.languages[system.language], settings.visions[system.vision]
+    llava, processor = assemble(
+        vision.path,
+        language.path,
+        vision_revision=vision.revision,
+        language_revision=language.revision,
+        projector=stage1_folder(settings, run) / PROJECTOR,
+        vision_feature_layer=vision.feature_layer,
+        tile_grids=settings.tiles.grids if system.tiled else None,
+        dtype=getattr(torch, settings.compute.dtype),
+        attn_implementation=settings.compute.attention,
+        device=distributed.device(),
+    )
+    return Run(AlignedModel(llava).eval(), processor, TEMPLATES[language.template], llava.base, settings.seed, {})
+
+
+def evaluate_run(settings: Profile, run: str, folder: Path, out: Path, limit: int | None = None) -> None:
+    """Ask one run every benchmark of the profile, and its checkpoints those of the learning curve.
+
+    A curve begins at checkpoint 0, the model before stage 2, which is evaluated for baselines: aligned runs share it.
     Answers continue where an interrupted evaluation stopped; those of other weights or settings, which are there when
-    something has changed, are asked for again.  The log of the training is kept beside them, as `log.csv`.
+    something has changed, are asked for again.  The log of the training is written beside them, as `log.csv`.
     """
-    curve = settings.learning_curve
-    checkpoints = []
+    curve, system = settings.learning_curve, settings.systems[run]
+    targets = [(partial(load, settings, folder), folder, out, settings.evaluation.benchmarks)]
     if curve and run in curve.runs and limit is None:
-        checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda kept: int(kept.name.split("-")[1]))
-    for trained, target, benchmarks in (
-        (folder, out, settings.evaluation.benchmarks),
-        *((kept, out / kept.name, curve.benchmarks) for kept in checkpoints),
-    ):
-        _evaluate(settings, trained, target, benchmarks, limit)
+        if not (system.align or system.residual or system.reconstruct):
+            start = partial(load_start, settings, run)
+            targets.append((start, stage1_folder(settings, run), out / "checkpoint-0", curve.benchmarks))
+        for trained in sorted(folder.glob("checkpoint-*")):
+            targets.append((partial(load, settings, trained), trained, out / trained.name, curve.benchmarks))
+    for model, weights, target, benchmarks in targets:
+        _evaluate(settings, model, model_id(weights), target, benchmarks, limit)
     if distributed.is_main():
-        for old in set(out.glob("checkpoint-*")) - {out / kept.name for kept in checkpoints}:
+        for old in set(out.glob("checkpoint-*")) - {target for _, _, target, _ in targets}:
             shutil.rmtree(old)  # of a training with other steps
         read_log(folder).to_csv(out / "log.csv", index=False)
 
 
-def _evaluate(settings: Profile, folder: Path, out: Path, benchmarks: list[str], limit: int | None) -> None:
-    asked = settings.evaluation
+def _evaluate(
+    settings: Profile, load: Callable[[], Run], weights: str, out: Path, benchmarks: list[str], limit: int | None
+) -> None:
+    questions = settings.evaluation
     rows = {name: load_rows(name, settings.data.benchmarks) for name in benchmarks}
-    run, weights = load(settings, folder), model_id(folder)
+    run = load()
     for name in benchmarks:
-        answers = out / f"{name}.jsonl"
         evaluate(
-            run.model, run.processor, run.template, rows[name], answers, benchmark=name, model_id=weights,
-            batch_size=asked.batch_size, max_new_tokens=asked.max_new_tokens, limit=limit, renew=True,
-            protocol=sampled(asked.sampled[name]) if name in asked.sampled else None,
-        )  # fmt: skip
+            run.model,
+            run.processor,
+            run.template,
+            rows[name],
+            out / f"{name}.jsonl",
+            benchmark=name,
+            model_id=weights,
+            batch_size=questions.batch_size,
+            max_new_tokens=questions.max_new_tokens,
+            limit=limit,
+            renew=True,
+            protocol=sampled(questions.sampled[name]) if name in questions.sampled else None,
+        )
 
 
 def evaluate(

@@ -1,31 +1,26 @@
 """Learning curves and the cost of training, from the logs that runs write themselves: VIRAL Section 5.7, Figure 6.
 
-A trained run's folder holds `run.json`, with its seed, and `log.jsonl`, one JSON object per logging event: step, loss,
-lm_loss, vra_loss (null without alignment), learning_rate, seconds (of training since its first step, interruptions not
-counted) and, where a teacher runs online, teacher_seconds (the teacher's part of them).
+A trained run's folder holds `log.jsonl`, one JSON object per logging event: step, loss, lm_loss, vra_loss (null without
+alignment), learning_rate, seconds (of training since its first step, interruptions not counted) and, where a teacher
+runs online, teacher_seconds (the teacher's part of them).
 """
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
 
-def read_log(folder) -> pd.DataFrame:
-    """The log of one run, one row per logging event, with run and seed in front.
-
-    The folder is `<run>/s<seed>`.
+def read_log(folder: Path) -> pd.DataFrame:
+    """The log of a trained run's folder, one row per logging event.
 
     Raises:
-        FileNotFoundError: no `run.json` or `log.jsonl`.
+        FileNotFoundError: there is none.
         ValueError: an empty log, or a line that is not JSON, with its number.
     """
-    folder = Path(folder)
-    description, file = folder / "run.json", folder / "log.jsonl"
-    for path in (description, file):
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing: train that run first")
+    file = folder / "log.jsonl"
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing: train that run first")
     events = []
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
         try:
@@ -34,16 +29,7 @@ def read_log(folder) -> pd.DataFrame:
             raise ValueError(f"{file}, line {number} is not JSON ({error}): train that run again") from error
     if not events:
         raise ValueError(f"{file} is empty: train that run again")
-    seed = json.loads(description.read_text())["seed"]
-    log = pd.DataFrame(events).apply(pd.to_numeric)
-    log.insert(0, "run", folder.parent.name)
-    log.insert(1, "seed", seed)
-    return log
-
-
-def learning_curves(folders: Sequence) -> pd.DataFrame:
-    """The logs of several runs below each other, as `read_log` reads them."""
-    return pd.concat([read_log(folder) for folder in folders], ignore_index=True)
+    return pd.DataFrame(events).apply(pd.to_numeric)
 
 
 def step_costs(logs: pd.DataFrame, baseline: str) -> pd.DataFrame:
@@ -53,7 +39,7 @@ def step_costs(logs: pd.DataFrame, baseline: str) -> pd.DataFrame:
     not count; the first interval starts at the first event, after the warm-up of the machine.
 
     Args:
-        logs: of trained runs, as `learning_curves` reads them, those of the baseline among them.
+        logs: of trained runs, below each other, with columns run and seed; those of the baseline among them.
         baseline: the run that the others are compared with, seed by seed; the mean of its seeds where it lacks one.
 
     Returns:

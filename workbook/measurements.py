@@ -14,44 +14,102 @@ import pandas as pd
 from viral_core import distributed
 from viral_core.measure.attention import entropy_per_head, question_entropies
 from viral_core.measure.permutation import PatchPermutation
+from viral_core.measure.probes import Labels, layer_probes, probes
 from viral_core.measure.states import layerwise_cknna
+from viral_core.teachers import load_teacher
 from viral_core.templates import IMAGE_MARKER, prompt, stop_token_id
 from workbook.benchmarks import load_rows, open_image
 from workbook.benchmarks.registry import read
-from workbook.config import Profile
-from workbook.evaluate import evaluate, load, model_id
+from workbook.config import Profile, TeacherModel
+from workbook.evaluate import evaluate, load, load_start, model_id
+from workbook.paths import Paths
+
+PROBES = ("category", "number", "facing", "position", "extent")
 
 
 def measure_run(settings: Profile, run: str, folder: Path, out: Path) -> None:
     """Measure the trained run in `folder`, loaded once: its CKNNA, and what the profile asks of it.
 
-    Writes `cknna.csv`, `attention/` (heads.csv, questions.csv, maps.npz) and `permutation/` (answers, accuracy.csv).
+    Writes `cknna.csv`, `attention/` (heads.csv, questions.csv, maps.npz), `permutation/` (answers, accuracy.csv) and
+    `probes.csv`; of a baseline that is probed also `cknna_start.csv`, of the model before stage 2.
     """
-    loaded, benchmarks, asked = load(settings, folder), settings.data.benchmarks, settings.evaluation
-    table = cknna(loaded, benchmarks, settings.cknna)
-    if table is not None:
-        _write(table, out / "cknna.csv")
+    system, benchmarks, asking = settings.systems[run], settings.data.benchmarks, settings.evaluation
+    parts = {name: getattr(settings, name) for name in ("attention", "permutation", "probes")}
+    parts = {name: section for name, section in parts.items() if section and run in section.runs}
     if distributed.is_main():
-        for part in ("attention", "permutation"):
-            section = getattr(settings, part)
-            if section is None or run not in section.runs:
-                shutil.rmtree(out / part, ignore_errors=True)  # of a profile that asked for it
-    if settings.attention and run in settings.attention.runs:
-        tables = attention(loaded, benchmarks, settings.attention, asked.batch_size, asked.max_new_tokens)
+        for outdated in {"attention", "permutation"} - set(parts):
+            shutil.rmtree(out / outdated, ignore_errors=True)  # of a profile that asked for it
+        for file in ("probes.csv", "cknna_start.csv"):
+            (out / file).unlink(missing_ok=True)
+    loaded = load(settings, folder)
+    _write(cknna(loaded, benchmarks, settings.cknna), out / "cknna.csv")
+    if "attention" in parts:
+        tables = attention(loaded, benchmarks, parts["attention"], asking.batch_size, asking.max_new_tokens)
         if tables is not None:
             questions, heads, maps = tables
             _write(heads, out / "attention" / "heads.csv")
             _write(questions, out / "attention" / "questions.csv")
             np.savez(out / "attention" / "maps.npz", **maps)
-    if settings.permutation and run in settings.permutation.runs:
-        options = {"batch_size": asked.batch_size, "max_new_tokens": asked.max_new_tokens, "renew": True}
+    if "permutation" in parts:
+        options = {"batch_size": asking.batch_size, "max_new_tokens": asking.max_new_tokens, "renew": True}
         answers = out / "permutation"
-        table = permutation(loaded, benchmarks, settings.permutation, answers, model_id(folder), **options)
-        if distributed.is_main():
-            _write(table, answers / "accuracy.csv")
+        table = permutation(loaded, benchmarks, parts["permutation"], answers, model_id(folder), **options)
+        _write(table if distributed.is_main() else None, answers / "accuracy.csv")
+    if "probes" in parts and distributed.is_main():
+        pictures = probe_images(Paths(settings.name).data / "probes", parts["probes"].scenes)
+        tables = [layer_probes(loaded.model, loaded.processor, *pictures, prompt(loaded.template, IMAGE_MARKER))]
+        tables[0]["stage"] = 2
+        if system.teacher:
+            tables.append(_teacher_probes(settings.teachers[system.teacher], loaded, pictures))
+        del loaded
+        if not (system.align or system.residual or system.reconstruct):
+            start = load_start(settings, run)
+            before = layer_probes(start.model, start.processor, *pictures, prompt(start.template, IMAGE_MARKER))
+            tables.append(before[before["source"] == "model"].assign(stage=1))
+            _write(cknna(start, benchmarks, settings.cknna), out / "cknna_start.csv")
+        _write(pd.concat(tables, ignore_index=True), out / "probes.csv")
 
 
-def _write(table: pd.DataFrame, file: Path) -> None:
+def probe_images(folder: Path, scenes: int) -> tuple[list[Path], Labels, list[Path], Labels]:
+    """Images and labels that probes are fitted to, the first `scenes` of the training split, and all for validation.
+
+    Raises:
+        FileNotFoundError: the profile's data have no labels of tokens.
+    """
+    parts = []
+    for split, count in (("train", scenes), ("val", None)):
+        file = folder / split / "labels.npz"
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} is missing: probes need a world whose scenes are known")
+        with np.load(file) as arrays:
+            images = [folder / split / "images" / str(name) for name in arrays["names"][:count]]
+            labels = {name: arrays[name][:count].astype(int) for name in PROBES}
+        labels["category"] += 1  # no object is a category too
+        parts += [images, labels]
+    return tuple(parts)
+
+
+def _teacher_probes(settings: TeacherModel, run, pictures: tuple) -> pd.DataFrame:
+    vision = run.model.config.vision_config
+    teacher = load_teacher(
+        settings.kind,
+        settings.path,
+        vision.image_size // vision.patch_size,
+        revision=settings.revision,
+        subfolder=settings.subfolder,
+        device=distributed.device(),
+    )
+    images, labels, test_images, test_labels = pictures
+    sides = [
+        np.concatenate([teacher([open_image(image)]).cpu().numpy() for image in part]) for part in (images, test_images)
+    ]
+    return probes(sides[0], labels, sides[1], test_labels).assign(source="teacher")
+
+
+def _write(table: pd.DataFrame | None, file: Path) -> None:
+    """Only the main process has a table."""
+    if table is None:
+        return
     file.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(file, index=False)
 

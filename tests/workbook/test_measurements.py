@@ -4,15 +4,21 @@ from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
-from viral_core.llava import assemble
+from viral_core.aligned import AlignedModel
+from viral_core.llava import add_lora, assemble, save_projector
 from viral_core.measure.permutation import PatchPermutation
+from viral_core.run_folder import save_run
 from viral_core.templates import TEMPLATES
+from workbook import evaluate as evaluation
 from workbook import measurements
+from workbook.benchmarks.answers import read_answers
 from workbook.evaluate import generate
+from workbook.paths import Paths
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +88,88 @@ def test_cknna_and_attention_have_a_row_for_every_item(run, rows, monkeypatch):
     assert len(heads) == 2 * blocks * run.model.config.text_config.num_attention_heads
     assert list(maps) == ["q3", "q4"]
     assert maps["q3"].shape[0] == blocks
+
+
+@pytest.fixture(scope="module")
+def trained(tiny, tmp_path_factory):
+    """(settings, root, run folder): a baseline with LoRA, its projector before stage 2, and a world with labels."""
+    root = tmp_path_factory.mktemp("root")
+    llava, _ = assemble(tiny / "clip", tiny / "llama")
+    paths = Paths("tiny", root)
+    paths.stage1("l", "v").mkdir(parents=True)
+    save_projector(llava, paths.stage1("l", "v") / "projector.safetensors")
+    aligned = AlignedModel(add_lora(llava, 2, 4))
+    save_run(paths.run("baseline", 0), aligned, TEMPLATES["vicuna_v1"], seed=0)
+    (paths.run("baseline", 0) / "log.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
+    save_run(paths.run("baseline", 0) / "checkpoint-5", aligned, TEMPLATES["vicuna_v1"], seed=0)
+    (paths.evaluation("baseline", 0) / "checkpoint-3").mkdir(parents=True)  # of an earlier training
+    rng, side = np.random.default_rng(0), llava.config.vision_config.image_size // llava.config.vision_config.patch_size
+    for split, count in (("train", 8), ("val", 3)):
+        folder = paths.data / "probes" / split / "images"
+        folder.mkdir(parents=True)
+        names = [f"{i}.png" for i in range(count)]
+        for name in names:
+            Image.fromarray(rng.integers(0, 256, (28, 28, 3), dtype=np.uint8)).save(folder / name)
+        labels = {name: rng.integers(0, 3, (count, side * side), dtype=np.uint8) for name in measurements.PROBES}
+        np.savez(folder.parent / "labels.npz", names=names, categories=["a", "b"], **labels)
+    plain = SimpleNamespace(language="l", vision="v", tiled=False, teacher=None, align=None, residual=None,
+                            reconstruct=None)  # fmt: skip
+    settings = SimpleNamespace(
+        name="tiny",
+        seed=0,
+        systems={"baseline": plain},
+        languages={"l": SimpleNamespace(path=str(tiny / "llama"), revision=None, template="vicuna_v1")},
+        visions={"v": SimpleNamespace(path=str(tiny / "clip"), revision=None, feature_layer=-2)},
+        data=SimpleNamespace(benchmarks="rows"),
+        compute=SimpleNamespace(dtype="float32", attention="sdpa"),
+        evaluation=SimpleNamespace(benchmarks=["cv_bench"], batch_size=4, max_new_tokens=2, sampled={}),
+        cknna=SimpleNamespace(benchmark="mmvp", images=3, k=2),
+        attention=SimpleNamespace(runs=["baseline"], benchmark="cv_bench", category="Count", questions=2, maps=1),
+        permutation=None,
+        probes=SimpleNamespace(runs=["baseline"], scenes=6),
+        learning_curve=SimpleNamespace(runs=["baseline"], benchmarks=["cv_bench"]),
+    )
+    return settings, root, paths.run("baseline", 0)
+
+
+def test_a_run_is_measured_before_and_after_stage_2(trained, rows, tmp_path, monkeypatch):
+    settings, root, folder = trained
+    monkeypatch.setattr(measurements, "load_rows", lambda benchmark, folder: rows)
+    for module in (measurements, evaluation):
+        monkeypatch.setattr(module, "Paths", lambda name: Paths(name, root))
+    (tmp_path / "permutation").mkdir()  # of a profile that asked for it
+    measurements.measure_run(settings, "baseline", folder, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "attention", "cknna.csv", "cknna_start.csv", "probes.csv",
+    ]  # fmt: skip
+    after, before = (pd.read_csv(tmp_path / f"{name}.csv") for name in ("cknna", "cknna_start"))
+    assert len(after) == len(before)
+    table = pd.read_csv(tmp_path / "probes.csv")
+    layers = after["layer"].nunique()
+    assert table.groupby(["source", "stage", "layer"], dropna=False).ngroups == 1 + 2 * layers
+    assert set(table["probe"]) == set(measurements.PROBES)
+    assert table.query("probe == 'category'").groupby("image")["tokens"].nunique().eq(1).all()
+    # LoRA begins at zero, so the run is still what it was before stage 2
+    wide = table[table["source"] == "model"].pivot(index=["probe", "layer", "image"], columns="stage", values="right")
+    assert (wide[1] == wide[2]).all()
+
+
+def test_a_curve_begins_before_stage_2_and_outdated_checkpoints_go(trained, rows, monkeypatch):
+    settings, root, folder = trained
+    monkeypatch.setattr(evaluation, "load_rows", lambda benchmark, folder: rows)
+    monkeypatch.setattr(evaluation, "Paths", lambda name: Paths(name, root))
+    out = Paths("tiny", root).evaluation("baseline", 0)
+    evaluation.evaluate_run(settings, "baseline", folder, out)
+    assert sorted(path.name for path in out.iterdir()) == ["checkpoint-0", "checkpoint-5", "cv_bench.jsonl", "log.csv"]
+    header, _ = read_answers(out / "checkpoint-0" / "cv_bench.jsonl")
+    assert header["model"].startswith("stage1-l-v@")
+    responses = [
+        [row["response"] for row in read_answers(file)[1][0]]
+        for file in (out / "cv_bench.jsonl", out / "checkpoint-0" / "cv_bench.jsonl")
+    ]
+    assert responses[0] == responses[1]
+
+
+def test_probes_need_labels(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"labels\.npz is missing: probes need a world"):
+        measurements.probe_images(tmp_path, 4)

@@ -2,65 +2,63 @@
 
 import json
 
+import pandas as pd
 import pytest
 
-from workbook.logs import learning_curves, read_log, step_costs
+from workbook.logs import read_log, step_costs
 
 
-def write_run(root, name, seed, step_seconds, teacher=None, hiccup=0.0):
+def write_log(root, run, seed, step_seconds, teacher=None, hiccup=0.0):
     """A run that logs every second step, the time of a step as given, with one slow interval."""
-    folder = root / name / f"s{seed}"
+    folder = root / run / f"s{seed}"
     folder.mkdir(parents=True)
-    (folder / "run.json").write_text(json.dumps({"seed": seed}))
-    with (folder / "log.jsonl").open("w") as log:
+    with (folder / "log.jsonl").open("w", encoding="utf-8") as log:
         for step in range(2, 22, 2):
             seconds = 5 + step * step_seconds + (hiccup if step > 8 else 0)
             event = {"step": step, "loss": 3 / step, "lm_loss": 2 / step, "vra_loss": None, "seconds": seconds}
             if teacher:
                 event |= {"teacher_seconds": seconds * teacher, "vra_loss": 1 / step}
             log.write(json.dumps(event) + "\n")
-    return folder
+    return read_log(folder).assign(run=run, seed=seed)
 
 
 @pytest.fixture
-def runs(tmp_path):
-    return [
-        write_run(tmp_path, "baseline", 0, 2.0),
-        write_run(tmp_path, "baseline", 1, 4.0),
-        write_run(tmp_path, "viral", 0, 2.1, teacher=0.1, hiccup=30),
-        write_run(tmp_path, "viral", 2, 3.6),
-    ]
+def logs(tmp_path):
+    return pd.concat([
+        write_log(tmp_path, "baseline", 0, 2.0),
+        write_log(tmp_path, "baseline", 1, 4.0),
+        write_log(tmp_path, "viral", 0, 2.1, teacher=0.1, hiccup=30),
+        write_log(tmp_path, "viral", 2, 3.6),
+    ])  # fmt: skip
 
 
-def test_learning_curves_are_the_logs_below_each_other(runs):
-    curves = learning_curves(runs)
-    assert len(curves) == 40
-    assert curves.columns[:2].tolist() == ["run", "seed"]
-    viral = curves.query("run == 'viral' and seed == 0")
+def test_a_log_is_a_table_of_its_events(logs):
+    viral = logs.query("run == 'viral' and seed == 0")
     assert viral["step"].tolist() == list(range(2, 22, 2))
     assert viral["vra_loss"].tolist() == [1 / step for step in range(2, 22, 2)]
-    assert curves.query("run == 'baseline'")["vra_loss"].isna().all()
+    assert logs.query("run == 'baseline'")["vra_loss"].isna().all()
 
 
-def test_cost_is_per_step_without_hiccups_and_against_the_baseline_of_the_same_seed(runs):
-    cost = step_costs(learning_curves(runs), "baseline").set_index(["run", "seed"])
+def test_cost_is_per_step_without_hiccups_and_against_the_baseline_of_the_same_seed(logs):
+    cost = step_costs(logs, "baseline").set_index(["run", "seed"])
     assert cost["step_seconds"].tolist() == pytest.approx([2, 4, 2.1, 3.6])
     assert cost["overhead"].tolist() == pytest.approx([0, 0, 0.05, 0.2])  # no baseline with seed 2: its mean, 3 s
     assert cost.loc[("viral", 0), "teacher_share"] == pytest.approx(0.1)
     assert cost["teacher_share"].isna().sum() == 3
     assert cost.loc[("viral", 0), "hours"] == pytest.approx((5 + 20 * 2.1 + 30) / 3600)
     with pytest.raises(ValueError, match="no run 'other'"):
-        step_costs(learning_curves(runs), "other")
+        step_costs(logs, "other")
 
 
-def test_broken_logs_name_the_file(runs):
-    log = runs[0] / "log.jsonl"
+def test_broken_logs_name_the_file(logs, tmp_path):
+    folder = tmp_path / "baseline" / "s0"
+    log = folder / "log.jsonl"
     log.write_text(log.read_text() + '{"step": 22,')
     with pytest.raises(ValueError, match=r"log.jsonl, line 11 is not JSON"):
-        read_log(runs[0])
+        read_log(folder)
     log.write_text("")
     with pytest.raises(ValueError, match="is empty"):
-        read_log(runs[0])
+        read_log(folder)
     log.unlink()
     with pytest.raises(FileNotFoundError, match=r"log\.jsonl is missing"):
-        read_log(runs[0])
+        read_log(folder)
