@@ -13,13 +13,18 @@
 # %% [markdown]
 # # Explorer: look into a run
 #
-# **Question.** What do two runs make of the same image and question? Choose runs, a question of a benchmark or an image
-# and a question of your own, a layer and a head: the answers, the visual tokens of the layer as colours (PCA), where
-# the answer looks, and the similarity to the encoder, layer by layer. "Shuffle" permutes the visual tokens before the
-# projector.
+# **Question.** What do two runs make of the same image and question? Open this notebook in JupyterLab (`make lab`), run
+# all cells, and
 #
-# Open this notebook in JupyterLab (`make lab`) and run all cells: the controls are live there. Executed by the pipeline
-# it shows its first view. One image is an example, no evidence; the other notebooks measure.
+# - click a patch: its cosine similarity to every other patch in the encoder, the teacher and both runs, and the words
+#   that its token is closest to (logit lens);
+# - move the layer: PCA maps (one basis for all layers and runs), similarity, words and the CKNNA curve follow;
+# - click a word of an answer: where it looked, by head, with the spatial entropy of that map;
+# - name a word: where in the image, and from which layer on, the tokens say it;
+# - shuffle the patches; drop an image of your own, ask a question of your own; copy a link to what you see.
+#
+# One image is an example, no evidence; the other notebooks measure. Executed by the pipeline, this one shows its first
+# view.
 
 # %% tags=["parameters"]
 profile = "laptop"
@@ -27,32 +32,57 @@ profile = "laptop"
 # %%
 import os
 
-# A look takes a second: no progress bars, no reports of what was loaded.
+# A choice takes a moment: no progress bars, no reports of what was loaded.
 os.environ.update(TQDM_DISABLE="1", TRANSFORMERS_VERBOSITY="error")
 
-from IPython.display import Image, Markdown, display
+import numpy as np
+import pandas as pd
+from IPython.display import Markdown, display
 
-from workbook.notebook import begin
+from workbook import plots
+from workbook.explorer import of_profile
+from workbook.explorer.widget import Explorer
+from workbook.notebook import begin, show
 
 settings, out = begin(profile, "explorer")
 
-# %%
-from workbook.explorer import Explorer
+# %% [markdown]
+# Everything is measured from the states of one pass over image, question and answer:
 
+# %%
+from workbook.explorer import look
+
+show(look.look)
+show(look.similarity)
+show(look.word_map)
+
+# %%
 try:
-    explorer = Explorer(profile)
-except FileNotFoundError as nothing:
+    explorer = Explorer(of_profile(profile), settings.label)
+    display(explorer)
+except FileNotFoundError as error:
     explorer = None
-    display(Markdown(f"**Nothing to explore:** {nothing}."))
-
-# %%
-if explorer:
-    display(explorer.panel)
+    display(Markdown(f"**Nothing to explore:** {error}."))
 
 # %% [markdown]
 # ## The first view
+#
+# The similarity of the upper left patch and the PCA map, of each run in its middle layer.
+
 
 # %%
+def middle(panel: dict, values: bytes, channels: int) -> np.ndarray:
+    """The middle layer of a panel's map, (grid, grid) or (grid, grid, 3)."""
+    maps = np.frombuffer(values, np.uint8).reshape(panel["layers"], panel["grid"], panel["grid"], channels)
+    return maps[panel["layers"] // 2].squeeze()
+
+
 if explorer:
-    (out / "first_view.png").write_bytes(explorer.image.value)
-    display(Image(explorer.image.value), Markdown(explorer.answers.value))
+    panels = explorer.view["panels"]
+    columns = {
+        panel["title"]: [middle(panel, panel["similarity"]["values"], 1), middle(panel, panel["pca"], 3)]
+        for panel in panels
+    }
+    plots.save(plots.tiles(columns, ["similarity", "PCA"]), out, "first_view")
+    answers = {answer["run"]: "".join(word for word, *_ in answer["tokens"]) for answer in explorer.view["answers"]}
+    display(pd.DataFrame({"answer": answers, "key": explorer.view["key"]}))

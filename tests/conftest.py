@@ -27,7 +27,10 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from viral_core.templates import SYSTEM
+from viral_core.aligned import AlignedModel
+from viral_core.llava import add_lora, assemble
+from viral_core.run_folder import save_run
+from viral_core.templates import SYSTEM, TEMPLATES
 from workbook.paths import ROOT
 
 torch.set_num_threads(1)
@@ -107,6 +110,18 @@ def conversations(tmp_path_factory):
     path = folder / "mix.json"
     path.write_text(json.dumps(entries))
     return path, folder / "images"
+
+
+@pytest.fixture(scope="session")
+def run_folders(tiny, tmp_path_factory):
+    """Folders of two runs of tiny random models, by their names."""
+    parent, folders = tmp_path_factory.mktemp("runs"), {}
+    for seed, name in enumerate(["baseline-s0", "viral-s0"]):
+        torch.manual_seed(seed)
+        llava, _ = assemble(tiny / "clip", tiny / "llama")
+        folders[name] = parent / name
+        save_run(folders[name], AlignedModel(add_lora(llava, r=2, alpha=4)), TEMPLATES["vicuna_v1"], seed)
+    return folders
 
 
 @pytest.fixture(scope="session")

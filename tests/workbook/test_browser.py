@@ -1,7 +1,7 @@
 """The report and the explorer in a browser: Debian's chromium, driven by playwright."""
 
+import json
 import os
-import re
 import secrets
 import shutil
 import socket
@@ -9,15 +9,20 @@ import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import contextmanager
 
-import jupytext
+import nbformat
 import pytest
 from commands import environment
+from nbformat import v4
+from PIL import Image
+
+from workbook.paths import ROOT
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make setup")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium")
-PATIENCE = 240_000  # ms
+PATIENCE = 120_000  # ms
 
 
 @pytest.fixture(scope="module")
@@ -29,61 +34,96 @@ def browser():
 
 
 @pytest.fixture(scope="module")
-def lab(smoke_copy, tmp_path_factory):
-    """Address and token of a JupyterLab with the copy's explorer, set to the smoke profile."""
-    notebook = jupytext.read(smoke_copy / "notebooks/explorer.py")
-    for cell in notebook.cells:
-        cell.source = cell.source.replace('profile = "laptop"', 'profile = "smoke"')
-    jupytext.write(notebook, smoke_copy / "notebooks/explorer.ipynb")
+def lab(run_folders, tiny, tmp_path_factory):
+    """A JupyterLab with an explorer of tiny runs, whose kernel has started: (its page's address, a picture's path)."""
+    folder = tmp_path_factory.mktemp("lab")
+    Image.effect_noise((48, 40), 80).convert("RGB").save(folder / "own.png")
+    cells = [
+        "import os\nos.environ.update(TQDM_DISABLE='1', TRANSFORMERS_VERBOSITY='error')",
+        "from pathlib import Path",
+        "from workbook.explorer import Session",
+        "from workbook.explorer.widget import Explorer",
+        f"row = {{'image': {str(folder / 'own.png')!r}, 'question': 'Where?', 'answer': 'left'}}",
+        "prompts = {'q0': 'Where is the dog?', 'q1': '<b id=evil>Who?</b>'}",
+        "rows = [row | {'id': name, 'prompt': prompt} for name, prompt in prompts.items()]",
+        f"runs = {{name: Path({str(run_folders['viral-s0'].parent)!r}, name) for name in {list(run_folders)}}}",
+        f"teachers = {{'clip': {{'kind': 'clip', 'path': {str(tiny / 'clip')!r}}}}}",
+        f"session = Session(runs, teachers, ['pope_random'], lambda _: rows, Path({str(folder / 'out')!r}), 2)",
+        "Explorer(session, 'tiny models')",
+    ]
+    metadata = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook = v4.new_notebook(cells=[v4.new_code_cell(cell) for cell in cells], metadata={"kernelspec": metadata})
+    nbformat.write(notebook, folder / "explorer.ipynb")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    home, token = tmp_path_factory.mktemp("jupyter"), secrets.token_hex(8)
-    folders = {f"JUPYTER_{name}_DIR": str(home / name) for name in ("CONFIG", "DATA", "RUNTIME")}
-    command = [
-        sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
-        f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={smoke_copy / 'notebooks'}",
-    ]  # fmt: skip
-    log = (home / "log").open("w")
-    server = subprocess.Popen(command, cwd=smoke_copy, env=environment(smoke_copy) | folders, stdout=log, stderr=log)
+    token = secrets.token_hex(8)
+    folders = {f"JUPYTER_{name}_DIR": str(folder / name) for name in ("CONFIG", "DATA", "RUNTIME")}
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1"]
+    command += [f"--port={port}", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder}"]
+    command += ["--LabApp.expose_app_in_browser=True"]
+    log = (folder / "log").open("w", encoding="utf-8")
+    server = subprocess.Popen(command, env=environment(ROOT) | folders, stdout=log, stderr=log)
     address = f"http://127.0.0.1:{port}"
+    session = {"path": "explorer.ipynb", "name": "", "type": "notebook", "kernel": {"name": "python3"}}
+    headers = {"Authorization": f"token {token}", "Content-Type": "application/json"}
+    start = urllib.request.Request(f"{address}/api/sessions", json.dumps(session).encode(), headers)
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         for _ in range(240):
             try:
-                urllib.request.urlopen(f"{address}/api?token={token}", timeout=2)
+                direct.open(start, timeout=120).close()
                 break
             except OSError:
-                assert server.poll() is None, (home / "log").read_text()[-3000:]
+                assert server.poll() is None, (folder / "log").read_text(encoding="utf-8")[-3000:]
                 time.sleep(0.5)
-        yield address, token
+        yield f"{address}/lab/tree/explorer.ipynb?token={token}", folder / "own.png"
     finally:
         server.terminate()
         server.wait(30)
+        log.close()
 
 
-def watch(page) -> list[str]:
-    """Collects a page's errors, failed requests, and requests to anywhere but this machine."""
-    found: list[str] = []
-    page.on("console", lambda message: found.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: found.append(str(error)))
-    page.on("requestfailed", lambda request: found.append(f"failed: {request.url}"))
-    return found
+def watch(page, address: str = "file:") -> list[str]:
+    """Collects a page's errors and its requests to anywhere but `address`."""
+    problems: list[str] = []
+    inside = (address, address.replace("http:", "ws:"), "data:", "blob:")
+    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("request", lambda r: None if r.url.startswith(inside) else problems.append(f"outside: {r.url}"))
+    return problems
 
 
-def run_all_cells(page) -> None:
-    """Run > Run All Cells, until a cell runs: JupyterLab, while a kernel starts, forgets it or asks which kernel."""
-    asked = page.locator(".jp-Dialog").last
-    page.add_locator_handler(asked, lambda: asked.locator(".jp-mod-accept").click(), no_wait_after=True)
-    started = page.locator(".jp-InputArea-prompt", has_text=re.compile(r"\[(\*|\d+)\]")).first
-    page.locator(".jp-NotebookPanel .jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for()
-    for _ in range(10):
-        page.get_by_role("menuitem", name="Run", exact=True).click()
-        page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-        try:
-            return started.wait_for(timeout=PATIENCE / 20)
-        except sync_api.TimeoutError:
-            continue
-    raise AssertionError("no cell runs")
+def screenshot(page, name: str) -> None:
+    """For a look at it, where SCREENSHOTS names a folder."""
+    if folder := os.environ.get("SCREENSHOTS"):
+        page.screenshot(path=f"{folder}/{name}.png", full_page=True)
+
+
+OPEN = """() => {
+  const notebook = window.jupyterapp?.shell.currentWidget;
+  return notebook?.context?.isReady && notebook.sessionContext?.session?.kernel?.connectionStatus === "connected";
+}"""
+
+
+@contextmanager
+def explored(browser, address: str):
+    """The page of a notebook whose cells have run, when the explorer's picture is there; and its errors."""
+    page = browser.new_context(viewport={"width": 1300, "height": 1000}).new_page()
+    page.set_default_timeout(PATIENCE)
+    problems = watch(page, address.split("/lab/")[0])
+    page.goto(address)
+    page.wait_for_function(OPEN)
+    page.evaluate("jupyterapp.commands.execute('notebook:run-all-cells')")
+    page.wait_for_selector(".viral-explorer canvas[aria-label]")
+    page.eval_on_selector(".viral-explorer", "explorer => explorer.scrollIntoView()")
+    yield page
+    page.context.close()
+    assert problems == []
+
+
+def chosen(page) -> str:
+    return page.get_attribute(".viral-explorer canvas", "aria-label")
 
 
 def test_the_report_works_without_a_network(browser, smoke_copy):
@@ -109,24 +149,61 @@ def test_the_report_works_without_a_network(browser, smoke_copy):
     assert errors == []
 
 
-def test_the_explorers_figure_follows_its_slider(browser, lab):
-    address, token = lab
-    page = browser.new_context(viewport={"width": 1300, "height": 1000}).new_page()
-    page.set_default_timeout(PATIENCE)
-    outside: list[str] = []
-    page.on("request", lambda r: None if r.url.startswith((address, "data:", "blob:", "ws")) else outside.append(r.url))
-    page.goto(f"{address}/lab/tree/explorer.ipynb?reset&token={token}")
-    run_all_cells(page)
-    picture = page.locator(".jupyter-widgets img.widget-image, img.widget-image").first
-    picture.wait_for()
-    before = picture.get_attribute("src")
-    handle = page.locator(".widget-slider .noUi-handle, .noUi-handle").first
-    handle.scroll_into_view_if_needed()
-    handle.focus()
-    handle.press("ArrowRight")
-    page.wait_for_function(
-        "before => document.querySelector('img.widget-image').getAttribute('src') !== before", arg=before
-    )
-    if folder := os.environ.get("SCREENSHOTS"):  # for a look at it
-        page.screenshot(path=f"{folder}/explorer.png")
-    assert outside == []
+SLIDE = """slider => Array.from({length: 21}, (_, i) => {
+  slider.value = i % 5;
+  const start = performance.now();
+  slider.dispatchEvent(new Event("input"));
+  return performance.now() - start;
+}).sort((a, b) => a - b)"""
+
+
+def test_the_explorer(browser, lab):
+    address, picture = lab
+    with explored(browser, address) as page:
+        canvas, status = page.locator(".viral-explorer canvas"), page.locator(".viral-explorer .status")
+        box = canvas.bounding_box()
+        assert box["y"] >= 0
+        assert box["y"] + box["height"] <= 1000, "the picture is not seen without scrolling"
+
+        # A moved layer is drawn at once; how long the first picture of a question takes is what the kernel says.
+        assert page.eval_on_selector(".viral-explorer input[type=range]", SLIDE)[10] < 150  # ms
+        seconds = []
+        for question in ("Where?", "Who?", "What?"):
+            page.get_by_label("own question").fill(question)
+            page.get_by_label("own question").press("Enter")
+            page.wait_for_function(
+                f"document.querySelector('.viral-explorer .answers').innerText.includes('{question}')"
+            )
+            seconds.append(float(status.inner_text().removesuffix(" s")))
+        assert min(seconds) < 3
+
+        # Patches, by mouse and by key; what was chosen last is in the link, which another page restores.
+        canvas.click(position={"x": 100, "y": 100})
+        page.wait_for_selector(".viral-explorer canvas[aria-label*='patch 1, 1']")
+        canvas.press("ArrowUp")
+        page.wait_for_selector(".viral-explorer canvas[aria-label*='patch 0, 1']")
+        page.get_by_role("slider").press("Home")
+        page.get_by_role("button", name="copy link").click()
+        link = page.locator(".viral-explorer .link").input_value()
+        screenshot(page, "explorer")
+
+        page.get_by_label("own image").fill("no/such.png")
+        page.get_by_label("own image").press("Enter")
+        page.get_by_text("no image no/such.png").wait_for()
+        page.set_input_files(".viral-explorer input[type=file]", picture)
+        page.wait_for_function("document.querySelector('.image input').value.endsWith('.png')")
+        page.get_by_role("button", name="save figure").click()
+        page.get_by_text("figure-001.png").wait_for()
+        assert Image.open(picture.parent / "out/figure-001.png").width >= box["width"]
+
+        # Text of models and files stays text.
+        page.get_by_label("own question").fill("")
+        page.locator(".viral-explorer select").last.wait_for()
+        page.get_by_label("question", exact=True).select_option("q1")
+        page.get_by_text("<b id=evil>").first.wait_for()
+        assert page.query_selector("#evil") is None
+
+    state = link.partition("#")[2]
+    with explored(browser, f"{address}#{state}") as page:
+        page.wait_for_selector(".viral-explorer canvas[aria-label*='layer 0, patch 0, 1']")
+        assert "What?" in page.inner_text(".viral-explorer .answers")

@@ -1,0 +1,340 @@
+"""A choice of runs, image and question turned into what the explorer draws: maps of all layers, so that a moved layer
+needs nothing new; a patch, word, token or head takes a few small products of the states that are at hand."""
+
+import hashlib
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, UnidentifiedImageError
+
+from viral_core import distributed
+from viral_core.measure.inputs import square_side
+from viral_core.measure.pca import pca_maps
+from viral_core.run_folder import Run, load_run
+from viral_core.teachers import Teacher, load_teacher
+from workbook import config
+from workbook.benchmarks import BENCHMARKS, load_rows, open_image
+from workbook.explorer.look import Look, attention_map, cknna_curve, entropies, look, shown, similarity, word_map
+from workbook.paths import Paths
+
+QUESTIONS = 200  # of a benchmark that are offered
+RECENT = 16  # looks and teacher features that are at hand
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a user chose; what a link restores.
+
+    image: path of an own image, in place of that of the benchmark's question `row`; question: an own one.
+    patch: row and column in the first run's grid.  token: of the answers.  head: None for the mean.
+    layer: None for the middle one.
+    """
+
+    run: str = ""
+    beside: str = ""
+    teacher: str = ""
+    benchmark: str = ""
+    row: str = ""
+    image: str = ""
+    question: str = ""
+    permuted: bool = False
+    layer: int | None = None
+    head: int | None = None
+    token: int = 0
+    patch: tuple[int, int] = (0, 0)
+    word: str = ""
+
+
+class Session:
+    """Answers choices; holds the models of the last one and drops them when others are chosen.
+
+    Args:
+        runs: folder of each run that is offered; of models that see an image as one square grid.
+        teachers: arguments of `load_teacher` for each that is offered, without grid and device.
+        benchmarks: names that `rows` takes.
+        rows: benchmark -> its rows (`workbook.benchmarks.load_rows`).
+        folder: for own images and saved figures.
+        k: neighbours of CKNNA.
+        options: of `load_run`: dtype, attn_implementation.
+    """
+
+    def __init__(
+        self,
+        runs: dict[str, Path],
+        teachers: dict[str, dict],
+        benchmarks: list[str],
+        rows: Callable[[str], list[dict]],
+        folder: Path,
+        k: int = 10,
+        **options,
+    ):
+        self.runs, self.teachers, self.benchmarks, self.folder, self.k = runs, teachers, benchmarks, folder, k
+        self._read_rows, self._options = rows, options
+        self._rows: dict[str, dict[str, dict]] = {}
+        self._models: dict[tuple[str, str], Run | Teacher] = {}
+        self._recent: dict[tuple, object] = {}
+
+    def first(self) -> Choice:
+        """The choice that the explorer opens with: a run, beside it the first that VIRAL trained."""
+        names = list(self.runs)
+        beside = next((name for name in names if name.startswith("viral-")), names[-1])
+        benchmark = self.benchmarks[0]
+        return Choice(
+            run=names[0],
+            beside="" if beside == names[0] else beside,
+            teacher=next(iter(self.teachers), ""),
+            benchmark=benchmark,
+            row=next(iter(self.rows(benchmark))),
+        )
+
+    def rows(self, benchmark: str) -> dict[str, dict]:
+        """The questions that are offered, by their id."""
+        _expect("benchmark", benchmark, self.benchmarks)
+        if benchmark not in self._rows:
+            self._rows[benchmark] = {str(row["id"]): row for row in self._read_rows(benchmark)[:QUESTIONS]}
+        return self._rows[benchmark]
+
+    def upload(self, content: bytes) -> str:
+        """Path of an own image's copy, in the session's folder.
+
+        Raises:
+            ValueError: bytes that are no image.
+        """
+        try:
+            image = open_image(content)
+        except (UnidentifiedImageError, OSError) as error:
+            raise ValueError(f"the file is no image that Pillow reads ({error}): take a png or a jpeg") from error
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"own-{hashlib.sha256(content).hexdigest()[:12]}.png"
+        image.save(path)
+        return str(path)
+
+    def save(self, picture: bytes) -> Path:
+        """Write a picture (png) of what is seen into the session's folder, under a number of its own."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        numbers = [int(path.stem.split("-")[1]) for path in self.folder.glob("figure-*.png")]
+        path = self.folder / f"figure-{max(numbers, default=0) + 1:03d}.png"
+        path.write_bytes(picture)
+        return path
+
+    def view(self, choice: Choice) -> dict:
+        """What the drawing shows of a choice.
+
+        Returns:
+            question, key (of a benchmark's question, else ""), picture (png), grid (tokens along a side); answers, per
+            run: its name and tokens; panels, of the encoder, the teacher and the runs in this order, each with its
+            title and the maps `pca` and `similarity` (see `levels`); of a run `attention` with `entropy`, `lens` with
+            `word`, `words` and `curves` too, or in `missing` why it has no attention.
+
+        Raises:
+            ValueError, OSError: what a user can mend, with what is wrong and what there is.
+        """
+        image, question, key = self._sample(choice)
+        names = [name for name in dict.fromkeys([choice.run, choice.beside]) if name]
+        for name in names:
+            _expect("run", name, self.runs)
+        if choice.teacher:
+            _expect("teacher", choice.teacher, self.teachers)
+        chosen = {("run", name) for name in names} | {("teacher", choice.teacher)}
+        self._models = {key: model for key, model in self._models.items() if key in chosen}  # before others are loaded
+
+        sample = (hashlib.sha256(image.tobytes()).hexdigest(), image.size)
+        looks = {
+            name: self._remember(
+                ("look", name, sample, question, choice.permuted),
+                lambda name=name: look(self._run(name), image, question, choice.permuted),
+            )
+            for name in names
+        }
+        first = looks[choice.run]
+        sources = {"encoder": first.features}
+        if choice.teacher:
+            features = self._remember(
+                ("features", choice.teacher, sample, first.grid),
+                lambda: self._teacher(choice.teacher, first.grid)([image])[0],
+            )
+            sources[choice.teacher] = features[torch.from_numpy(first.order)]
+        panels, picture = self._remember(
+            ("panels", *names, choice.teacher, sample, question, choice.permuted),
+            lambda: (_panels(sources, looks, self.k), _png(shown(image, first.grid, first.order))),
+        )
+        vectors = {
+            **{name: source[None] for name, source in sources.items()},
+            **{n: s.states for n, s in looks.items()},
+        }
+        moving = [_similarity(vectors[panel["title"]], choice.patch, first.grid) for panel in panels]
+        for name, parts in zip(looks, moving[len(sources) :], strict=True):
+            parts |= _attention(looks[name], choice) | self._words(name, looks[name], choice, first.grid)
+        return {
+            "question": question,
+            "key": key,
+            "picture": picture,
+            "grid": first.grid,
+            "answers": [{"run": name, "tokens": seen.tokens} for name, seen in looks.items()],
+            "panels": [fixed | parts for fixed, parts in zip(panels, moving, strict=True)],
+        }
+
+    def _sample(self, choice: Choice) -> tuple[Image.Image, str, str]:
+        """Image, question, and the key of a benchmark's own."""
+        rows = self.rows(choice.benchmark)
+        _expect("question", choice.row, rows)
+        row = rows[choice.row]
+        if choice.image and not Path(choice.image).is_file():
+            raise FileNotFoundError(f"no image {choice.image}: give the path of a file, or drop one here")
+        try:
+            image = open_image(choice.image or row["image"])
+        except UnidentifiedImageError as error:
+            raise ValueError(f"{choice.image or choice.row} is no image that Pillow reads: {error}") from error
+        own = choice.question.strip()
+        return image, own or row["prompt"], "" if own or choice.image else str(row["answer"])
+
+    def _run(self, name: str) -> Run:
+        if ("run", name) not in self._models:
+            self._models["run", name] = load_run(self.runs[name], device=distributed.device(), **self._options)
+        return self._models["run", name]
+
+    def _teacher(self, name: str, grid: int) -> Teacher:
+        if ("teacher", name) not in self._models:
+            self._models["teacher", name] = load_teacher(grid=grid, device=distributed.device(), **self.teachers[name])
+        return self._models["teacher", name]
+
+    def _remember(self, key: tuple, compute: Callable):
+        """What was computed lately, or is now."""
+        if key not in self._recent:
+            self._recent[key] = compute()
+            if len(self._recent) > RECENT:
+                del self._recent[next(iter(self._recent))]
+        return self._recent[key]
+
+    def _words(self, name: str, seen: Look, choice: Choice, grid: int) -> dict:
+        """The logit lens: the most probable words per layer at the chosen patch, and the map of one word.
+
+        The word is the chosen one, else the chosen token of the answer, else the most probable at the patch.
+        """
+        run = self._run(name)
+        patch = _index(choice.patch, grid, seen.grid)
+        ids, probabilities = seen.words[:, patch].tolist(), seen.probabilities[:, patch].tolist()
+        words = [
+            [(run.processor.tokenizer.decode([token]), p) for token, p in zip(*layer, strict=True)]
+            for layer in zip(ids, probabilities, strict=True)
+        ]
+        answer = [text for text, *_ in seen.tokens[choice.token : choice.token + 1] if text.strip()]
+        word, lens = word_map(run, seen, choice.word or next(iter(answer), words[-1][0][0]))
+        return {"words": words, "word": word, "lens": levels(lens, from_zero=True)}
+
+
+def levels(maps: torch.Tensor | np.ndarray, from_zero: bool = False) -> dict:
+    """Maps (layers, N) as they travel: bytes, 0 to 255 between each layer's own `low` (or zero) and `high`."""
+    maps = np.asarray(maps.cpu() if isinstance(maps, torch.Tensor) else maps, dtype=np.float64)
+    low = np.zeros(len(maps)) if from_zero else maps.min(1)
+    high = maps.max(1)
+    span = np.where(high > low, high - low, 1)
+    scaled = np.rint((maps - low[:, None]) / span[:, None] * 255).astype(np.uint8)
+    return {"values": scaled.tobytes(), "low": low.tolist(), "high": high.tolist()}
+
+
+def _panels(sources: dict[str, torch.Tensor], looks: dict[str, Look], k: int) -> list[dict]:
+    """What does not depend on patch, word, token or head: title, PCA maps, and a run's CKNNA to each source."""
+    panels = [
+        {"title": name, "layers": 1, "pca": _colours([F.normalize(features.float(), dim=-1)])}
+        for name, features in sources.items()
+    ]
+    sets = {name: list(F.normalize(seen.states.float(), dim=-1)) for name, seen in looks.items()}
+    # Runs of one width share the basis, as their layers do: a colour then means the same in every map.
+    shared = len({states[0].shape for states in sets.values()}) == 1
+    groups = [list(sets)] if shared else [[name] for name in sets]
+    for group in groups:
+        colours = _colours([states for name in group for states in sets[name]])
+        for name in group:
+            size = len(sets[name]) * len(sets[name][0]) * 3
+            panel = {"title": name, "layers": len(sets[name]), "pca": colours[:size]}
+            colours = colours[size:]
+            panel["curves"] = {
+                source: [
+                    None if np.isnan(value) else float(value) for value in cknna_curve(looks[name].states, features, k)
+                ]
+                for source, features in sources.items()
+                if len(features) == len(looks[name].features)
+            }
+            panels.append(panel)
+    return panels
+
+
+def _colours(sets: list[torch.Tensor]) -> bytes:
+    """PCA maps of sets of unit vectors (N, D) in a basis of all: (sets, N, 3) bytes."""
+    maps = np.stack(pca_maps(sets, shared=True))
+    return np.rint(maps * 255).astype(np.uint8).tobytes()
+
+
+def _similarity(vectors: torch.Tensor, patch: tuple[int, int], grid: int) -> dict:
+    own = square_side(vectors.shape[1])
+    return {"similarity": levels(similarity(vectors, _index(patch, grid, own))), "grid": own}
+
+
+def _attention(seen: Look, choice: Choice) -> dict:
+    """The attention of a token of the answer, from block 1 on, with its entropy; or why there is none."""
+    heads = seen.attention.shape[2]
+    if not seen.tokens:
+        return {"missing": "the answer is empty"}
+    if choice.head is not None and not 0 <= choice.head < heads:
+        return {"missing": f"no head {choice.head}: 0 to {heads - 1}"}
+    weights = attention_map(seen, min(choice.token, len(seen.tokens) - 1), choice.head)
+    entropy = [None if np.isnan(value) else float(value) for value in entropies(weights)]
+    return {"attention": levels(weights, from_zero=True), "entropy": entropy, "heads": heads}
+
+
+def _index(patch: tuple[int, int], grid: int, own: int) -> int:
+    """Token of a patch, given as row and column of a `grid`, in a grid of `own` tokens a side."""
+    row, column = (min(max(int(place), 0), grid - 1) * own // grid for place in patch)
+    return row * own + column
+
+
+def _png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "png")
+    return file.getvalue()
+
+
+def _expect(what: str, name: str, known) -> None:
+    if name not in known:
+        raise ValueError(f"no {what} {name!r}: there are {', '.join(known)}")
+
+
+def of_profile(profile: str) -> Session:
+    """The session of a profile's finished runs; its folders are seen from the repository's root.
+
+    Raises:
+        FileNotFoundError: none of them has been trained; the message says what to do.
+    """
+    settings, paths = config.load(profile), Paths(profile)
+    runs = {
+        f"{run}-s{seed}": paths.run(run, seed)
+        for run, seeds in settings.runs.items()
+        for seed in seeds
+        if settings.systems[run].architecture == "llava" and (paths.run(run, seed) / "run.json").is_file()
+    }
+    if not runs:
+        raise FileNotFoundError(
+            f"profile {profile} has no trained run yet: `make repro PROFILE={profile}` trains them, "
+            "or choose another profile in the parameters cell"
+        )
+    teachers = {
+        name: {"kind": teacher.kind, "path": teacher.path, "revision": teacher.revision}
+        for name, teacher in settings.teachers.items()
+        if teacher.kind != "vae"
+    }
+    return Session(
+        runs,
+        teachers,
+        [name for name in settings.evaluation.benchmarks if name in BENCHMARKS],
+        lambda benchmark: load_rows(benchmark, settings.data.benchmarks),
+        paths.results("explorer"),
+        settings.cknna.k,
+        dtype=getattr(torch, settings.compute.dtype),
+        attn_implementation=settings.compute.attention,
+    )
