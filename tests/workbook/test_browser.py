@@ -206,4 +206,4 @@ def test_the_explorer(browser, lab):
     state = link.partition("#")[2]
     with explored(browser, f"{address}#{state}") as page:
         page.wait_for_selector(".viral-explorer canvas[aria-label*='layer 0, patch 0, 1']")
-        assert "What?" in page.inner_text(".viral-explorer .answers")
+        page.locator(".viral-explorer .answers", has_text="What?").wait_for()

@@ -31,12 +31,12 @@ function render({ model, el }) {
   // Controls: one per key of the choice.
   const controls = {};
   function select(key, label) {
-    const control = make("select", { onchange: () => choose({ [key]: control.value }) });
+    const control = make("select", { ariaLabel: label, onchange: () => choose({ [key]: control.value }) });
     controls[key] = control;
     return make("label", {}, label, control);
   }
   function text(key, label, placeholder) {
-    const control = make("input", { type: "text", placeholder, onchange: () => choose({ [key]: control.value }) });
+    const control = make("input", { type: "text", ariaLabel: label, placeholder, onchange: () => choose({ [key]: control.value }) });
     control.onkeydown = (event) => event.key === "Enter" && control.blur(); // leaving it is the change
     controls[key] = control;
     return make("label", { className: key }, label, control);
