@@ -3,6 +3,7 @@ with computations that use none of the code under test."""
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +20,6 @@ from viral_core.data import Collator, ConversationDataset, GroupedSampler, load_
 from viral_core.head import AlignmentHead
 from viral_core.llava import add_lora, assemble, save_projector
 from viral_core.run_folder import load_run
-from viral_core.specs import Align
 from viral_core.templates import TEMPLATES
 from workbook import config as profiles
 from workbook import pipeline, stages
@@ -223,11 +223,11 @@ def test_lambda_scales_gradients(tiny_profile):
     llava, batch, names = start(tiny_profile, entry)
     batch["teacher_features"] = cached(tiny_profile, "dinov2-clip")(names)
     weight = llava.model.multi_modal_projector.linear_2.weight
-    spec = {k: v for k, v in entry["align"].items() if k != "weight"}
+    align = tiny_profile.settings.systems["viral"].align
     found = {}
     for value in (0.1, 1.0):
         torch.manual_seed(3)
-        model = AlignedModel(llava, Align(**{**spec, "weight": value, "dim": 16}))
+        model = AlignedModel(llava, replace(align, weight=value, dim=16))
         losses = model(**batch)
         found[value] = torch.autograd.grad(losses["loss"], weight, retain_graph=True)[0]
         parts = [torch.autograd.grad(losses[name], weight, retain_graph=True)[0] for name in ("lm_loss", "vra_loss")]

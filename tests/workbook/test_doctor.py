@@ -45,7 +45,8 @@ def gpus(here, *sizes):
 
 
 @pytest.mark.parametrize("name", ["laptop", "smoke"])
-def test_the_embedded_profiles_pass(name, here, capsys):
+def test_the_embedded_profiles_pass(name, here, capsys, monkeypatch):
+    monkeypatch.setattr(hub, "missing_files", lambda folder: [])  # of the stand-ins
     assert doctor.run(profiles.load(name))
     said = capsys.readouterr().out
     assert "no GPU needed" in said

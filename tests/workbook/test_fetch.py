@@ -1,5 +1,6 @@
 """Fetching from a server on this machine: resumed, unpacked, not repeated; and what has to be done by hand is said."""
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -106,7 +107,7 @@ def test_a_damaged_archive_is_removed(here, server):
         fetch.bring(source)
     assert not (here / "images/coco.zip").exists()
     with pytest.raises(OSError, match="answers 404"):
-        fetch.bring(replace(source, url=server.url + "none.zip"))
+        fetch.bring(dataclasses.replace(source, url=server.url + "none.zip"))
 
 
 def test_the_papers_sources(here):

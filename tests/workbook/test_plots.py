@@ -8,7 +8,6 @@ import pytest
 
 from workbook import notebook, plots
 from workbook.paths import ROOT
-from workbook.results import curves, permutation, reading
 
 
 def test_a_run_without_rows_is_in_the_legend_and_keeps_the_others_looks():
@@ -27,8 +26,7 @@ def test_a_run_without_rows_is_in_the_legend_and_keeps_the_others_looks():
     "name", ["pilot_study", "residual_variants", "attention", "robustness", "efficiency", "llava_next"]
 )
 def test_a_notebook_says_not_run_where_nothing_has_been_measured(name, tmp_path, monkeypatch):
-    for module in (notebook, reading, curves, permutation):
-        monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(notebook, "ROOT", tmp_path)
     monkeypatch.chdir(tmp_path)
     shown = []
     monkeypatch.setattr("IPython.display.display", lambda *objects, **_: shown.extend(objects))

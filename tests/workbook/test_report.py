@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from nbformat import v4
 
-from workbook import report
+from workbook import config, notebook, report
 from workbook.paths import Paths
 from workbook.report import notebooks
 from workbook.scale import costs
@@ -97,7 +97,7 @@ def test_pages_are_whole_without_a_network(built):
 
 def test_it_shows_what_ran_and_says_what_did_not(built):
     text, _ = built
-    label = report.profiles.load("smoke").label
+    label = report.config.load("smoke").label
     assert text.count(label) >= 4
     assert PICTURE in text
     assert "<math" in text
@@ -115,7 +115,7 @@ def test_it_shows_what_ran_and_says_what_did_not(built):
 
 def test_every_notebook_has_a_section_and_a_place_in_the_contents(built):
     page, text = Page(built[0]), built[0]
-    names = report.profiles.load("smoke").notebooks
+    names = notebook.notebooks(config.load("smoke"))
     assert set(names) <= page.ids
     assert {f"#{name}" for name in names} <= set(page.targets)
     assert text.count("Not run in this profile.") == len(names) - 1

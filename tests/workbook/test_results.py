@@ -10,7 +10,7 @@ import pytest
 from workbook import config, plots, results
 from workbook.benchmarks.answers import append, settings
 from workbook.paths import PROFILES
-from workbook.results import permutation, stand_ins
+from workbook.results import permutation
 from workbook.results.curves import interval
 
 RUNS = {"baseline": 0.4, "viral": 0.6}  # the share that each run answers right
@@ -283,7 +283,7 @@ def test_equal_data_give_equal_files(folder, tmp_path):
 
 
 def test_what_stand_ins_have_learned_is_read_from_their_metrics(tmp_path, monkeypatch):
-    monkeypatch.setattr(stand_ins, "ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
     assert not len(results.language_accuracies("smoke"))
     assert not len(results.probe_accuracies("smoke"))
     probe = {"category": 0.5, "occupied": 0.9, "facing": 0.75, "position": 0.25}

@@ -12,7 +12,7 @@ import jinja2
 
 from viral_core import environment
 from workbook import config
-from workbook.notebook import notebooks
+from workbook.notebook import notebooks as names_of_notebooks
 from workbook.paths import Paths
 from workbook.report.cards import costs, run_cards
 from workbook.report.notebooks import read_notebook, to_page
@@ -34,7 +34,7 @@ def build(profile: str, out: str | Path) -> Path:
     common = {"profile": profile, "label": settings.label, "style": PARTS.joinpath("style.css").read_text()}
 
     sections = []
-    for name in [*FIRST, *(name for name in notebooks(settings) if name not in FIRST)]:
+    for name in [*FIRST, *(name for name in names_of_notebooks(settings) if name not in FIRST)]:
         file = paths.notebook(name)
         if not file.is_file():
             sections.append({"name": name, "title": name.replace("_", " ").capitalize(), "parts": None})

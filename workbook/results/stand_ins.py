@@ -7,7 +7,6 @@ from pathlib import Path
 import pandas as pd
 from scipy.stats import binomtest
 
-from workbook.paths import ROOT
 from workbook.results.reading import settings_of
 
 # Each probe, and what metrics.json says of how many patches it was asked.
@@ -63,10 +62,10 @@ def stand_in_lines(language: pd.DataFrame, probes: pd.DataFrame) -> list[str]:
 
 
 def _metrics(profile: str, group: str) -> Iterator[tuple[str, dict]]:
-    """Names of the models of a profile that it trains itself, with their metrics; those not made yet are left out."""
+    """Names of the models of a profile that state their metrics, with them."""
     for name, model in getattr(settings_of(profile), group).items():
-        file = ROOT / Path(model.path) / "metrics.json"
-        if model.train and file.is_file():
+        file = Path(model.path) / "metrics.json"
+        if file.is_file():
             yield name, json.loads(file.read_text())
 
 
