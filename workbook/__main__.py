@@ -110,9 +110,10 @@ def _run(kind: str, key: str, **options) -> None:
     """Run one stage of the active profile, in as many processes as the profile launches."""
     from viral_core import distributed
     from workbook import stages
-    from workbook.scale import costs, launch
+    from workbook.scale import costs, hub, launch
 
     settings, item = pipeline.stage(kind, key)
+    hub.go_offline(hub.models(settings))
     launch.spread(kind, settings.launch)
     with costs.timed(Paths(settings.name).root, kind, key):
         getattr(stages, kind)(settings, item, **options)

@@ -90,7 +90,7 @@ class World(Section):
 class Data(Section):
     """Training data in LLaVA's json format, and the folder of benchmarks.
 
-    `downloads` names the groups of profiles/reference/sources.yaml that `fetch` brings there.
+    `downloads` names the groups of `sources` that `fetch` brings there.
     """
 
     captions: str
@@ -99,6 +99,7 @@ class Data(Section):
     conversation_images: str
     benchmarks: str
     downloads: list[str] = []
+    sources: str = "profiles/reference/sources.yaml"
 
 
 class LanguageModel(Section):
@@ -216,6 +217,7 @@ class Launch(Section):
     nodes: Count = 1
     hostfile: str | None = None  # DeepSpeed's list of nodes; without it several nodes are SLURM's
     deepspeed: str | None = None  # for the trainings: a file of profiles/launch, such as zero2
+    cpu: bool = False  # where there are no GPUs the processes may run on the CPU
 
     @model_validator(mode="after")
     def _check_deepspeed(self):

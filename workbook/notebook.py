@@ -32,11 +32,13 @@ def begin(profile: str, name: str) -> tuple[Profile, Path]:
     from IPython.display import Markdown, display
 
     from workbook import plots
+    from workbook.scale import hub
 
     if "transformers" in sys.modules:  # its reports of weights that a part of a model does without
         sys.modules["transformers"].logging.set_verbosity_error()
     os.chdir(ROOT)
     settings = load(profile)
+    hub.go_offline(hub.models(settings))
     out = Paths(profile).results(name)
     out.mkdir(parents=True, exist_ok=True)
     plots.style()

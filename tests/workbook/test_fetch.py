@@ -12,7 +12,7 @@ import pytest
 from commands import replace
 
 from workbook import config as profiles
-from workbook.scale import estimates, fetch, hub
+from workbook.scale import fetch, hub
 from workbook.scale.fetch import Source
 from workbook.scale.local_hub import serve
 
@@ -132,11 +132,12 @@ def test_what_fails_is_listed_and_the_rest_is_brought(here, server, monkeypatch,
         {"name": "gone", "url": server.url + "b.json", "to": "{conversations}", "gb": 0},
         {"name": "manual", "by_hand": "c.json of the authors", "to": "{benchmarks}/c.json", "gb": 0},
     ]}  # fmt: skip
-    monkeypatch.setattr(estimates, "reference", lambda _: listed)
+    (here / "sources.yaml").write_text(json.dumps(listed))
     monkeypatch.setattr(hub, "models", lambda _: [PAPER.languages["vicuna-7b"]])
     monkeypatch.setattr(hub, "snapshot", lambda *_: None)
     monkeypatch.setattr(hub, "download", lambda *_, **__: (_ for _ in ()).throw(OSError("no network")))
-    profile = replace(PAPER, data=replace(PAPER.data, downloads=["mine"]))
+    data = replace(PAPER.data, downloads=["mine"], sources=str(here / "sources.yaml"))
+    profile = replace(PAPER, data=data)
     assert not fetch.run(profile)
     said = capsys.readouterr().out
     assert "model lmsys/vicuna-7b-v1.5: no network" in said
@@ -146,4 +147,6 @@ def test_what_fails_is_listed_and_the_rest_is_brought(here, server, monkeypatch,
     assert (here / PAPER.data.captions).read_bytes() == b"[]"
     assert [source.name for source in fetch.sources(profile) if not source.present] == ["gone", "manual"]
     with pytest.raises(profiles.ProfileError, match="no group of downloads 'mime'; there are: mine"):
-        fetch.sources(replace(profile, data=replace(PAPER.data, downloads=["mime"])))
+        fetch.sources(replace(profile, data=replace(data, downloads=["mime"])))
+    with pytest.raises(profiles.ProfileError, match="data.sources: there is no none.yaml"):
+        fetch.sources(replace(profile, data=replace(data, sources="none.yaml")))

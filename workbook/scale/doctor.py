@@ -67,7 +67,8 @@ def run(profile: Profile, drop_faulty: bool = False) -> bool:
 def needs_gpu(profile: Profile) -> bool:
     """Whether a profile is made for GPUs: several processes, DeepSpeed, or half precision."""
     half = profile.compute.dtype != "float32" or profile.stage1.bf16 or profile.stage2.bf16
-    return half or bool(profile.launch.deepspeed) or profile.launch.gpus * profile.launch.nodes > 1
+    several = bool(profile.launch.deepspeed) or profile.launch.gpus * profile.launch.nodes > 1
+    return (half or several) and not profile.launch.cpu
 
 
 def packages(profile: Profile) -> Iterator[Finding]:

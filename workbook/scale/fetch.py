@@ -14,10 +14,12 @@ import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+import yaml
 from tqdm import tqdm
 
-from workbook.config import Profile, known, validate
-from workbook.scale import estimates, hub
+from workbook.config import Profile, ProfileError, known, validate
+from workbook.paths import ROOT
+from workbook.scale import hub
 
 CHUNK = 2**20
 
@@ -64,7 +66,10 @@ class Source:
 
 def sources(profile: Profile) -> list[Source]:
     """What a profile's `data.downloads` names, with its paths."""
-    groups = estimates.reference("sources")
+    file = ROOT / profile.data.sources
+    if not file.is_file():
+        raise ProfileError(f"profiles/{profile.name}.yaml: data.sources: there is no {profile.data.sources}")
+    groups = yaml.safe_load(file.read_text(encoding="utf-8"))
     out = []
     for group in profile.data.downloads:
         known("group of downloads", group, groups, f"profiles/{profile.name}.yaml: data.downloads")

@@ -4,11 +4,10 @@
 
 writes what the profile `rehearsal` (the paper's, at a size for two cores) would download, serves it from this machine
 while the command runs, and points the hub's client there.  Every model is a repository as it is on the hub: random
-weights, its real architecture and configuration but for depth and width, the real kinds of weight files and tokenizers,
-and files beside them that nobody needs.  The data have the layout of the real files, and their oddities.
+weights, its real architecture and configuration but for depth, width and vocabulary, the real kinds of weight files and
+tokenizers, and files beside them that nobody needs.  The data have the layout of the real files, and their oddities.
 """
 
-import copy
 import io
 import json
 import os
@@ -26,24 +25,29 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from viral_core.templates import SYSTEM
+from workbook.paths import PROFILES
 from workbook.scale import estimates
 from workbook.scale.fetch import sha256
 from workbook.scale.local_hub import serve
 
 HUB = Path("runs/rehearsal/hub")  # what is served; beside it the hub's cache and sources.yaml
+SOURCES = PROFILES / "reference" / "sources.yaml"
 NARROWER = 32  # widths are divided by this
+VOCABULARY = 512  # of which the tokenizers use 400, and special tokens
 DEPTHS = {"lmsys/vicuna-7b-v1.5": 8, "lmsys/vicuna-13b-v1.5": 10, "Qwen/Qwen2.5-7B-Instruct": 7}  # others: 3 blocks
 TEXT = [f"{SYSTEM} USER: <image>\nWhat is left of the red car? ASSISTANT: A dog; 2 cats, (A) yes or no.\n"] * 20
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225], "resample": 3}
 
 
 def config(name: str):
-    """The configuration of a paper's model with fewer blocks and narrower layers; all else as on the hub."""
+    """The configuration of a model with fewer blocks, narrower layers and fewer words; all else as on the hub."""
     from transformers import CONFIG_MAPPING
 
     sizes = dict(estimates.reference("architectures")[name]["config"])
     kind = sizes.pop("model_type")
     sizes["num_hidden_layers"] = DEPTHS.get(name, 3)
+    if "vocab_size" in sizes:
+        sizes["vocab_size"] = VOCABULARY
     for key in sizes.keys() & {"intermediate_size", "mlp_dim", "output_channels"}:
         sizes[key] = max(8, sizes[key] // NARROWER)
     for key in sizes.keys() & {"num_attention_heads", "num_key_value_heads"}:
@@ -63,13 +67,12 @@ def language(folder: Path, name: str) -> None:
 
     qwen = name.startswith("Qwen")
     settings = config(name)
-    tokens = (151643, 151645, None) if qwen else (1, 2, 0)
-    settings.bos_token_id, settings.eos_token_id, settings.pad_token_id = tokens
+    special = (byte_level if qwen else sentence_pieces)(folder)
+    settings.bos_token_id, settings.eos_token_id, settings.pad_token_id = special
     settings.dtype = torch.bfloat16 if qwen else torch.float16
     model = AutoModelForCausalLM.from_config(settings, dtype=settings.dtype)
     model.config.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)
-    (byte_level if qwen else sentence_pieces)(folder)
     weights, kind = model.state_dict(), "model-{}.safetensors" if qwen else "pytorch_model-{}.bin"
     save = (lambda part, file: save_file(part, file, {"format": "pt"})) if qwen else torch.save
     shards = {kind.format(f"0000{i + 1}-of-00002"): sorted(weights)[i::2] for i in range(2)}
@@ -80,8 +83,8 @@ def language(folder: Path, name: str) -> None:
     write_json(folder / suffix, index)
 
 
-def sentence_pieces(folder: Path) -> None:
-    """A SentencePiece tokenizer with the settings of Llama's."""
+def sentence_pieces(folder: Path) -> tuple[int, int, int | None]:
+    """A SentencePiece tokenizer with the settings of Llama's; returns its bos, eos and pad."""
     import sentencepiece
 
     model = io.BytesIO()
@@ -102,10 +105,11 @@ def sentence_pieces(folder: Path) -> None:
     write_json(folder / "special_tokens_map.json", special)
     settings = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "add_eos_token": False, "legacy": False}
     write_json(folder / "tokenizer_config.json", {**settings, "model_max_length": 4096, **special, "pad_token": None})
+    return 1, 2, 0
 
 
-def byte_level(folder: Path) -> None:
-    """A byte-level BPE tokenizer with Qwen's special tokens."""
+def byte_level(folder: Path) -> tuple[int, int, int | None]:
+    """A byte-level BPE tokenizer with Qwen's special tokens; returns bos, eos and pad of Qwen's configuration."""
     from tokenizers import ByteLevelBPETokenizer
     from transformers import PreTrainedTokenizerFast
 
@@ -118,6 +122,7 @@ def byte_level(folder: Path) -> None:
     tokenizer.save_model(str(folder))  # vocab.json and merges.txt
     settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     write_json(folder / "tokenizer_config.json", {**settings, "tokenizer_class": "Qwen2Tokenizer"})
+    return tokenizer.token_to_id(special[0]), tokenizer.token_to_id(special[2]), None
 
 
 def clip(folder: Path, name: str) -> None:
@@ -258,17 +263,17 @@ def write_conversations(json_file: Path, images: Path) -> None:
     entries[3]["id"] = 33
     plain = {
         "sharegpt": turns("What is a dog?", "An animal.\n\n- four legs", "And a cat?", "Another one.\u2028"),
-        "begins with gpt": turns("Yes.", "Hi, what is a dog?", "An animal.", first="gpt"),
-        "ends with human": turns("Hi", "Hello.", "Thank you"),
-        "over-long": turns("word " * 3000, "Too long."),
+        # "begins with gpt": turns("Yes.", "Hi, what is a dog?", "An animal.", first="gpt"),
+        # "ends with human": turns("Hi", "Hello.", "Thank you"),
+        # "over-long": turns("word " * 3000, "Too long."),
     }
     for name, talk in plain.items():
         entries.append({"id": name, "model": "", "conversations": talk})
     write_json(json_file, entries)
 
 
-def write_sites(hub: Path, url: str) -> dict:
-    """The data as their sites have them, archives and data sets; returns sources.yaml with this server's addresses."""
+def write_data(hub: Path) -> None:
+    """The data as their sites have them, archives and data sets, and `sources.yaml` with places for the addresses."""
     from workbook.world.write_benchmarks import write_benchmarks
 
     layout = hub / "layout"
@@ -278,23 +283,23 @@ def write_sites(hub: Path, url: str) -> dict:
     write_conversations(places["conversations"], places["conversation_images"])
     rows = {"cv_bench": 12, "mmvp": 4, "whats_up_one": 4, "whats_up_two": 4, "pope_random": 6, "pope_popular": 6}
     write_benchmarks(places["benchmarks"], {**rows, "mmstar": 12, "mme": 8}, seed=0)
-    groups = copy.deepcopy(estimates.reference("sources"))
+    groups = yaml.safe_load(SOURCES.read_text(encoding="utf-8"))
     for number, source in enumerate(entry for group in groups.values() for entry in group):
         content = Path(source["to"].format(**places))
         if "hub" in source:
             shutil.copytree(content, hub / "datasets" / source["hub"], dirs_exist_ok=True)
             continue
-        served = hub / f"files/{number}-{content.name}"
+        served = hub / "files" / f"{number}-{content.name}"
         served.parent.mkdir(exist_ok=True)
         if source.get("unzip"):
-            served = served.with_suffix(".zip")
+            served = served.with_name(f"{served.name}.zip")
             _zip(content, served, "/".join(["folder"] * source.get("strip", 0)))
         else:
             shutil.copy(content, served)
         source.pop("by_hand", None)
-        source |= {"url": f"{url}/files/{served.name}", "sha256": sha256(served)}
+        source |= {"url": f"HUB/files/{served.name}", "sha256": sha256(served)}
     shutil.rmtree(layout)
-    return groups
+    (hub / "sources.yaml").write_text(yaml.safe_dump(groups), encoding="utf-8")
 
 
 def _zip(folder: Path, archive: Path, prefix: str) -> None:
@@ -305,12 +310,16 @@ def _zip(folder: Path, archive: Path, prefix: str) -> None:
 
 def run(command: list[str]) -> int:
     """Run a command in a network of this machine's own: the hub, its cache and the sites of the data."""
+    if not (HUB / "sources.yaml").is_file():
+        write_data(HUB)
     if not (HUB / "models").is_dir():
         write_models(HUB)
     with serve(HUB) as url:
-        (HUB.parent / "sources.yaml").write_text(yaml.safe_dump(write_sites(HUB, url)), encoding="utf-8")
-        home = {"HF_ENDPOINT": url, "HF_HOME": str((HUB.parent / "home").resolve()), "NO_PROXY": "127.0.0.1"}
-        return subprocess.run(command, env={**os.environ, **home}, check=False).returncode
+        sources = (HUB / "sources.yaml").read_text(encoding="utf-8").replace("HUB/", f"{url}/")
+        (HUB.parent / "sources.yaml").write_text(sources, encoding="utf-8")
+        home = str((HUB.parent / "home").resolve())
+        network = {"HF_ENDPOINT": url, "HF_HOME": home, "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+        return subprocess.run(command, env={**os.environ, **network}, check=False).returncode
 
 
 def write_json(file: Path, value: object) -> None:
