@@ -274,7 +274,7 @@ def write_conversations(json_file: Path, images: Path) -> None:
 
 def write_data(hub: Path) -> None:
     """The data as their sites have them, archives and data sets, and `sources.yaml` with places for the addresses."""
-    from workbook.world.write_benchmarks import write_benchmarks
+    from workbook.world.benchmarks import write_benchmarks
 
     layout = hub / "layout"
     places = {name: layout / name for name in ("caption_images", "conversation_images", "benchmarks")}
