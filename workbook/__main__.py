@@ -76,6 +76,24 @@ def export(
 
 
 @app.command()
+def score(
+    benchmark: Annotated[str, typer.Argument(help="such as mmvp, pope_random or pope")],
+    answers: Annotated[list[Path], typer.Argument(help="a file of answers, or two to compare")],
+    rows: Annotated[Path | None, typer.Option(help="folder of the official files [default: the profile's]")] = None,
+) -> None:
+    """Score answers that the workbook, LLaVA's scripts, lmms-eval or VLMEvalKit wrote; of two files, the difference."""
+    from workbook.benchmarks.foreign import score_files
+
+    try:
+        table = score_files(benchmark, answers, rows or config.active()[0].data.benchmarks)
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    print(table.to_string(float_format=lambda value: repr(float(value))))
+    unparsed = " and ".join(f"{share:.2%}" for share in table.attrs["unparsed"])
+    print(f"{table.attrs['questions']} questions; {unparsed} of the answers name no option, or several (strict)")
+
+
+@app.command()
 def report(name: ProfileName) -> None:
     """Render the report of a profile from what its stages have made."""
     from workbook import stages

@@ -44,7 +44,7 @@ def load_rows(benchmark: str, root: str | Path, *, expected: Mapping | None = No
     """Rows of one of `BENCHMARKS`, checked.
 
     Args:
-        root: the folder of benchmarks described above.
+        root: the folder of benchmarks described above; without photos, it may be the benchmark's own folder.
         expected: totals, `{"rows": n, "categories": {name: n}}`; else those of `root/manifest.json`, else the official.
         photos: False where only questions and keys are needed: images are neither read nor looked for.
 
@@ -58,6 +58,8 @@ def load_rows(benchmark: str, root: str | Path, *, expected: Mapping | None = No
     if benchmark not in EXPECTED:
         raise ValueError(f"{benchmark} has several files: load {' and '.join(PAPER[name])}")
     module, folder, faults = MODULES[name], Path(root) / name, Faults(benchmark)
+    if not photos and not folder.is_dir():
+        folder = Path(root)
     manifest = Path(root) / "manifest.json"
     if expected is None and manifest.is_file():
         expected = read_json(manifest).get(benchmark)

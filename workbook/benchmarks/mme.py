@@ -124,5 +124,6 @@ def scores(sums: Mapping) -> dict:
     """`official` = `perception` + `cognition`, and the subtasks' scores under their names."""
     tasks = {t: s["right"] / (s["images"] * 2) * 100 + s["both"] / s["images"] * 100 for t, s in sums.items()}
     kinds = {"perception": PERCEPTION, "cognition": COGNITION}
-    totals = {kind: sum((tasks[t] for t in names if t in tasks), 0.0) for kind, names in kinds.items()}
+    none = 0.0 * next(iter(tasks.values()))  # in the shape of a score
+    totals = {kind: sum((tasks[t] for t in names if t in tasks), none) for kind, names in kinds.items()}
     return {"official": totals["perception"] + totals["cognition"], **totals, **tasks}

@@ -79,9 +79,12 @@ def validate(model: type[BaseModel], entries: Iterable, file: object, faults: Fa
                 column = ".".join(map(str, fault["loc"])) or "the row"
                 wrong[f"{column}: {fault['msg']}"].append(number)
     for message, numbers in wrong.items():
-        more = f" and {len(numbers) - 1} more" if len(numbers) > 1 else ""
-        faults.add(file, f"row {numbers[0]}{more}: {message}", AGAIN)
+        faults.add(file, f"row {numbers[0]}{_more(numbers)}: {message}", AGAIN)
     return items
+
+
+def _more(rows: Sequence) -> str:
+    return f" and {len(rows) - 1} more" if len(rows) > 1 else ""
 
 
 def open_image(image: str | Path | bytes | Image.Image) -> Image.Image:
@@ -128,9 +131,9 @@ def check_rows(rows: Sequence[dict], expected: Mapping, file: object, faults: Fa
     if first is not None:
         ids = {row["id"] for row in rows}
         last = first + max([t for t in totals if t <= len(rows)], default=min(totals))
-        for number in range(first, last):
-            if str(number) not in ids:
-                faults.add(file, f"row {number} is missing", AGAIN)
+        missing = [number for number in range(first, last) if str(number) not in ids]
+        if missing:
+            faults.add(file, f"row {missing[0]}{_more(missing)} is missing", AGAIN)
     counts = Counter(row["category"] for row in rows)
     for category, n in expected.get("categories", {}).items():
         if counts[category] != n:
