@@ -121,7 +121,28 @@ _stage("cache", "keep features of the training images.")
 _stage("stage1", "train a projector on captions.")
 _stage("projector", "take existing projector weights instead.")
 _stage("stage2", "instruction tuning of one run.")
-_stage("measure", "CKNNA, attention, patch permutation and probes of one run.")
+
+
+@app.command()
+def measure(
+    what: Annotated[str, typer.Argument(help="a stage's key; or cknna, attention, permutation or pca of a model")],
+    model: Annotated[str | None, typer.Argument(help="folder or hub id of a LLaVA or LLaVA-NeXT")] = None,
+    images: Annotated[Path | None, typer.Argument(help="folder of images")] = None,
+    out: Annotated[Path, typer.Option(help="folder for the table")] = Path("measurements"),
+    question: Annotated[str, typer.Option(help="what the model is asked")] = "Describe the image.",
+    template: Annotated[str | None, typer.Option(help="of the conversation; by default the model's own")] = None,
+    k: Annotated[int, typer.Option(help="neighbours of CKNNA")] = 10,
+) -> None:
+    """Stage: measure one run.  With a model and a folder of images: measure any LLaVA, such as an exported one."""
+    if model is None:
+        _run("measure", what)
+        return
+    from workbook.measure_model import measure
+
+    try:
+        print(measure(what, model, images or Path("images"), out, question, template, k))
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
 
 
 def _run(kind: str, key: str, **options) -> None:

@@ -194,7 +194,7 @@ class Permutation(Section):
 
 
 class Probes(Section):
-    """Settings of the linear probes of every layer: of these runs, on so many validation scenes of the world."""
+    """Settings of the linear probes of every layer: of these runs, fitted to so many labelled scenes of the world."""
 
     runs: list[str]
     scenes: int

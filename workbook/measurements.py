@@ -84,7 +84,6 @@ def probe_images(folder: Path, scenes: int) -> tuple[list[Path], Labels, list[Pa
         with np.load(file) as arrays:
             images = [folder / split / "images" / str(name) for name in arrays["names"][:count]]
             labels = {name: arrays[name][:count].astype(int) for name in PROBES}
-        labels["category"] += 1  # no object is a category too
         parts += [images, labels]
     return tuple(parts)
 

@@ -18,6 +18,7 @@ from viral_core.measure.states import stream_states
 from viral_core.tap import base_llava
 
 PENALTIES = np.logspace(-1, 4, 6)
+LARGEST = 65504  # of half precision, in which the states of all images are held
 
 Labels = Mapping[str, np.ndarray]  # of each probe (images, N) integers; 0 where it has nothing to ask of a token
 
@@ -86,7 +87,7 @@ def layer_probes(
     sides = []
     for pictures in (images, test_images):
         stream = [
-            (image.features.float().cpu().numpy(), image.states.half().cpu().numpy())
+            (image.features.float().cpu().numpy(), image.states.float().clamp(-LARGEST, LARGEST).half().cpu().numpy())
             for image in stream_states(model, processor, pictures, prompt, layers, batch_size, "probes")
         ]
         sides.append([np.stack(part) for part in zip(*stream, strict=True)])

@@ -1,0 +1,143 @@
+"""The paper's measurements of any LLaVA or LLaVA-NeXT of transformers, on a folder of images: `workbook measure`.
+
+cknna        similarity of the visual tokens to the encoder's features, layer by layer
+attention    spatial entropy of the attention from the answer to the image, per layer and head
+permutation  answers with the image's features in their order and shuffled
+pca          colours of the visual tokens in every layer, with a picture per image
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from viral_core import distributed
+from viral_core.measure.attention import question_entropies
+from viral_core.measure.inputs import batches
+from viral_core.measure.pca import pca_map
+from viral_core.measure.permutation import PatchPermutation
+from viral_core.measure.states import layerwise_cknna, stream_states
+from viral_core.templates import IMAGE_MARKER, TEMPLATES, prompt
+from viral_core.tiles import is_tiled
+
+PERMUTATIONS = 5
+SUFFIXES = Image.registered_extensions()
+
+
+def measure(
+    quantity: str,
+    model_id: str,
+    images: Path,
+    out: Path,
+    question: str = "Describe the image.",
+    template: str | None = None,
+    k: int = 10,
+    batch_size: int = 4,
+) -> Path:
+    """Measure a model and write a tidy table, `<quantity>.csv`, into `out`; returns the file.
+
+    Args:
+        quantity: a key of `QUANTITIES`.
+        model_id: folder or hub id of a LLaVA or LLaVA-NeXT.
+        images: folder of images; all that Pillow reads, in the order of their names.
+        question: that the model answers.
+        template: of the conversation, one of `viral_core.templates`; the model's own chat template by default.
+        k: neighbours of CKNNA.
+
+    Raises:
+        ValueError: another kind of model, no chat template, no images, or a quantity that the model does not have.
+    """
+    if quantity not in QUANTITIES:
+        raise ValueError(f"no measurement {quantity!r}; there are: {', '.join(QUANTITIES)}")
+    files = sorted(file for file in images.glob("*") if file.suffix.lower() in SUFFIXES)
+    if not files:
+        raise ValueError(f"{images} holds no image (a folder of .jpg, .png, ... is expected)")
+    processor = AutoProcessor.from_pretrained(model_id)
+    text = _prompt(processor, question, template)
+    model = AutoModelForImageTextToText.from_pretrained(model_id, dtype="auto")
+    if model.config.model_type not in ("llava", "llava_next"):
+        raise ValueError(f"{model_id} is a {model.config.model_type}; llava and llava_next can be measured")
+    model = model.to(distributed.device()).eval()
+    out.mkdir(parents=True, exist_ok=True)
+    table = QUANTITIES[quantity](model, processor, files, text, out=out, k=k, batch_size=batch_size)
+    file = out / f"{quantity}.csv"
+    table.to_csv(file, index=False)
+    return file
+
+
+def _prompt(processor, question: str, template: str | None) -> str:
+    if template is not None:
+        if template not in TEMPLATES:
+            raise ValueError(f"no template {template!r}; there are: {', '.join(TEMPLATES)}")
+        return prompt(TEMPLATES[template], f"{IMAGE_MARKER}\n{question}")
+    if not processor.chat_template:
+        raise ValueError(f"the model has no chat template: name one of {', '.join(TEMPLATES)} with --template")
+    turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
+    return processor.apply_chat_template([turn], add_generation_prompt=True)
+
+
+def _cknna(model, processor, files: list[Path], text: str, *, k: int, batch_size: int, **_) -> pd.DataFrame:
+    names = [file.name for file in files]
+    return layerwise_cknna(model, processor, files, text, ids=names, k=k, batch_size=batch_size)
+
+
+def _attention(model, processor, files: list[Path], text: str, *, batch_size: int, **_) -> pd.DataFrame:
+    names = [file.name for file in files]
+    return question_entropies(model, processor, files, text, ids=names, batch_size=batch_size).rename(
+        columns={"question": "image"}
+    )
+
+
+def _permutation(model, processor, files: list[Path], text: str, *, batch_size: int, **_) -> pd.DataFrame:
+    """One row per image and variant: image, variant, response, changed (from the answer to the image as it is)."""
+    if is_tiled(processor):
+        raise ValueError("permutation shuffles the one map of features of an image: LLaVA-NeXT has several tiles")
+    rows = []
+    for chosen, inputs in batches(model, processor, files, text, batch_size, "permutation"):
+        names = [file.name for file in files[chosen]]
+        original = _answers(model, processor, inputs)
+        rows += [(name, "original", response, False) for name, response in zip(names, original, strict=True)]
+        for number in range(PERMUTATIONS):
+            with PatchPermutation(model, number) as permuted:
+                permuted.set_samples(names)
+                responses = _answers(model, processor, inputs)
+            for name, response, before in zip(names, responses, original, strict=True):
+                rows.append((name, f"permuted-{number}", response, response != before))
+    return pd.DataFrame(rows, columns=["image", "variant", "response", "changed"])
+
+
+@torch.inference_mode()
+def _answers(model, processor, inputs) -> list[str]:
+    tokens = model.generate(**inputs, max_new_tokens=32, do_sample=False)
+    texts = processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return [text.strip() for text in texts]
+
+
+def _pca(model, processor, files: list[Path], text: str, *, out: Path, batch_size: int, **_) -> pd.DataFrame:
+    """One row per image, layer and token: image, layer, row, column, red, green, blue (0 to 1)."""
+    if is_tiled(processor):
+        raise ValueError("pca colours the one map of features of an image: LLaVA-NeXT has several tiles")
+    layers, frames = range(model.config.text_config.num_hidden_layers + 1), []
+    for image in stream_states(model, processor, files, text, layers, batch_size, "pca"):
+        name, maps = files[image.position].name, [pca_map(state.float()) for state in image.states]
+        for layer, colours in zip(layers, maps, strict=True):
+            row, column = np.indices(colours.shape[:2]).reshape(2, -1)
+            frame = pd.DataFrame(colours.reshape(-1, 3), columns=["red", "green", "blue"])
+            frames.append(frame.assign(image=name, layer=layer, row=row, column=column))
+        strip = Image.fromarray((255 * np.concatenate(maps, 1)).astype(np.uint8))
+        scale = max(1, 96 // maps[0].shape[0])
+        strip.resize((strip.width * scale, strip.height * scale), Image.Resampling.NEAREST).save(out / f"{name}.png")
+    columns = ["image", "layer", "row", "column", "red", "green", "blue"]
+    return pd.concat(frames, ignore_index=True)[columns]
+
+
+QUANTITIES: dict[str, Callable[..., pd.DataFrame]] = {
+    "cknna": _cknna,
+    "attention": _attention,
+    "permutation": _permutation,
+    "pca": _pca,
+}
