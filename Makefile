@@ -1,20 +1,20 @@
 # Everything a newcomer types: make repro, make test.  `make help` lists the rest.
-# PROFILE selects smoke, laptop (default), gpu or paper.
+# PROFILE selects smoke, laptop (default), gpu or paper; TARGETS stages, such as pilot_study (default: all);
+# JOBS how many stages run at a time (default: one for each core, one for profiles of real models).
 
 PROFILE ?= laptop
-# How many stages run at a time.  Tiny models use one core well and two badly: on the embedded profiles each stage gets one.
-JOBS ?= $(if $(filter smoke laptop,$(PROFILE)),$(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || getconf _NPROCESSORS_ONLN),1)
-export OMP_WAIT_POLICY ?= passive
-export PYTHONWARNINGS ?= ignore::FutureWarning
+PYTHON3 ?= python3
 
 # An active conda or venv environment is used as it is; otherwise .venv is made here.
-ACTIVE := $(or $(VIRTUAL_ENV),$(CONDA_PREFIX))
-ENV := $(or $(ACTIVE),$(CURDIR)/.venv)
-PYTHON3 ?= python3
-STAMP := $(ENV)/.viral-workbook
+ENV := $(or $(VIRTUAL_ENV),$(CONDA_PREFIX),$(CURDIR)/.venv)
 export PATH := $(ENV)/bin:$(PATH)
+# Says for which environment the packages are installed; no path with the folder's name in it, which may hold spaces.
+STAMP := .setup-done
+$(shell test "$$(cat $(STAMP) 2>/dev/null)" = "$(ENV)" || rm -f $(STAMP))
+NEW_ENOUGH = -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+  { echo "Python 3.11 or newer is needed, and this is not:" $(1) "(make PYTHON3=python3.11 names another one)"; exit 1; }
 
-.PHONY: help setup stand-ins repro pipeline doctor plan fetch export test report lab lint clean
+.PHONY: help setup stand-ins repro doctor plan fetch export test report lab lint clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -22,40 +22,37 @@ help:  ## list the commands
 setup: $(STAMP)  ## create the environment (done by the others when needed)
 
 $(STAMP): pyproject.toml constraints.txt
-	test -x $(ENV)/bin/python || $(PYTHON3) -m venv $(ENV)
-	$(ENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(ENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all]'
-	touch $@
+	@if test -x "$(ENV)/bin/python"; then "$(ENV)/bin/python" $(call NEW_ENOUGH,"$(ENV)/bin/python"); \
+	  else $(PYTHON3) $(call NEW_ENOUGH,"$(PYTHON3)"); fi
+	test -x "$(ENV)/bin/python" || $(PYTHON3) -m venv "$(ENV)"
+	"$(ENV)/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	"$(ENV)/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all]'
+	@printf %s "$(ENV)" > $@
 
-repro: $(STAMP) pipeline  ## run the pipeline of PROFILE, from nothing to tables and figures
-
-pipeline:
-	python -m workbook doctor $(PROFILE)
-	python -m workbook profile $(PROFILE)
-	dvc repro
+repro: $(STAMP)  ## run the pipeline of PROFILE, from nothing to tables and figures
+	@python -m workbook repro $(PROFILE) $(TARGETS) $(if $(JOBS),--jobs $(JOBS))
 
 doctor: $(STAMP)  ## check what PROFILE needs, and say how to get what is missing (repro does it first)
-	python -m workbook doctor $(PROFILE)
+	@python -m workbook doctor $(PROFILE)
 
 plan: $(STAMP)  ## GPU-hours, time, disk and cost of PROFILE, run by run, and what is done
-	python -m workbook plan $(PROFILE)
+	@python -m workbook plan $(PROFILE)
 
 fetch: $(STAMP)  ## bring the models and data of PROFILE here, where there is a network
-	python -m workbook fetch $(PROFILE)
+	@python -m workbook fetch $(PROFILE)
 
 stand-ins: $(STAMP)  ## make the embedded profiles' models again, from nothing (hours on CPUs, minutes on a GPU)
 	python -m workbook.world.stand_ins --again
 
 export: $(STAMP)  ## write the run folder RUN as a plain transformers LLaVA to the folder OUT
-	python -m workbook export $(RUN) $(OUT)
+	@python -m workbook export "$(RUN)" "$(OUT)"
 
 test: $(STAMP)  ## run the tests
 	python -m pytest
 
 report: $(STAMP)  ## show the report of PROFILE in a browser
-	python -m workbook report $(PROFILE)
-	@echo "$(CURDIR)/runs/$(PROFILE)/report/index.html"
-	-python -m webbrowser "file://$(CURDIR)/runs/$(PROFILE)/report/index.html" > /dev/null
+	@python -m workbook report $(PROFILE)
+	-@python -m webbrowser "file://$(CURDIR)/runs/$(PROFILE)/report/index.html" > /dev/null
 
 lab: $(STAMP)  ## open JupyterLab on the notebooks
 	jupyter lab notebooks

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from workbook import config, pipeline
+from workbook import config, fork_server, lock, pipeline
 from workbook.paths import Paths
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -21,8 +21,24 @@ Dtype = StrEnum("Dtype", ("float32", "bfloat16", "float16"))
 @app.command()
 def profile(name: ProfileName) -> None:
     """Select a profile: write params.yaml, which DVC and the stages read."""
-    changed = pipeline.select(name)
+    with lock.alone(f"python -m workbook profile {name}"):
+        changed = pipeline.select(name)
     print(f"params.yaml: profile {name}{'' if changed else ' (unchanged)'}")
+
+
+@app.command()
+def repro(
+    name: ProfileName,
+    targets: Annotated[list[str] | None, typer.Argument(help="stages, such as pilot_study; all by default")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="stages at a time; by default one for each core")] = None,
+) -> None:
+    """Bring the pipeline of a profile up to date, stages side by side."""
+    from workbook import side_by_side
+    from workbook.scale import doctor
+
+    settings = config.load(name)
+    if not (doctor.run(settings) and side_by_side.reproduce(settings, targets or [], jobs)):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -151,22 +167,26 @@ def _run(kind: str, key: str, **options) -> None:
     from workbook import stages
     from workbook.scale import costs, hub, launch
 
-    settings, item = pipeline.stage(kind, key)
-    hub.go_offline(hub.models(settings))
-    launch.spread(kind, settings.launch)
-    with costs.timed(Paths(settings.name).root, kind, key):
-        getattr(stages, kind)(settings, item, **options)
+    with lock.shared():
+        settings, item = pipeline.stage(kind, key)
+        hub.go_offline(hub.models(settings))
+        launch.spread(kind, settings.launch)
+        with costs.timed(Paths(settings.name).root, kind, key):
+            getattr(stages, kind)(settings, item, **options)
     distributed.leave()
 
 
 def main() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # whatever the terminal's encoding: a message is never lost
     if shutil.which("nvidia-smi") is None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # spares DeepSpeed a search and a warning in every stage
     try:
         app()
-    except config.ProfileError as error:
+    except (config.ProfileError, lock.LockedError) as error:
         sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
-    main()
+    status = fork_server.handed_over() if sys.argv[1:2] and sys.argv[1] in pipeline.KINDS else None
+    main() if status is None else sys.exit(status)

@@ -1,0 +1,257 @@
+"""`python -m workbook repro PROFILE`: the pipeline of a profile, as many stages at a time as the machine has cores.
+
+Every stage is run by `dvc repro --single-item`, in the order of DVC's own graph; what each prints goes to
+`runs/<profile>/logs/`.  A stage that fails leaves those that do not need it running; what failed is listed at the end.
+"""
+
+import asyncio
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.live import Live
+from rich.text import Text
+
+from workbook import fork_server, lock, pipeline
+from workbook.config import Profile
+from workbook.paths import Paths
+from workbook.scale import costs
+
+FOLLOW = ("evaluate", "measure")  # stages of one run: they follow its training in the same process of DVC
+
+
+def graph(targets: Iterable[str]) -> dict[str, set[str]]:
+    """The stages that targets need, all without any, and those that each of them waits for; from `dvc dag`."""
+    needs: dict[str, set[str]] = {}
+    for target in targets or [""]:
+        command = ["dvc", "dag", "--dot", *filter(None, [target])]
+        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        for name in re.findall(r'^"([^"]+)";?$', text, re.M):
+            needs.setdefault(name, set())
+        for first, then in re.findall(r'^"([^"]+)" -> "([^"]+)"', text, re.M):
+            needs.setdefault(first, set())
+            needs.setdefault(then, set()).add(first)
+    return needs
+
+
+def changed(targets: Iterable[str]) -> dict:
+    """Stages that `dvc repro` would run, with what has changed; what waits for them is not among them."""
+    done = subprocess.run(["dvc", "status", "--json", *targets], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip().splitlines()[-1])
+    return json.loads(done.stdout)
+
+
+class Run:
+    """Stages under way: which wait, run, are done or have failed."""
+
+    def __init__(self, settings: Profile, needs: dict[str, set[str]], jobs: int):
+        self.settings, self.needs, self.jobs = settings, needs, jobs
+        self.logs = Paths(settings.name).logs
+        self.waiting = dict(needs)
+        self.running: dict[str, float] = {}
+        self.done: set[str] = set()
+        self.ran: list[str] = []
+        self.failed: dict[str, str] = {}
+        self.seconds = {f"{kind}@{key}": s for (kind, key), s in costs.read_costs(Paths(settings.name).root).items()}
+
+    def next_group(self) -> list[str]:
+        """A stage that can run, with those of its run that can follow it; they no longer wait."""
+        for name in self.waiting:
+            if self.needs[name] <= self.done:
+                key = name.partition("@")[2]
+                group = [name]
+                for follower in (f"{kind}@{key}" for kind in FOLLOW if name.startswith("stage2@")):
+                    if follower in self.waiting and self.needs[follower] <= self.done | {name}:
+                        group.append(follower)
+                for stage in group:
+                    del self.waiting[stage]
+                return group
+        return []
+
+    async def run(self, group: list[str]) -> None:
+        """`dvc repro` of some stages, one after the other."""
+        command = ["dvc", "--wait-for-lock", "repro", "--single-item", *group]
+        process = await asyncio.create_subprocess_exec(
+            *command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, limit=2**24
+        )
+        lines: dict[str, list[str]] = {name: [] for name in group}
+        current = group[0]
+        started: dict[str, float] = {}
+        self.running[current] = time.monotonic()
+        async for data in process.stdout:
+            line = data.decode(errors="replace").rstrip("\n").rsplit("\r", 1)[-1]
+            begins = re.match(r"(?:Running stage|Stage) '([^']+)'", line)
+            if begins and begins[1] in lines:
+                self._end(current, started, begins[1])
+                current = begins[1]
+                if line.startswith("Running"):
+                    self._begin(current, started)
+            lines[current].append(line)
+            if current in started:
+                (self.logs / f"{current}.log").write_text("\n".join(lines[current]) + "\n", encoding="utf-8")
+        status = await process.wait()
+        self._end(current, started, None, status, lines[current])
+        for name in group[group.index(current) + 1 :] if status else ():
+            self.waiting[name] = self.needs[name]  # waits for what has failed
+
+    def _begin(self, name: str, started: dict[str, float]) -> None:
+        started[name] = self.running[name] = time.monotonic()
+        self.say(f"{name} has begun", name)
+
+    def _end(self, name: str, started: dict, following: str | None, status: int = 0, lines: Iterable[str] = ()) -> None:
+        """A stage has ended, and another one of its group may follow."""
+        if name == following:
+            return
+        self.running.pop(name, None)
+        if status:
+            errors = [line for line in lines if re.search(r"error", line, re.I)]
+            self.failed[name] = (errors or list(lines) or [f"ended with status {status}"])[-1]
+            self.logs.joinpath(f"{name}.log").write_text("\n".join(lines) + "\n", encoding="utf-8")
+            self.say(f"{name} FAILED", name)
+            return
+        self.done.add(name)
+        if name in started:
+            took = time.monotonic() - started[name]
+            self.ran.append(name)
+            if name.partition("@")[0] not in pipeline.KINDS:  # the others have noted it themselves
+                self._note(name, took)
+            self.say(f"{name} took {clock(took)}", name)
+
+    def _note(self, name: str, seconds: float) -> None:
+        kind, key = name.split("@")
+        began = datetime.fromtimestamp(time.time() - seconds, UTC).isoformat(timespec="seconds")
+        line = {"stage": kind, "key": key, "began": began, "seconds": round(seconds, 3), "done": True}
+        with (Paths(self.settings.name).root / costs.FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def say(self, text: str, name: str) -> None:
+        """A line for an event, with the state of the whole; a terminal shows `lines` instead."""
+        if not sys.stdout.isatty():
+            print(f"{datetime.now():%H:%M:%S}  {text:60}  {self.whole()}", flush=True)
+
+    def left(self) -> float | None:
+        """Seconds until the end, from what stages have taken here before; None as long as a kind has not been timed."""
+        kinds: dict[str, list[float]] = {}
+        for name, seconds in self.seconds.items():
+            kinds.setdefault(name.partition("@")[0], []).append(seconds)
+        total = 0.0
+        for name in [*self.waiting, *self.running]:
+            known = self.seconds.get(name) or _mean(kinds.get(name.partition("@")[0]))
+            if known is None:
+                return None
+            spent = time.monotonic() - self.running[name] if name in self.running else 0
+            total += max(known - spent, 0)
+        return total / self.jobs
+
+    def whole(self) -> str:
+        left = self.left()
+        time_left = "" if left is None else f", about {clock(left)} left"
+        failed = f", {len(self.failed)} failed" if self.failed else ""
+        return f"{len(self.done)} of {len(self.needs)} stages{failed}{time_left}"
+
+    def __rich__(self) -> Text:
+        lines = [f"  {name:50} {clock(time.monotonic() - start)}" for name, start in sorted(self.running.items())]
+        return Text("\n".join([*lines, self.whole()]))
+
+
+def _mean(values: list[float] | None) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def clock(seconds: float) -> str:
+    """A time that a person reads: 41 s, 12 min, 3 h 05."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02}"
+
+
+async def _run_all(run: Run) -> None:
+    tasks: set[asyncio.Task] = set()
+    while True:
+        while len(tasks) < run.jobs and (group := run.next_group()):
+            tasks.add(asyncio.create_task(run.run(group)))
+        if not tasks:
+            return
+        ended, tasks = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in ended:
+            task.result()
+
+
+@contextmanager
+def _server(jobs: int) -> Iterator[None]:
+    """A fork server for the stages, where several run at a time."""
+    if jobs == 1:
+        yield
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "socket")
+        command = [sys.executable, "-m", "workbook.fork_server", path]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
+            if server.stdout.readline() == b"ready\n":
+                os.environ[fork_server.VARIABLE] = path
+            try:
+                yield
+            finally:
+                os.environ.pop(fork_server.VARIABLE, None)
+                server.stdin.close()
+
+
+def reproduce(settings: Profile, targets: list[str], jobs: int | None) -> bool:
+    """Bring a profile's stages up to date, all or those that `targets` need; whether all are.
+
+    Raises:
+        LockedError: a pipeline is under way in this folder.
+    """
+    if jobs is None:  # tiny models use one core well and two badly; real ones have the machine
+        jobs = (os.cpu_count() or 1) if settings.world and settings.compute.dtype == "float32" else 1
+    if jobs > 1:
+        os.environ["OMP_NUM_THREADS"] = "1"
+    for name, value in (("OMP_WAIT_POLICY", "passive"), ("PYTHONWARNINGS", "ignore"), ("TQDM_MININTERVAL", "10"),
+                        ("TRANSFORMERS_VERBOSITY", "error")):  # fmt: skip
+        os.environ.setdefault(name, value)
+    began = time.monotonic()
+    with lock.alone(f"make repro PROFILE={settings.name}") as held:
+        for line in lock.mend():
+            print(line)
+        pipeline.select(settings.name)
+        held.share()
+        if not changed(targets):
+            return _conclude(settings, [], {}, [], began)
+        run = Run(settings, graph(targets), jobs)
+        run.logs.mkdir(parents=True, exist_ok=True)
+        print(f"{len(run.needs)} stages of profile {settings.name}, {jobs} at a time; details: {run.logs}/", flush=True)
+        with _server(jobs):
+            if sys.stdout.isatty():
+                with Live(run, refresh_per_second=2):
+                    asyncio.run(_run_all(run))
+            else:
+                asyncio.run(_run_all(run))
+        return _conclude(settings, run.ran, run.failed, list(run.waiting), began)
+
+
+def _conclude(settings: Profile, ran: list[str], failed: dict[str, str], waiting: list[str], began: float) -> bool:
+    """Say what was made, or what has failed, in one place."""
+    paths = Paths(settings.name)
+    if failed:
+        print(f"\n{len(failed)} of the stages failed:")
+        for name, reason in failed.items():
+            print(f"  {name}: {reason}\n      {paths.logs}/{name}.log")
+        if waiting:
+            print(f"not run, because they need these: {', '.join(waiting)}")
+        return False
+    print(f"\n{len(ran)} stages run in {clock(time.monotonic() - began)}; everything is up to date.")
+    print(f"  open first    {paths.report}/index.html (make report PROFILE={settings.name})")
+    print(f"  notebooks     {paths.notebook('x').parent}/ (make lab)")
+    print(f"  tables        {paths.results('x').parent}/")
+    print(f"  runs          {paths.root}/stage2/")
+    return True
