@@ -91,7 +91,7 @@ def load_start(settings: Profile, run: str) -> Run:
 def evaluate_run(settings: Profile, run: str, folder: Path, out: Path, limit: int | None = None) -> None:
     """Ask one run every benchmark of the profile, and its checkpoints those of the learning curve.
 
-    A curve begins at checkpoint 0, the model before stage 2, which is evaluated for baselines: aligned runs share it.
+    A curve begins at checkpoint 0, the model before stage 2, which is asked every benchmark once, for the baseline.
     Answers continue where an interrupted evaluation stopped; those of other weights or settings, which are there when
     something has changed, are asked for again.  The log of the training is written beside them, as `log.csv`.
     """
@@ -100,7 +100,7 @@ def evaluate_run(settings: Profile, run: str, folder: Path, out: Path, limit: in
     if curve and run in curve.runs and limit is None:
         if not (system.align or system.residual or system.reconstruct):
             start = partial(load_start, settings, run)
-            targets.append((start, stage1_folder(settings, run), out / "checkpoint-0", curve.benchmarks))
+            targets.append((start, stage1_folder(settings, run), out / "checkpoint-0", settings.evaluation.benchmarks))
         for trained in sorted(folder.glob("checkpoint-*")):
             targets.append((partial(load, settings, trained), trained, out / trained.name, curve.benchmarks))
     for model, weights, target, benchmarks in targets:

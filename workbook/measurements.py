@@ -14,13 +14,12 @@ import pandas as pd
 from viral_core import distributed
 from viral_core.measure.attention import entropy_per_head, question_entropies
 from viral_core.measure.permutation import PatchPermutation
-from viral_core.measure.probes import Labels, layer_probes, probes
+from viral_core.measure.probes import Labels, layer_probes
 from viral_core.measure.states import layerwise_cknna
-from viral_core.teachers import load_teacher
 from viral_core.templates import IMAGE_MARKER, prompt, stop_token_id
 from workbook.benchmarks import load_rows, open_image
 from workbook.benchmarks.registry import read
-from workbook.config import Profile, TeacherModel
+from workbook.config import Profile
 from workbook.evaluate import evaluate, load, load_start, model_id
 from workbook.paths import Paths
 
@@ -31,7 +30,8 @@ def measure_run(settings: Profile, run: str, folder: Path, out: Path) -> None:
     """Measure the trained run in `folder`, loaded once: its CKNNA, and what the profile asks of it.
 
     Writes `cknna.csv`, `attention/` (heads.csv, questions.csv, maps.npz), `permutation/` (answers, accuracy.csv) and
-    `probes.csv`; of a baseline that is probed also `cknna_start.csv`, of the model before stage 2.
+    `probes.csv`; of a baseline that is probed also, of the model before stage 2, its probes (source "before") and
+    `cknna_start.csv`.
     """
     system, benchmarks, asking = settings.systems[run], settings.data.benchmarks, settings.evaluation
     parts = {name: getattr(settings, name) for name in ("attention", "permutation", "probes")}
@@ -58,14 +58,11 @@ def measure_run(settings: Profile, run: str, folder: Path, out: Path) -> None:
     if "probes" in parts and distributed.is_main():
         pictures = probe_images(Paths(settings.name).data / "probes", parts["probes"].scenes)
         tables = [layer_probes(loaded.model, loaded.processor, *pictures, prompt(loaded.template, IMAGE_MARKER))]
-        tables[0]["stage"] = 2
-        if system.teacher:
-            tables.append(_teacher_probes(settings.teachers[system.teacher], loaded, pictures))
         del loaded
         if not (system.align or system.residual or system.reconstruct):
             start = load_start(settings, run)
             before = layer_probes(start.model, start.processor, *pictures, prompt(start.template, IMAGE_MARKER))
-            tables.append(before[before["source"] == "model"].assign(stage=1))
+            tables.append(before[before["source"] == "model"].assign(source="before"))
             _write(cknna(start, benchmarks, settings.cknna), out / "cknna_start.csv")
         _write(pd.concat(tables, ignore_index=True), out / "probes.csv")
 
@@ -86,23 +83,6 @@ def probe_images(folder: Path, scenes: int) -> tuple[list[Path], Labels, list[Pa
             labels = {name: arrays[name][:count].astype(int) for name in PROBES}
         parts += [images, labels]
     return tuple(parts)
-
-
-def _teacher_probes(settings: TeacherModel, run, pictures: tuple) -> pd.DataFrame:
-    vision = run.model.config.vision_config
-    teacher = load_teacher(
-        settings.kind,
-        settings.path,
-        vision.image_size // vision.patch_size,
-        revision=settings.revision,
-        subfolder=settings.subfolder,
-        device=distributed.device(),
-    )
-    images, labels, test_images, test_labels = pictures
-    sides = [
-        np.concatenate([teacher([open_image(image)]).cpu().numpy() for image in part]) for part in (images, test_images)
-    ]
-    return probes(sides[0], labels, sides[1], test_labels).assign(source="teacher")
 
 
 def _write(table: pd.DataFrame | None, file: Path) -> None:

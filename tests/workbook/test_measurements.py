@@ -146,12 +146,12 @@ def test_a_run_is_measured_before_and_after_stage_2(trained, rows, tmp_path, mon
     assert len(after) == len(before)
     table = pd.read_csv(tmp_path / "probes.csv")
     layers = after["layer"].nunique()
-    assert table.groupby(["source", "stage", "layer"], dropna=False).ngroups == 1 + 2 * layers
+    assert table.groupby(["source", "layer"], dropna=False).ngroups == 1 + 2 * layers
     assert set(table["probe"]) == set(measurements.PROBES)
     assert table.query("probe == 'category'").groupby("image")["tokens"].nunique().eq(1).all()
     # LoRA begins at zero, so the run is still what it was before stage 2
-    wide = table[table["source"] == "model"].pivot(index=["probe", "layer", "image"], columns="stage", values="right")
-    assert (wide[1] == wide[2]).all()
+    wide = table[table["source"] != "encoder"].pivot(index=["probe", "layer", "image"], columns="source", values="right")
+    assert (wide["model"] == wide["before"]).all()
 
 
 def test_a_curve_begins_before_stage_2_and_outdated_checkpoints_go(trained, rows, monkeypatch):
