@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 
 from viral_core.measure.intervals import Interval, interval
-from workbook import runs as stages
 from workbook.benchmarks import PAPER, score, stats
 from workbook.benchmarks.registry import read
+from workbook.runs import answers, names, settings
 
 TITLES = {
     "cv_bench": "CV-Bench2D",
@@ -33,14 +33,14 @@ def unit(benchmark: str) -> float:
 
 def benchmarks_of(profile: str) -> list[str]:
     """The paper's benchmarks of which a profile asks all files, in the paper's order."""
-    files = set(stages.settings(profile).evaluation.benchmarks)
+    files = set(settings(profile).evaluation.benchmarks)
     return [name for name, parts in PAPER.items() if files.issuperset(parts)]
 
 
 def reference(profile: str, run: str) -> str:
     """The run that a run is compared with: the first of the same language model, encoder and architecture without
     alignment, residual or reconstruction; the run itself where there is none."""
-    systems = stages.settings(profile).systems
+    systems = settings(profile).systems
     for name, other in systems.items():
         plain = not (other.align or other.residual or other.reconstruct)
         models = [(one.language, one.vision, one.architecture) for one in (other, systems[run])]
@@ -77,12 +77,11 @@ def scores(
     """
     rows, constants = [], {}
     benchmarks = benchmarks_of(profile) if benchmarks is None else list(benchmarks)
-    for run in dict(stages.names(profile, runs)):
+    for run in dict(names(profile, runs)):
         for benchmark in benchmarks:
-            answers = stages.answers(profile, run, benchmark, checkpoint)
-            if not answers:
+            samples = list(answers(profile, run, benchmark, checkpoint).values())
+            if not samples:
                 continue
-            samples = list(answers.values())
             if benchmark not in constants:
                 constants[benchmark] = constant_score(benchmark, samples[0][0])
             strict = stats.intervals(benchmark, samples, "strict")
@@ -99,9 +98,9 @@ def scores(
 def by_seed(profile: str, runs: Iterable[str] | None = None, benchmarks: Iterable[str] | None = None) -> pd.DataFrame:
     """Official score of every seed: run, seed, benchmark, score; what the seed alone moves is its spread."""
     rows = []
-    for run in dict(stages.names(profile, runs)):
+    for run in dict(names(profile, runs)):
         for benchmark in benchmarks_of(profile) if benchmarks is None else benchmarks:
-            for seed, samples in stages.answers(profile, run, benchmark).items():
+            for seed, samples in answers(profile, run, benchmark).items():
                 mean = np.mean([score(benchmark, sample)["official"] for sample in samples])
                 rows.append((run, seed, benchmark, unit(benchmark) * mean))
     return pd.DataFrame(rows, columns=["run", "seed", "benchmark", "score"])
@@ -129,17 +128,17 @@ def change(
         None where no seed of all these runs has been evaluated on all benchmarks.
     """
     ours, theirs = _listed(run), _listed(over)
-    answers = {}
+    samples = {}
     for benchmark in weights:
-        answers[benchmark] = [stages.answers(profile, name, benchmark, checkpoint) for name in ours]
-        answers[benchmark] += [stages.answers(profile, name, benchmark) for name in theirs]
-    seeds = sorted(set.intersection(*(set(one) for models in answers.values() for one in models)))
+        samples[benchmark] = [answers(profile, name, benchmark, checkpoint) for name in ours]
+        samples[benchmark] += [answers(profile, name, benchmark) for name in theirs]
+    seeds = sorted(set.intersection(*(set(one) for models in samples.values() for one in models)))
     if not seeds:
         return None
     shares = [1 / len(ours)] * len(ours) + [-1 / len(theirs) for _ in theirs]
     total, used = None, 0.0
     for benchmark, weight in weights.items():
-        models = [[one[seed] for seed in seeds] for one in answers[benchmark]]
+        models = [[one[seed] for seed in seeds] for one in samples[benchmark]]
         part = stats.contrast(benchmark, models, shares)["official"] * unit(benchmark)
         if relative:
             base = stats.contrast(benchmark, models[len(ours) :], [-share for share in shares[len(ours) :]])["official"]
@@ -185,7 +184,7 @@ def differences(
 def answer_table(profile: str, run: str, benchmark: str) -> pd.DataFrame:
     """Every answer of a run: seed, sample, id, category, question, answer, response, right (by the official rule)."""
     frames = []
-    for seed, samples in stages.answers(profile, run, benchmark).items():
+    for seed, samples in answers(profile, run, benchmark).items():
         for number, rows in enumerate(samples):
             frame = pd.DataFrame(rows)[["id", "category", "question", "answer", "response"]]
             frame = frame.assign(right=np.equal(read(benchmark, rows, "official"), frame["answer"]))

@@ -121,7 +121,8 @@ def test_gains_are_rows_of_the_claims_that_compare_runs(tmp_path, monkeypatch):
     ]
     ledger = {claim.id: claim for claim in entries}
     monkeypatch.setattr(claims, "ledger", lambda: (ledger, {"points": 2.0, "MME points": 40.0}))
-    monkeypatch.setattr(runs, "settings", lambda name: profile(**{"baseline": [0], "viral": [0], "layer-4": [0]}))
+    settings = profile(**{"baseline": [0], "viral": [0], "layer-4": [0]})
+    monkeypatch.setattr(runs, "settings", lambda name: settings)
     monkeypatch.setattr(runs, "ROOT", tmp_path)
     for run, right in (("baseline", 24), ("viral", 30), ("layer-4", 20)):
         write(tmp_path, run, "cv_bench", share(right))

@@ -150,7 +150,8 @@ def test_a_run_is_measured_before_and_after_stage_2(trained, rows, tmp_path, mon
     assert set(table["probe"]) == set(measurements.PROBES)
     assert table.query("probe == 'category'").groupby("image")["tokens"].nunique().eq(1).all()
     # LoRA begins at zero, so the run is still what it was before stage 2
-    wide = table[table["source"] != "encoder"].pivot(index=["probe", "layer", "image"], columns="source", values="right")
+    layered = table[table["source"] != "encoder"]
+    wide = layered.pivot(index=["probe", "layer", "image"], columns="source", values="right")
     assert (wide["model"] == wide["before"]).all()
 
 

@@ -14,7 +14,7 @@ from workbook.paths import Paths
 def root(tmp_path, monkeypatch):
     """Baseline and viral with two seeds on two benchmarks: 24 and 30 of 60 right, then 30 and 42."""
     settings = profile(**{"baseline": [0, 1], "viral": [0, 1], "qwen-viral": [0], "layer-4": [0]})
-    for module in (runs, tables):
+    for module in (runs, scores, tables):
         monkeypatch.setattr(module, "settings", lambda name: settings)
     monkeypatch.setattr(runs, "ROOT", tmp_path)
     for seed in (0, 1):
