@@ -149,10 +149,13 @@ def probe(fitted: tuple[Tensor, np.ndarray], held_out: tuple[Tensor, np.ndarray]
 
 def provenance() -> dict:
     """Where and with what a stand-in was made."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    commit = os.environ.get("COMMIT")  # where the code is no git checkout
+    if not commit:
+        git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+        commit = git.stdout.strip() or "unknown"
     return {
         "made_by": "python -m workbook.world.stand_ins",
-        "commit": commit.stdout.strip() or os.environ.get("COMMIT", "unknown"),
+        "commit": commit,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
         "torch": torch.__version__,
         "licence": "weights: as the repository's code; trained on drawings after OpenMoji (CC BY-SA 4.0) and the "
