@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -99,12 +98,10 @@ def fit(
     return {"steps": step, "batch": batch, "seconds": round(time.perf_counter() - start, 1), "loss": tenths}
 
 
-@torch.no_grad()
 def features_of(teacher: Teacher, pictures: Pictures, batch: int = 250) -> Tensor:
-    """Features (n, 64, d) of all scenes, on the CPU."""
-    starts = range(0, len(pictures), batch)
-    images = ([Image.fromarray(image) for image in pictures.images[i : i + batch]] for i in starts)
-    return torch.cat([teacher(part).cpu() for part in images])
+    """Features (n, 64, d) of all scenes, on the CPU.  Pictures have the teacher's size and need no resizing."""
+    parts = (pictures[i : i + batch] for i in range(0, len(pictures), batch))
+    return torch.cat([teacher.encode(part.pixels(teacher.mean, teacher.std, device())).cpu() for part in parts])
 
 
 def linear_probe(x: Tensor, y: Tensor, test: Tensor, weight_decay: float = 1e-4) -> Tensor:
