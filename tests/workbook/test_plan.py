@@ -1,5 +1,6 @@
 """The plan: estimates against known sizes and times, measured ones where there are logs, and what gives which table."""
 
+import dataclasses
 import json
 
 import pytest
@@ -7,11 +8,11 @@ import yaml
 from commands import replace
 
 from workbook import config as profiles
+from workbook import pipeline
 from workbook.config import Launch
 from workbook.scale import estimates, plan
 
 PAPER = profiles.load("paper")
-ENTRIES = estimates.entries(PAPER)
 
 
 @pytest.fixture
@@ -33,43 +34,65 @@ def test_parameters_from_the_configuration(name):
 
 def test_trained_parameters_of_the_real_recipe():
     """LoRA r 128 on a 7B: 320 million; projector 21 million; head 14 million."""
-    entry = ENTRIES["stage2"]["paper-viral-s0"]
-    language, vision = estimates.shapes(entry)
+    training = estimates.stage2(PAPER, "viral")
     lora = 32 * 128 * (4 * 8192 + 3 * (4096 + 11008))
     projector = 1024 * 4096 + 4096 + 4096 * 4096 + 4096
     head = 4096 * 2048 + 2048 * 2048 + 2048 * 768
-    assert estimates.trained_parameters(entry, language, vision) == lora + projector + head
-    assert estimates.trained_parameters({**entry, "align": None}, language, vision) == lora + projector
+    assert training.parameters == lora + projector + head
+    assert estimates.stage2(PAPER, "baseline").parameters == lora + projector
+    assert estimates.stage2(PAPER, "layers-15-17").parameters == lora + projector + 3 * head
+    assert estimates.stage1(PAPER, "vicuna-7b", "clip").parameters == projector
+
+
+def test_checkpoints_are_counted_where_they_are_kept():
+    kept, plain = estimates.stage2(PAPER, "viral"), estimates.stage2(PAPER, "relation")
+    assert kept.bytes == 6 * plain.bytes == 6 * 4 * plain.parameters
 
 
 def test_memory_says_what_fits():
     """7B by LoRA fits 40 GB with ZeRO-2, as in the paper; 13B does not, and does with ZeRO-3 on 8 GPUs."""
-    seven, thirteen = (ENTRIES["stage2"][f"paper-{run}-s0"] for run in ("viral", "13b-viral"))
-    assert 25 < estimates.memory(seven, Launch(gpus=4, deepspeed="zero2")) < 37
-    assert estimates.memory(thirteen, Launch(gpus=4, deepspeed="zero2")) > 40
-    assert estimates.memory(thirteen, Launch(gpus=8, deepspeed="zero3")) < 37
-    stored = {**seven, "recipe": {**seven["recipe"], "gradient_checkpointing": False}}
-    assert estimates.memory(stored, Launch(gpus=4, deepspeed="zero2")) > 80
+    seven, thirteen = (estimates.stage2(PAPER, run) for run in ("viral", "13b-viral"))
+    assert 25 < seven.memory(Launch(gpus=4, deepspeed="zero2")) < 37
+    assert thirteen.memory(Launch(gpus=4, deepspeed="zero2")) > 40
+    assert thirteen.memory(Launch(gpus=8, deepspeed="zero3")) < 37
+    stored = dataclasses.replace(seven, recipe=dataclasses.replace(seven.recipe, gradient_checkpointing=False))
+    assert stored.memory(Launch(gpus=4, deepspeed="zero2")) > 80
+    wide = dataclasses.replace(seven, language={**seven.language, "vocab_size": 32000 + 10**5})
+    more = wide.memory(Launch(gpus=4, deepspeed="zero2")) - seven.memory(Launch(gpus=4, deepspeed="zero2"))
+    tables = 2 * 2 * 10**5 * 4096
+    assert more == pytest.approx(1.1 * (12 * 8 * 2048 * 10**5 + tables) / 2**30)  # 12 bytes a logit
+
+
+def test_memory_of_an_evaluation():
+    """Keys and values of 32 answers about tiled images (3 x 1 tiles and the whole: 2304 tokens): about 40 GB."""
+    plain, tiled = (estimates.evaluation_memory(PAPER, run) for run in ("viral", "next-viral"))
+    assert pytest.approx(37.5) == 2 * 32 * 4096 * 2 * 2400 * 32 / 2**30
+    assert tiled - plain == pytest.approx(1.1 * 2 * 32 * 4096 * 2 * 4 * 576 * 32 / 2**30)
+    assert 20 < plain < 30
 
 
 def test_a_cache_of_dinov2_features():
-    entry = ENTRIES["cache"]["paper-dinov2-clip"]
-    assert estimates.cache_bytes(entry, 1000) == 1000 * 576 * 768 * 2
-    assert estimates.cache_bytes(entry, 1000, "int8") == 1000 * 576 * (768 + 4)
-    assert estimates.cache_bytes(ENTRIES["cache"]["paper-dinov2-siglip2"], 10) == 10 * 729 * 768 * 2
+    index = pipeline.stages(PAPER)["cache"]
+    clip, siglip2 = (estimates.cached(PAPER, index[f"paper-dinov2-{vision}"]) for vision in ("clip", "siglip2"))
+    assert clip.bytes(1000) == 1000 * 576 * 768 * 2
+    assert clip.bytes(1000, "int8") == 1000 * 576 * (768 + 4)
+    assert siglip2.bytes(10) == 10 * 729 * 768 * 2
+    vae = estimates.cached(PAPER, index["paper-vae-clip"])
+    assert vae.bytes(1) == 576 * 64 * 2
+    assert vae.operations(10) == 10 * 6e11
 
 
 def test_steps_of_the_recipe():
-    assert estimates.steps(ENTRIES["stage1"]["paper-vicuna-7b-clip"], 558128) == 2181
-    assert estimates.steps(ENTRIES["stage2"]["paper-viral-s0"], 665298) == 5198
+    assert PAPER.stage1.total_steps(558128) == 2181
+    assert PAPER.stage2.total_steps(665298) == 5198
 
 
 def test_the_stated_utilisation_follows_from_llavas_times():
     """hardware.yaml derives it from LLaVA-1.5's README: pre-training of 7B, 3.5 h on 8 x A100."""
-    data, gpu = estimates.reference("hardware")["data"], estimates.reference("hardware")["gpus"]["A100"]
-    operations = 2181 * estimates.training_operations("stage1", ENTRIES["stage1"]["paper-vicuna-7b-clip"], data)
+    operations = 2181 * estimates.stage1(PAPER, "vicuna-7b", "clip").operations
     reached = operations / (8 * 312e12 * 3.5 * 3600)
-    assert reached == pytest.approx(gpu["utilisation"]["stage1"], abs=0.02)
+    stated = estimates.reference("hardware")["gpus"]["A100"]["utilisation"]["stage1"]
+    assert reached == pytest.approx(stated, abs=0.02)
 
 
 def test_the_paper_profile(here):
@@ -78,7 +101,7 @@ def test_the_paper_profile(here):
     row = found.loc["13b-viral"]
     assert row["8 x A100-80, GPU-h"] == pytest.approx(8 * row["8 x A100-80, h"])
     assert row["8 x A100-80, USD"] == pytest.approx(2.0 * row["8 x A100-80, GPU-h"])
-    assert not row["4 x A100-40, fits"]
+    assert row["4 x A100-40, too small"]
     assert found.loc["viral", "8 x H100, h"] < found.loc["viral", "8 x A100-80, h"]
     dearer = plan.table(PAPER, price=4.0)
     assert dearer.loc["viral", "8 x H100, USD"] == pytest.approx(4.0 * dearer.loc["viral", "8 x H100, GPU-h"])
@@ -105,7 +128,6 @@ def test_a_measured_step_replaces_the_stated_utilisation(here):
     shape |= {"vision_width": 1024, "vision_mlp": 4096, "vision_blocks": 24, "image_size": 336, "patch": 14}
     step = {
         "shape": shape,
-        "settings": {"gradient_checkpointing": True},
         "arms": {"baseline": {"seconds": {"median": 2.0}}},
     }
     step["environment"] = {"gpus": [{"model": "NVIDIA H100 80GB HBM3"}]}
@@ -122,12 +144,10 @@ def test_a_measured_step_replaces_the_stated_utilisation(here):
 
 
 def test_which_runs_give_which_table(here):
-    profile = replace(PAPER, runs={"baseline": [0], "viral": [0], "relation": [0]})
-    places = {place: (needed, lacking) for place, needed, lacking in plan.places(profile, plan.table(profile))}
-    needed, lacking = places["Table 5"]
-    assert set(needed) == {"stage1 vicuna-7b-clip", "cache dinov2-clip", "baseline", "viral", "relation"}
-    assert lacking == ["layers-15-17", "layers-14-18"]
-    assert list(places) == [f"Table {n}" for n in range(1, 7)]
+    text = plan.show(replace(PAPER, runs={"baseline": [0], "viral": [0], "relation": [0]}))
+    after = text[text.index("Table 5: ") :].splitlines()
+    assert after[0] == "Table 5: 0 of 5 done: baseline viral relation"
+    assert after[1].split(": ")[1].split() == ["layers-15-17", "layers-14-18"]
 
 
 def test_a_manifest_replaces_the_stated_counts(here):
