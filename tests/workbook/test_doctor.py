@@ -84,8 +84,11 @@ def test_memory_against_the_estimate(here):
     assert not findings(doctor.memory, PAPER)
     gpus(here, 24576, 40960)
     wrong = findings(doctor.memory, PAPER)
-    assert any("for stage2 of baseline-s0, viral-s0" in w.what and "there are 24" in w.what for w in wrong)
+    assert any("for stage2 of baseline, viral" in w.what and "there are 24" in w.what for w in wrong)
     assert "stage2.micro_batch below 8" in wrong[-1].remedy
+    gpus(here, 20480)
+    evaluation = next(w for w in findings(doctor.memory, PAPER) if "for evaluation of baseline, viral" in w.what)
+    assert evaluation.remedy == "in the profile, try evaluation.batch_size below 32"
     assert "zero3" in wrong[-1].remedy
 
 

@@ -16,9 +16,10 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from workbook import pipeline
 from workbook.config import Profile
 from workbook.paths import ROOT, Paths
-from workbook.scale import estimates, fetch, hub
+from workbook.scale import estimates, fetch, hub, plan
 
 GB = 1e9
 OK, NOTE, MISSING = "ok", "note", "missing"
@@ -126,27 +127,35 @@ def gpus(profile: Profile) -> Iterator[Finding]:
 
 
 def memory(profile: Profile) -> Iterator[Finding]:
-    """The estimated memory of every kind of training against that of the smallest GPU."""
+    """The estimated memory of every kind of training and evaluation against that of the smallest GPU."""
     if not needs_gpu(profile):
         return
-    found = visible_gpus()[: profile.launch.gpus]
-    room = min((gib for _, gib in found), default=None)
-    entries, seen = estimates.entries(profile), {}
-    for stage in ("stage1", "stage2"):
-        for key, entry in entries[stage].items():
-            needed = estimates.memory(entry, profile.launch)
-            if needed is not None:
-                seen.setdefault((stage, round(needed)), []).append(key.removeprefix(f"{profile.name}-"))
-    for (stage, needed), names in sorted(seen.items()):
-        named = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        what = f"about {needed} GiB of a GPU for {stage} of {named}"
-        if room is not None and needed > room:
-            yield Finding(MISSING, f"{what}: there are {room:.0f}", _smaller(profile, stage, needed, room))
-        else:
+    room = min((gib for _, gib in visible_gpus()[: profile.launch.gpus]), default=None)
+    users: dict[tuple[str, int], list[str]] = {}
+    for run in profile.runs:
+        system = profile.systems[run]
+        trainings = {
+            ("stage1", f"{system.language}-{system.vision}"): estimates.stage1(profile, system.language, system.vision),
+            ("stage2", run): estimates.stage2(profile, run),
+        }
+        needs = {key: training and training.memory(profile.launch) for key, training in trainings.items()}
+        needs["evaluation", run] = estimates.evaluation_memory(profile, run)
+        for (stage, name), gib in needs.items():
+            if gib is not None and name not in users.setdefault((stage, round(gib)), []):
+                users[stage, round(gib)].append(name)
+    for (stage, gib), names in sorted(users.items()):
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        what = f"about {gib} GiB of a GPU for {stage} of {', '.join(names[:3])}{more}"
+        if room is None or gib <= room:
             yield Finding(OK if room else NOTE, what)
+        elif stage == "evaluation":
+            remedy = f"in the profile, try evaluation.batch_size below {profile.evaluation.batch_size}"
+            yield Finding(MISSING, f"{what}: there are {room:.0f}", remedy)
+        else:
+            yield Finding(MISSING, f"{what}: there are {room:.0f}", _smaller(profile, stage))
 
 
-def _smaller(profile: Profile, stage: str, needed: float, room: float) -> str:
+def _smaller(profile: Profile, stage: str) -> str:
     """What would make a training fit."""
     recipe = getattr(profile, stage)
     micro = recipe.micro_batch or recipe.batch_size // (profile.launch.gpus * profile.launch.nodes)
@@ -215,16 +224,17 @@ def disk(profile: Profile) -> Iterator[Finding]:
 
     Two resume states are kept, and a third may be being written.
     """
-    from workbook.scale import plan
-
-    entries, samples = estimates.entries(profile), plan.samples_of(profile)
-    todo = {kind: [e for e in entries[kind].values() if not Path(e["out"]).exists()] for kind in ("cache", "stage2")}
-    kept = 2  # DVC keeps a copy of what stages write
-    sizes = {"runs": kept * sum(estimates.run_bytes(entry) or 0 for entry in todo["stage2"])}
-    sizes["caches"] = kept * sum(estimates.cache_bytes(entry, samples["images"]) or 0 for entry in todo["cache"])
-    bare = [{**entry, "recipe": {**entry["recipe"], "checkpoints": []}} for entry in todo["stage2"]]
-    sizes["resume states"] = 3 * 4 * max((estimates.run_bytes(entry) or 0 for entry in bare), default=0)
-    int8 = kept * sum(estimates.cache_bytes(entry, samples["images"], "int8") or 0 for entry in todo["cache"])
+    index, images = pipeline.stages(profile), plan.samples_of(profile)["images"]
+    missing = [item for item in index["stage2"].values() if not Path(item["out"]).exists()]
+    trainings = [training for item in missing if (training := estimates.stage2(profile, item["run"]))]
+    caches = [estimates.cached(profile, item) for item in index["cache"].values() if not Path(item["out"]).exists()]
+    copies = estimates.DVC_COPIES
+    sizes = {
+        "runs": copies * sum(training.bytes for training in trainings),
+        "caches": copies * sum(cache.bytes(images) for cache in caches if cache),
+        "resume states": 3 * 4 * max((training.parameters for training in trainings), default=0),
+    }
+    int8 = copies * sum(cache.bytes(images, "int8") for cache in caches if cache)
     if profile.data.downloads:
         sizes["data"] = int(sum(source.gb * GB for source in fetch.sources(profile) if not source.present))
     free, needed = shutil.disk_usage(".").free, sum(sizes.values())
