@@ -35,7 +35,7 @@ import numpy as np
 import seaborn as sns
 from IPython.display import Markdown, display
 
-from viral_core.data import pad_to_square
+from viral_core.images import pad_to_square
 from workbook import plots, results
 from workbook.benchmarks import load_rows, open_image
 from workbook.notebook import begin, conclude

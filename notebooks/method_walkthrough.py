@@ -31,11 +31,13 @@ import torch.nn.functional as F
 from IPython.display import display
 
 from viral_core.aligned import AlignedModel
-from viral_core.data import Collator, ConversationDataset, image_token_count, load_conversations
+from viral_core.conversations import load_conversations
+from viral_core.data import Collator, ConversationDataset
 from viral_core.llava import add_lora, assemble
 from viral_core.measure.pca import pca_map
 from viral_core.tap import VisualTap
 from viral_core.templates import TEMPLATES
+from viral_core.tiles import view_of
 from workbook import plots
 from workbook.notebook import begin, conclude
 from workbook.paths import Paths
@@ -55,7 +57,7 @@ projector = Paths(profile).stage1("vicuna-7b", "clip") / "projector.safetensors"
 llava, processor = assemble(vision.path, language.path, projector=projector,
                             vision_revision=vision.revision, language_revision=language.revision)  # fmt: skip
 blocks, width = llava.config.text_config.num_hidden_layers, llava.config.text_config.hidden_size
-n = image_token_count(processor)
+n = view_of(processor).tokens()
 print(f"{blocks} blocks of width {width}; {n} visual tokens; encoder width {llava.config.vision_config.hidden_size}")
 
 # %% [markdown]
@@ -67,7 +69,7 @@ print(f"{blocks} blocks of width {width}; {n} visual tokens; encoder width {llav
 # %%
 samples = load_conversations(settings.data.conversations, settings.data.conversation_images)
 sample = next(sample for sample in samples if len(sample.images) == 1)
-image = sample.open_images()[0]
+image = view_of(processor).prepare(sample.open_images()[0])
 dataset = ConversationDataset(
     [sample], processor, TEMPLATES[language.template], settings.stage2.max_length
 )

@@ -29,7 +29,7 @@ profile = "laptop"
 # %%
 from IPython.display import Markdown, display
 
-from viral_core.data import pad_to_square
+from viral_core.images import pad_to_square
 from workbook import plots, results
 from workbook.benchmarks import load_rows, open_image
 from workbook.notebook import begin, conclude

@@ -34,7 +34,7 @@ from IPython.display import Markdown, display
 from PIL import Image
 from transformers import AutoConfig
 
-from viral_core.data import pad_to_square
+from viral_core.images import pad_to_square
 from viral_core.measure.permutation import patch_order
 from workbook import plots, results
 from workbook.benchmarks import load_rows, open_image

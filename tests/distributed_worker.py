@@ -18,7 +18,7 @@ from PIL import Image
 
 from viral_core import distributed
 from viral_core.aligned import AlignedModel
-from viral_core.data import load_conversations
+from viral_core.conversations import load_conversations
 from viral_core.llava import add_lora, assemble
 from viral_core.recipe import Recipe
 from viral_core.specs import Align

@@ -1,5 +1,6 @@
 """The training objective: L = L_LM + lambda L_VRA (Eq. 5), and what takes its place in the pilot study and in ROSS."""
 
+import weakref
 from dataclasses import replace
 
 import torch
@@ -11,15 +12,19 @@ from viral_core.llava import connector
 from viral_core.losses import OBJECTIVES
 from viral_core.specs import Align, Reconstruct, Residual
 from viral_core.tap import VisualTap, base_llava
-from viral_core.tiles import NEWLINE, batch_patch_index, is_tiled, tile_count
+from viral_core.tiles import blank_image, is_tiled, shown_patches
 
 
 class AlignedModel(nn.Module):
-    """A LLaVA with visual representation alignment (Eq. 5): L = L_LM + weight * L_VRA, or ROSS's reconstruction.
+    """A LLaVA with visual representation alignment: L = L_LM + weight * L_VRA, or ROSS's reconstruction.
 
     Without either it is the baseline, and the same code runs. `state_dict` holds only what trains, and
     `load_state_dict` takes such a state: training checkpoints stay small under any wrapper. The vision tower is always
     in eval mode. Heads, adapters and denoiser start at random: set the seed before.
+
+    Attributes:
+        align, residuals, reconstruct: as given, with the numbers of the blocks.
+        tap: the visual positions of the latest forward pass.
     """
 
     accepts_loss_kwargs = True  # transformers' Trainer counts tokens over the global batch
@@ -34,7 +39,8 @@ class AlignedModel(nn.Module):
         """`llava` is what `assemble` or `add_lora` returns.
 
         Raises:
-            ValueError: a layer that the language model does not have; residuals or reconstruction in a LLaVA-NeXT.
+            ValueError: a layer that the language model does not have; a teacher's feature size that is not stated;
+                residuals or reconstruction in a LLaVA-NeXT.
         """
         super().__init__()
         self.llava = llava
@@ -44,38 +50,27 @@ class AlignedModel(nn.Module):
         self.reconstruct = reconstruct and replace(reconstruct, layer=reconstruct.block(blocks))
         if (self.residuals or reconstruct) and is_tiled(self.config):
             raise ValueError("re-injection and reconstruction take the one map of tokens that LLaVA-1.5 has")
-        core = base_llava(llava).model
-        width, encoder_width = self.config.text_config.hidden_size, self.config.vision_config.hidden_size
-        self.heads, self.adapters = nn.ModuleDict(), nn.ModuleDict()
-        if align is not None:
-            dim = {"teacher": align.dim, "encoder": encoder_width, "projector": width}[align.target]
-            if dim is None:
-                raise ValueError("the head's output is as wide as the teacher's features: give Align their `dim`")
-            for key in ["shared"] if align.shared_head else map(str, self.align.layers):
-                self.heads[key] = AlignmentHead(width, dim, align.hidden, align.init_std)
-            self.heads.requires_grad_(align.train_head)
-        self.reconstruction = None
-        if reconstruct is not None:
-            from viral_core.ross import Reconstruction  # loads diffusers
+        self.heads, self.adapters, self.reconstruction = nn.ModuleDict(), nn.ModuleDict(), None
+        if self.align is not None:
+            self._add_heads()
+        if self.reconstruct is not None:
+            self._add_reconstruction()
 
-            self.reconstruction = Reconstruction(
-                width,
-                reconstruct.dim,
-                reconstruct.grid,
-                blocks=reconstruct.blocks,
-                width=reconstruct.width,
-                heads=reconstruct.heads,
-                mlp_ratio=reconstruct.mlp_ratio,
-                repeats=reconstruct.repeats,
-            )
-        # Before the tap, whose hook on the language model reads what this one writes.
-        self._guard = core.language_model.register_forward_pre_hook(self._keep_in_graph, with_kwargs=True)
+        # Before the tap, whose hook on the language model reads what this one writes. The hook must not keep this
+        # model alive, nor outlive it.
+        embed = weakref.WeakMethod(self._embed)
+        decoder = base_llava(llava).model.language_model
+        self._hook = decoder.register_forward_pre_hook(
+            lambda _module, args, kwargs: (args, embed()(kwargs)), with_kwargs=True
+        )
+        weakref.finalize(self, self._hook.remove)
         tapped = list(self.align.layers) if align else []
         if reconstruct:
             tapped.append(self.reconstruct.layer)
         self.tap = VisualTap(llava, tapped)
+        self._encoder_features: Tensor | None = None  # of the forward pass under way
         for residual in self.residuals:
-            self._attach(residual, encoder_width, width)
+            self._add_residual(residual)
         self.register_state_dict_post_hook(_drop_frozen)
         self.register_load_state_dict_post_hook(_expect_no_frozen)
 
@@ -83,34 +78,64 @@ class AlignedModel(nn.Module):
     def config(self) -> LlavaConfig:
         return base_llava(self.llava).config
 
-    def _attach(self, residual: Residual, encoder_width: int, width: int) -> None:
+    def _add_heads(self) -> None:
+        align, width = self.align, self.config.text_config.hidden_size
+        dims = {"teacher": align.dim, "encoder": self.config.vision_config.hidden_size, "projector": width}
+        dim = dims[align.target]
+        if dim is None:
+            raise ValueError("the head's output is as wide as the teacher's features: give Align their `dim`")
+        for key in ["shared"] if align.shared_head else map(str, align.layers):
+            self.heads[key] = AlignmentHead(width, dim, align.hidden, align.init_std)
+        self.heads.requires_grad_(align.train_head)
+
+    def _add_reconstruction(self) -> None:
+        from viral_core.ross import Reconstruction  # loads diffusers
+
+        spec = self.reconstruct
+        self.reconstruction = Reconstruction(
+            self.config.text_config.hidden_size,
+            spec.dim,
+            spec.grid,
+            blocks=spec.blocks,
+            width=spec.width,
+            heads=spec.heads,
+            mlp_ratio=spec.mlp_ratio,
+            repeats=spec.repeats,
+        )
+
+    def _add_residual(self, residual: Residual) -> None:
         if residual.source == "projector":
-            self.tap.edit(residual.layer, lambda tap: tap.states[0])
+            self.tap.edit(residual.layer, lambda tap: tap.states[0])  # Eq. 3
             return
-        adapter = nn.Linear(encoder_width, width)
+        adapter = nn.Linear(self.config.vision_config.hidden_size, self.config.text_config.hidden_size)
         nn.init.normal_(adapter.weight, std=0.02)
         nn.init.zeros_(adapter.bias)
         self.adapters[str(residual.layer)] = adapter
+        # Eq. 7
         self.tap.edit(residual.layer, lambda tap: adapter(tap.features.flatten(0, 1).to(adapter.weight.dtype)))
 
-    def _keep_in_graph(self, _module, args, kwargs):
-        """In a training batch without images, run the vision path on a blank one and add zero times its output.
+    def _embed(self, kwargs: dict) -> dict:
+        """What LLaVA itself does not put into the language model's input.
 
-        Every rank then runs the same modules and every trained parameter has a gradient (zero, not None): without it,
-        DDP and ZeRO wait for each other forever.
+        Cached encoder features take the way that the vision tower's take: through the projector to the visual
+        positions. And in a training batch without images the vision path runs on a blank one, and zero times its output
+        is added: every rank then runs the same modules, and every trained parameter has a gradient (zero, not None);
+        without it, DDP and ZeRO wait for each other forever.
         """
+        core, embeddings = base_llava(self.llava).model, kwargs["inputs_embeds"]
+        if self._encoder_features is not None:
+            features = self._encoder_features.to(embeddings.device, core.multi_modal_projector.linear_1.weight.dtype)
+            projected = core.multi_modal_projector(features).to(embeddings.dtype)
+            positions = torch.zeros(embeddings.shape[:2].numel(), dtype=torch.bool, device=embeddings.device)
+            positions[self.tap.token_index] = True
+            positions = positions.view(*embeddings.shape[:2], 1).expand_as(embeddings)
+            return {**kwargs, "inputs_embeds": embeddings.masked_scatter(positions, projected)}
         if not self.training or self.tap.features is not None:
-            return None
-        core, side = base_llava(self.llava).model, self.config.vision_config.image_size
-        embeddings = kwargs["inputs_embeds"]
-        tiles, sizes = 1, {}
-        if is_tiled(self.config):
-            tiles = tile_count((side, side), self.config.image_grid_pinpoints, side)
-            sizes = {"image_sizes": [[side, side]]}
-        blank = embeddings.new_zeros(tiles, self.config.vision_config.num_channels, side, side)
-        projected = torch.cat(core.get_image_features(pixel_values=blank, **sizes, return_dict=True).pooler_output)
+            return kwargs
+        blank = blank_image(self.config, embeddings)
+        projected = torch.cat(core.get_image_features(**blank, return_dict=True).pooler_output)
         self.tap.features = self.tap.features[:0]
-        return args, {**kwargs, "inputs_embeds": embeddings + 0 * projected.sum().to(embeddings.dtype)}
+        return {**kwargs, "inputs_embeds": embeddings + 0 * projected.sum().to(embeddings.dtype)}
 
     def forward(
         self,
@@ -120,6 +145,7 @@ class AlignedModel(nn.Module):
         pixel_values: Tensor | None = None,
         image_sizes: Tensor | None = None,
         image_tokens: list[int] = (),
+        encoder_features: Tensor | None = None,
         teacher_features: Tensor | None = None,
         latents: Tensor | None = None,
         totals: Tensor | None = None,
@@ -131,6 +157,7 @@ class AlignedModel(nn.Module):
             pixel_values: (n, 3, H, W) in reading order. LLaVA-NeXT: (n, tiles, 3, H, W), filled up with blank tiles.
             image_sizes: LLaVA-NeXT only: (n, 2) heights and widths.
             image_tokens: the visual tokens of each of the n images; they sum to T.
+            encoder_features: (n, N, Dz), what the frozen vision tower made of the images, in place of their pixels.
             teacher_features: (n, N, d), or (T, d) where images differ in their number of tokens. LLaVA-NeXT:
                 (tiles of all images, N, d), of which unpadding leaves out some, as of the visual tokens.
             latents: (n, N, c) VAE latents of the images, for the reconstruction.
@@ -143,29 +170,39 @@ class AlignedModel(nn.Module):
             reconstruction `ross_loss`.
 
         Raises:
-            ValueError: teacher features or latents are missing or do not match the visual tokens.
+            ValueError: teacher features or latents are missing, or features do not match the visual tokens.
         """
+        if encoder_features is not None and encoder_features.shape[:2].numel() != sum(image_tokens):
+            raise ValueError(
+                f"encoder features {tuple(encoder_features.shape)} do not match {sum(image_tokens)} visual tokens: "
+                "write the encoder's cache again"
+            )
         sizes = {} if image_sizes is None else {"image_sizes": image_sizes}
-        lm_loss = self.llava(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            pixel_values=pixel_values,
-            **sizes,
-            labels=labels,
-            num_items_in_batch=None if totals is None else totals[0],
-            use_cache=False,
-        ).loss
+        self._encoder_features = encoder_features
+        try:
+            lm_loss = self.llava(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                pixel_values=pixel_values,
+                **sizes,
+                labels=labels,
+                num_items_in_batch=None if totals is None else totals[0].clamp(min=1),
+                use_cache=False,
+            ).loss
+        finally:
+            self._encoder_features = None
         share = 1 if totals is None else len(image_tokens) / totals[1].clamp(min=1)
         losses = {"loss": lm_loss, "lm_loss": lm_loss}
         if self.align is not None:
             losses["vra_loss"] = self._alignment(image_tokens, teacher_features, image_sizes) * share
             losses["loss"] = losses["loss"] + self.align.weight * losses["vra_loss"]
         if self.reconstruct is not None:
-            losses["ross_loss"] = self.reconstruction(self._reconstructed_from(), latents) * share
+            losses["ross_loss"] = self.reconstruction(self._condition(), latents) * share
             losses["loss"] = losses["loss"] + self.reconstruct.weight * losses["ross_loss"]
         return losses
 
-    def _reconstructed_from(self) -> Tensor:
+    def _condition(self) -> Tensor:
+        """Visual tokens (T, D) that the denoiser sees; the last block's after the final norm."""
         layer = self.reconstruct.layer
         last = layer == self.config.text_config.num_hidden_layers
         return self.tap.post_norm(layer) if last else self.tap.states[layer]
@@ -173,38 +210,42 @@ class AlignedModel(nn.Module):
     def _alignment(
         self, image_tokens: list[int], teacher_features: Tensor | None, image_sizes: Tensor | None
     ) -> Tensor:
-        tokens = self.tap.token_index.numel()
+        """L_VRA: the mean over the aligned blocks."""
+        pred_states = {layer: self.tap.states[layer] for layer in self.align.layers}
         image_ids = torch.arange(len(image_tokens)).repeat_interleave(torch.tensor(image_tokens, dtype=torch.long))
-        target = {
-            "teacher": teacher_features,
-            "encoder": self.tap.features,
-            "projector": self.tap.states[0],
-        }[self.align.target]
-        if target is None and tokens:
-            raise ValueError("the alignment loss needs teacher features for a batch with images: give cache or teacher")
-        target = None if target is None else target.reshape(-1, target.shape[-1])
-        shown = slice(None)  # the visual positions that show a patch; without tiles, all of them
-        if image_sizes is not None:
-            patches = torch.cat(batch_patch_index(self.config, image_sizes))
-            shown = (patches != NEWLINE).nonzero().squeeze(1)
-            chosen = shown if self.align.target == "projector" else patches[shown]
-            rows = tokens if chosen is shown else self.tap.features.shape[:2].numel()
+        target = self._target(teacher_features)
+        if image_sizes is not None:  # LLaVA-NeXT: newlines show no patch, and unpadding leaves patches out
+            positions, patches = shown_patches(self.config, image_sizes)
+            per_token = self.align.target == "projector"
+            rows = len(self.tap.states[0]) if per_token else self.tap.features.shape[:2].numel()
             if len(target) != rows:
                 raise ValueError(f"alignment target of {len(target)} rows does not match the {rows} of the tiles")
-            target = target[chosen]
-            image_ids = image_ids[shown]
+            target, image_ids = target[positions if per_token else patches], image_ids[positions]
+            pred_states = {layer: states[positions] for layer, states in pred_states.items()}
         losses = []
-        for layer in self.align.layers:
+        for layer, states in pred_states.items():
             head = self.heads["shared" if self.align.shared_head else str(layer)]
-            pred = head(self.tap.states[layer][shown])
-            wanted = pred.new_zeros(pred.shape) if target is None else target
-            if wanted.shape != pred.shape or len(image_ids) != len(pred):
+            pred = head(states)
+            goal = pred.new_zeros(pred.shape) if target is None else target
+            if goal.shape != pred.shape or len(image_ids) != len(pred):
                 raise ValueError(
-                    f"alignment target {tuple(wanted.shape)} does not match the {tuple(pred.shape)} projected visual "
+                    f"alignment target {tuple(goal.shape)} does not match the {tuple(pred.shape)} projected visual "
                     f"tokens of {len(image_tokens)} images: resample the teacher to the student's grid"
                 )
-            losses.append(OBJECTIVES[self.align.objective](pred, wanted, image_ids))
+            losses.append(OBJECTIVES[self.align.objective](pred, goal, image_ids))
         return torch.stack(losses).mean()
+
+    def _target(self, teacher_features: Tensor | None) -> Tensor | None:
+        """What the projected states are compared with, one row a patch; None in a batch without images."""
+        if self.align.target == "encoder":  # Eq. 4
+            target = self.tap.features
+        elif self.align.target == "projector":  # Eq. 8
+            target = self.tap.states[0]
+        else:  # Eq. 6
+            target = teacher_features
+            if target is None and self.tap.token_index.numel():
+                raise ValueError("the alignment loss needs teacher features of a batch with images: cached or online")
+        return None if target is None else target.reshape(-1, target.shape[-1])
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """What trains: "projector", and "rest" (LoRA and all that is new, which shares LoRA's learning rate)."""
@@ -225,7 +266,7 @@ class AlignedModel(nn.Module):
     def remove(self) -> None:
         """Detach from the LLaVA: no taps, no residuals."""
         self.tap.remove()
-        self._guard.remove()
+        self._hook.remove()
 
 
 def _drop_frozen(module: nn.Module, state: dict, prefix: str, _metadata) -> None:

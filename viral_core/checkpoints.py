@@ -1,10 +1,22 @@
-"""What a model's folder or hub id holds: kind, content, weights that are all there."""
+"""What a model's folder or hub id holds, and weights of our own as files: whole, named where they are damaged."""
 
 import hashlib
+import json
+import logging
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
-from transformers import CLIPVisionModel, SiglipVisionModel
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoConfig, CLIPVisionModel, PreTrainedModel, SiglipVisionModel
 from transformers.utils import cached_file
+
+from viral_core.atomic import replacement
+
+_log = logging.getLogger(__name__)
 
 # Vision classes by model type. LLaVA drops CLIP's class token; SigLIP (and fixed-resolution SigLIP2) has none.
 VISION = {
@@ -13,6 +25,58 @@ VISION = {
     "siglip": (SiglipVisionModel, "full"),
     "siglip_vision_model": (SiglipVisionModel, "full"),
 }
+RESAMPLERS = ("blip-2", "instructblip", "instructblipvideo", "idefics", "idefics2", "kosmos-2", "perceiver")
+
+
+def require_model(name: str | Path) -> None:
+    """Raise FileNotFoundError for a path that is no folder here (a hub id is `owner/name`)."""
+    text = str(name)
+    is_path = Path(text).is_absolute() or text.startswith(".") or text.count("/") > 1
+    if is_path and not Path(text).is_dir():
+        raise FileNotFoundError(f"no folder {text}: make or fetch that model, or say where it lies now")
+
+
+def load_vision_tower(name: str | Path, revision: str | None = None, **options) -> tuple[PreTrainedModel, str]:
+    """A CLIP or SigLIP vision tower, and LLaVA's strategy for its tokens ("default": drop the class token, or "full").
+
+    Args:
+        options: of `from_pretrained`.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: a tower of another kind, or a checkpoint that lacks weights.
+    """
+    require_model(name)
+    kind = AutoConfig.from_pretrained(name, revision=revision).model_type
+    if kind in RESAMPLERS or kind.endswith("_qformer"):
+        raise ValueError(
+            f"{name} is a {kind!r} model, which reads images through a resampler or Q-Former: its queries mix all "
+            "patches, so that no visual token belongs to one patch and none can be aligned (the paper's limitation)"
+        )
+    if kind not in VISION:
+        raise ValueError(f"{name} is a {kind!r} model; LLaVA takes a fixed-size vision tower: {', '.join(VISION)}")
+    vision_class, strategy = VISION[kind]
+    return load_whole(vision_class, name, revision, **options), strategy
+
+
+def load_whole(model_class, name: str | Path, revision: str | None = None, **options):
+    """`from_pretrained` that refuses a checkpoint without all weights, where it would draw them at random.
+
+    Raises:
+        ValueError: naming one of the missing weights, or a normaliser of features that the class would leave out.
+    """
+    model, report = model_class.from_pretrained(name, revision=revision, output_loading_info=True, **options)
+    unused = sorted(report["unexpected_keys"])
+    if normalisers := [key for key in unused if "normaliz" in key]:
+        raise ValueError(
+            f"{name} normalises its features ({normalisers[0]}), which {model_class.__name__} does not: "
+            "take a checkpoint without it"
+        )
+    if unused:
+        _log.info("%s: %d weights are not used, such as %s", name, len(unused), unused[0])
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(f"{name} lacks {len(missing)} weights of {model_class.__name__}, such as {missing[0]}")
+    return model
 
 
 def fingerprint(name: str | Path, revision: str | None = None, subfolder: str = "") -> str:
@@ -29,3 +93,68 @@ def fingerprint(name: str | Path, revision: str | None = None, subfolder: str = 
             file.seek(max(0, size - 2**20))
             digest.update(file.read())
     return digest.hexdigest()
+
+
+def save_weights(state: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors as float32 safetensors, at once, with their checksum in the metadata."""
+    state = {name: tensor.detach().float().cpu().contiguous() for name, tensor in state.items()}
+    with replacement(path) as temporary:
+        save_file(state, temporary, {**(metadata or {}), "crc32": str(checksum(state))})
+
+
+def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is damaged (of files that carry a checksum, a single bit is seen).
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no weights at {path}: run the stage that writes them first")
+    try:
+        with safe_open(path, "pt") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is damaged ({error}): remove it and run the stage that writes it again") from error
+    if "crc32" in metadata and metadata["crc32"] != str(checksum(state)):
+        raise ValueError(f"{path} is damaged (its checksum differs): remove it and run the stage that writes it again")
+    return state, metadata
+
+
+def checksum(tensors: Mapping[str, Tensor]) -> int:
+    """CRC-32 over the bytes of tensors, by name."""
+    value = 0
+    for name in sorted(tensors):
+        data = tensors[name].detach().cpu().contiguous()
+        value = zlib.crc32(data.flatten().view(torch.uint8).numpy(), value)
+    return value
+
+
+def write_json(path: str | Path, content: dict, indent: int | None = None) -> None:
+    """Write a json object, at once, with a checksum of the rest as its last entry."""
+    content = json.loads(json.dumps(content))
+    with replacement(path) as temporary:
+        sealed = {**content, "crc32": _seal(content)}
+        temporary.write_text(json.dumps(sealed, indent=indent) + "\n", encoding="utf-8")
+
+
+def read_json(path: str | Path, remedy: str) -> dict:
+    """Read what `write_json` wrote; older files without a checksum are read as they are.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is damaged; with the remedy.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        seal = content.pop("crc32", None)
+    except (UnicodeDecodeError, json.JSONDecodeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): {remedy}") from error
+    if seal not in (None, _seal(content)):
+        raise ValueError(f"{path} is damaged (its checksum differs): {remedy}")
+    return content
+
+
+def _seal(content: dict) -> int:
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())

@@ -1,236 +1,86 @@
-"""Conversations to batches: LLaVA's json formats, supervision masks, square padding, grouped batches.
+"""Conversations to batches: tokens and supervision masks, images, grouped batches.
 
 Design choices:
-- The whole text is tokenised once; offsets decide which tokens are supervised, so that training sees exactly the
-  tokens that the prompt of an evaluation produces. Nothing is re-tokenised piece by piece.
-- Any number of images per sample, none included. Images are opened when a sample is drawn, not before.
-- Faults are found up front and listed together (`load_conversations`) or raise with the sample's name (`encode`).
+- The whole text is tokenised once, before training; offsets decide which tokens are supervised, so that training sees
+  exactly the tokens that the prompt of an evaluation produces. Nothing is re-tokenised piece by piece.
+- What is longer than `max_length` is cut there, as LLaVA does, but an image is a unit: one that does not fit as a whole
+  is left out, with the text behind it.
+- Text stays text: a special string such as `</s>` in a question or an answer never becomes a special token.
+- Any number of images per sample, none included. They are opened when a batch is made, and only if something sees them.
 """
 
-import json
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from viral_core import distributed
+from viral_core.conversations import Sample
 from viral_core.templates import IMAGE_MARKER, Template, segments
-from viral_core.tiles import cut, is_tiled, patch_index, tile_keys
+from viral_core.tiles import View, view_of
 
 IGNORE = -100  # label of a token that is not supervised, as in transformers
-MEAN_COLOR = (122, 116, 104)  # 255 times CLIP's mean pixel, which LLaVA pads with
-SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp")  # of image files that a name may stand for
-_LISTED = 20  # faults shown in full by one error message
+
+
+def expand_image_tokens(text: str, n: int) -> str:
+    """Replace every `<image>` marker by `n` image tokens."""
+    return text.replace(IMAGE_MARKER, IMAGE_MARKER * n)
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One conversation. `images` are the names written in the json file: the keys of cached teacher features.
+class Encoding:
+    """A tokenised conversation, cut to what fits.
 
-    `targets`, where given, names for each image another one, whose teacher features it is aligned to instead.
+    Attributes:
+        ids: (U,) int32 tokens, one for each image.
+        supervised: (U,) bool: the answers and their stop strings.
+        image_tokens: the visual tokens that each image token stands for.
+        cut: whether text, or an image, was left out.
     """
 
-    id: str
-    turns: tuple[dict, ...]
-    images: tuple[str, ...]
-    folder: Path
-    targets: tuple[str, ...] | None = None
+    ids: np.ndarray
+    supervised: np.ndarray
+    image_tokens: tuple[int, ...]
+    cut: bool
 
-    def open_images(self, square: bool = True) -> list[Image.Image]:
-        """Open the images as RGB, padded to squares with the mean colour (LLaVA-NeXT takes them as they are).
+    @property
+    def length(self) -> int:
+        """Tokens, visual ones included."""
+        return len(self.ids) + sum(self.image_tokens) - len(self.image_tokens)
 
-        Raises:
-            ValueError: a file that is no readable image; names the sample and the file.
-        """
-        return [pad_to_square(image) if square else image for image in map(self._open, self.images)]
-
-    def open_targets(self, square: bool = True) -> list[Image.Image]:
-        """Open the images that a teacher sees, as `open_images` does."""
-        return [pad_to_square(image) if square else image for image in map(self._open, self.targets or self.images)]
-
-    def image_sizes(self) -> list[tuple[int, int]]:
-        """(height, width) of the images, of which only the headers are read."""
-        return [self._open(name, lambda image: (image.height, image.width)) for name in self.images]
-
-    def _open(self, name: str, read: Callable = lambda image: image.convert("RGB")):
-        try:
-            with Image.open(find_image(self.folder, name) or self.folder / name) as image:
-                return read(image)
-        except OSError as error:
-            raise ValueError(
-                f"sample {self.id}: cannot read image {self.folder / name} ({error}): restore it"
-            ) from error
+    def tensors(self, image_token_id: int) -> tuple[Tensor, Tensor]:
+        """`input_ids` and `labels`, (length,) int64, with every image at its full number of tokens."""
+        repeats = np.ones(len(self.ids), dtype=np.int64)
+        repeats[self.ids == image_token_id] = self.image_tokens
+        ids = self.ids.astype(np.int64).repeat(repeats)
+        labels = np.where(self.supervised.repeat(repeats), ids, IGNORE)
+        return torch.from_numpy(ids), torch.from_numpy(labels)
 
 
-def pad_to_square(image: Image.Image, color: tuple[int, int, int] = MEAN_COLOR) -> Image.Image:
-    """Centre an RGB image (W, H) on a square canvas of side max(W, H), as LLaVA does."""
-    width, height = image.size
-    if width == height:
-        return image
-    side = max(width, height)
-    canvas = Image.new("RGB", (side, side), color)
-    canvas.paste(image, ((side - width) // 2, (side - height) // 2))
-    return canvas
+def encode(
+    sample: Sample, processor, template: Template, max_length: int, image_tokens: Sequence[int] | None = None
+) -> Encoding:
+    """Tokenise a conversation, mark what is supervised, and cut it to `max_length` tokens.
 
-
-def find_image(folder: str | Path, name: str) -> Path | None:
-    """The file of an image: the named one, else the one of its stem with another suffix; None if there is neither.
-
-    LLaVA's 665K json says .jpg for every image of OCR-VQA, of which some are .gif and .png files.
-    """
-    file = Path(folder) / name
-    others = (file.with_suffix(suffix) for suffix in SUFFIXES)
-    return next((found for found in (file, *others) if found.is_file()), None)
-
-
-def load_conversations(path: str | Path, image_folder: str | Path) -> list[Sample]:
-    """Read LLaVA json (LCS-558K or 665K format) and check every sample.
+    Args:
+        image_tokens: visual tokens of each image, where they are known already.
 
     Raises:
-        FileNotFoundError: no such json file or image folder.
-        ValueError: the file is not such a list, or samples are faulty (`check_conversations`), listed together.
+        ValueError: naming the sample, when a token straddles an answer's border, the stop string yields no token, or
+            the image tokens are not those of the images.
     """
-    samples, faults = check_conversations(path, image_folder)
-    if faults:
-        raise ValueError(describe_faults(path, list(faults.values())))
-    return samples
-
-
-def describe_faults(path: str | Path, faults: Sequence[str]) -> str:
-    """One message for all that is wrong with the entries of a json file and their images."""
-    more = f"\n  ... and {len(faults) - _LISTED} more" if len(faults) > _LISTED else ""
-    listed = "\n  ".join(faults[:_LISTED])
-    return f"{len(faults)} faults in {path}; correct or remove these entries:\n  {listed}{more}"
-
-
-def check_conversations(path: str | Path, image_folder: str | Path) -> tuple[list[Sample], dict[int, str]]:
-    """The good samples of LLaVA json, and what is wrong with the others by their position in the file.
-
-    A sample is `{"id", "image" (a name, a list of names, or absent), "conversations": [{"from", "value"}, ...]}`.
-    Faults: a missing image, turns that do not alternate from a human one, image markers that do not match the images,
-    empty answers.
-
-    Raises:
-        FileNotFoundError: no such json file or image folder.
-        ValueError: the file is not a list of entries.
-    """
-    path, folder = Path(path), Path(image_folder)
-    if not path.is_file():
-        raise FileNotFoundError(f"no conversations at {path}: create or download that file first")
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no image folder at {folder}, needed by {path}")
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid json ({error}): create or download it again") from error
-    if not isinstance(entries, list) or not entries:
-        raise ValueError(f"{path} must hold a non-empty json list of conversations")
-
-    samples, faults = [], {}
-    for position, entry in enumerate(entries):
-        name = str(entry.get("id", f"at position {position}")) if isinstance(entry, dict) else f"at position {position}"
-        if found := _faults(entry, folder):
-            faults[position] = f"sample {name}: {'; '.join(found)}"
-        else:
-            samples.append(Sample(name, tuple(entry["conversations"]), _image_names(entry), folder))
-    return samples, faults
-
-
-def shuffle_targets(samples: Sequence[Sample], seed: int) -> list[Sample]:
-    """The samples with every image's teacher features swapped for those of another image: right features, wrong image.
-
-    The exchange is one cycle through all distinct images, drawn from the seed: nobody keeps its own, each is used once,
-    and epochs, ranks, caches and online teachers agree.
-
-    Raises:
-        ValueError: there are fewer than two images.
-    """
-    names = sorted({name for sample in samples for name in sample.images})
-    if len(names) < 2:
-        raise ValueError(f"{len(names)} images cannot be exchanged: shuffled targets need two or more")
-    order = np.random.default_rng(seed).permutation(len(names))
-    other = {names[i]: names[j] for i, j in zip(order, np.roll(order, 1), strict=True)}
-    return [replace(sample, targets=tuple(other[name] for name in sample.images)) for sample in samples]
-
-
-def _image_names(entry: dict) -> tuple[str, ...]:
-    image = entry.get("image") or ()
-    return (image,) if isinstance(image, str) else tuple(image)
-
-
-def _faults(entry: object, folder: Path) -> list[str]:
-    if not isinstance(entry, dict) or not isinstance(entry.get("conversations"), list) or not entry["conversations"]:
-        return ["no list of conversations"]
-    turns, images = entry["conversations"], _image_names(entry)
-    if not all(isinstance(turn, dict) and isinstance(turn.get("value"), str) for turn in turns):
-        return ["a turn without a text value"]
-    faults = [f"image {name} not found in {folder}" for name in images if find_image(folder, name) is None]
-    roles = [turn.get("from") for turn in turns]
-    if roles[0] != "human":
-        faults.append(f"the first turn is from {roles[0]!r}, not 'human'")
-    elif roles != ["human", "gpt"] * (len(roles) // 2):
-        faults.append(f"turns do not alternate human, gpt: {roles}")
-    markers = sum(turn["value"].count(IMAGE_MARKER) for turn in turns if turn.get("from") == "human")
-    if markers != len(images):
-        faults.append(f"{markers} {IMAGE_MARKER} markers in human turns for {len(images)} images")
-    for turn in turns:
-        if turn.get("from") == "gpt" and IMAGE_MARKER in turn["value"]:
-            faults.append(f"an answer contains {IMAGE_MARKER}")
-        if turn.get("from") == "gpt" and not turn["value"].strip():
-            faults.append("an empty answer")
-    return faults
-
-
-def image_token_count(processor, size: tuple[int, int] | None = None) -> int:
-    """Visual tokens N of one image: the patches of the processor's fixed input size, as LlavaProcessor counts them.
-
-    Of LLaVA-NeXT, which needs the image's `size` (height, width): those of all its tiles, and the newlines.
-    """
-    images = processor.image_processor
-    if is_tiled(images):
-        return len(patch_index(size, images.image_grid_pinpoints, images.crop_size["height"], processor.patch_size))
-    size = images.crop_size if getattr(images, "do_center_crop", False) else images.size
-    patches = (size["height"] // processor.patch_size) * (size["width"] // processor.patch_size)
-    return patches + processor.num_additional_image_tokens - (processor.vision_feature_select_strategy == "default")
-
-
-def visual_tokens(sample: Sample, processor) -> list[int]:
-    """Visual tokens of each of a sample's images; their files are read only where that depends on their sizes."""
-    if is_tiled(processor):
-        return [image_token_count(processor, size) for size in sample.image_sizes()]
-    return [image_token_count(processor)] * len(sample.images)
-
-
-def expand_image_tokens(text: str, n: int | Iterator[int]) -> str:
-    """Replace every `<image>` marker by `n` image tokens, or by the next number of an iterator."""
-    if isinstance(n, int):
-        return text.replace(IMAGE_MARKER, IMAGE_MARKER * n)
-    return re.sub(re.escape(IMAGE_MARKER), lambda _: IMAGE_MARKER * next(n, 1), text)
-
-
-def encode(sample: Sample, processor, template: Template, max_length: int) -> dict[str, torch.Tensor]:
-    """Tokenise a conversation and mark what is supervised: the answers and the stop strings only.
-
-    Returns:
-        `input_ids` and `labels`, both (S,) int64 with S <= max_length; unsupervised labels are `IGNORE`.
-
-    Raises:
-        ValueError: naming the sample, when a token straddles an answer's border, the stop string yields no token, no
-            supervised token is left, or truncation would cut visual tokens.
-    """
-    counts = visual_tokens(sample, processor)
-    left = iter(counts)
-    pieces = [(expand_image_tokens(text, left), supervised) for text, supervised in segments(template, sample.turns)]
-    encoded = processor.tokenizer("".join(text for text, _ in pieces), return_offsets_mapping=True, verbose=False)
-    ids = torch.tensor(encoded["input_ids"])
-    start, end = np.array(encoded["offset_mapping"]).T
-    answer = torch.zeros(len(ids), dtype=torch.bool)
+    if image_tokens is None:
+        view = view_of(processor)
+        sizes = sample.image_sizes() if view.reads_sizes else [None] * len(sample.images)
+        image_tokens = [view.tokens(size) for size in sizes]
+    pieces = segments(template, sample.turns, images=bool(sample.images))
+    ids, start, end = _tokens(pieces, processor.tokenizer, template, bool(sample.images))
+    supervised = np.zeros(len(ids), dtype=bool)
     low = 0
-    for text, supervised in pieces:
+    for text, is_answer in pieces:
         high = low + len(text)
         inside = (start >= low) & (end <= high) & (start < end)
         if ((start < high) & (end > high)).any():
@@ -238,122 +88,174 @@ def encode(sample: Sample, processor, template: Template, max_length: int) -> di
                 f"sample {sample.id}: a token crosses the border of an answer near {text[-20:]!r}; "
                 f"template {template.name!r} does not fit this tokenizer"
             )
-        if supervised and (not inside.any() or end[inside].max() != high):
+        if is_answer and (not inside.any() or end[inside].max() != high):
             raise ValueError(
                 f"sample {sample.id}: the tokenizer drops the end of {text[-20:]!r}; template {template.name!r} needs "
                 f"a tokenizer that encodes its stop string {template.stop!r}"
             )
-        answer |= torch.from_numpy(inside & supervised)
+        supervised |= inside & is_answer
         low = high
-    labels = ids.masked_fill(~answer, IGNORE)
 
-    expected = sum(counts)
     visual = ids == processor.image_token_id
-    if visual.sum() != expected:
-        raise ValueError(f"sample {sample.id}: {int(visual.sum())} image tokens for images of {counts}")
-    if visual[:max_length].sum() != expected:
-        raise ValueError(f"sample {sample.id}: cutting {len(ids)} tokens to {max_length} loses visual tokens: raise it")
-    if (labels[:max_length] == IGNORE).all():
-        raise ValueError(
-            f"sample {sample.id}: no supervised token in the first {max_length} of {len(ids)}: raise max_length"
-        )
-    return {"input_ids": ids[:max_length], "labels": labels[:max_length]}
+    if visual.sum() != len(image_tokens):
+        raise ValueError(f"sample {sample.id}: {visual.sum()} image tokens for {len(image_tokens)} images")
+    lengths = np.ones(len(ids), dtype=np.int64)
+    lengths[visual] = image_tokens
+    fitting = int(np.searchsorted(lengths.cumsum(), max_length, side="right"))
+    images = int(visual[:fitting].sum())
+    return Encoding(ids[:fitting], supervised[:fitting], tuple(image_tokens)[:images], fitting < len(ids))
 
 
-def check_supervision(samples: Sequence[Sample], processor, template: Template, max_length: int) -> None:
-    """Refuse samples that truncation would leave without a supervised token or a whole image, before any training.
+def _tokens(
+    pieces: Sequence[tuple[str, bool]], tokenizer, template: Template, has_images: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ids of a text and the places (start, end) of their characters; special strings that are content are split up."""
+    text = "".join(text for text, _ in pieces)
+    encoded = tokenizer(text, return_offsets_mapping=True, verbose=False)
+    ids, places = encoded["input_ids"], encoded["offset_mapping"]
+    answer_ends, ends = set(), np.cumsum([len(piece) for piece, _ in pieces])
+    for (_, is_answer), end in zip(pieces, ends, strict=True):
+        if is_answer:
+            answer_ends.add(int(end))
+    special = {str(added): i for i, added in tokenizer.added_tokens_decoder.items() if added.special}
 
-    Only samples whose images or first answer may lie beyond `max_length` are tokenised: a token is a byte or more.
+    out_ids, out_places = [], []
+    for token, (start, end) in zip(ids, places, strict=True):
+        string = text[start:end].strip()
+        is_stop = string == template.stop and end in answer_ends
+        is_image = string == IMAGE_MARKER and has_images  # answers that hold a marker are refused when they are read
+        if special.get(string) != token or is_stop or is_image:
+            plain = [token]
+        else:
+            plain = tokenizer(string, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        out_ids += plain
+        out_places += [(start, end)] * len(plain)
+    start, end = np.array(out_places, dtype=np.int64).reshape(-1, 2).T
+    return np.array(out_ids, dtype=np.int32), start, end
 
-    Raises:
-        ValueError: with what `encode` says about each such sample.
-    """
-    faults = []
-    for sample in samples:
-        last = max((i for i, turn in enumerate(sample.turns) if IMAGE_MARKER in turn["value"]), default=0)
-        text = sum(len(turn["value"].encode()) for turn in sample.turns[: last + 1])
-        roles = len(template.system) + 32 * (last + 2)  # 32 bytes for a turn's role, stop string and spaces
-        if text + roles + sum(visual_tokens(sample, processor)) >= max_length:
-            try:
-                encode(sample, processor, template, max_length)
-            except ValueError as error:
-                faults.append(str(error))
-    if faults:
-        more = f"\n  ... and {len(faults) - _LISTED} more" if len(faults) > _LISTED else ""
-        raise ValueError(f"{len(faults)} samples cannot be trained on:\n  " + "\n  ".join(faults[:_LISTED]) + more)
+
+def count_image_tokens(samples: Sequence[Sample], view: View) -> list[list[int]]:
+    """Visual tokens of each image of each sample; where files must be read, launched processes divide them."""
+    if not view.reads_sizes:
+        return [[view.tokens()] * len(sample.images) for sample in samples]
+    mine = {i: [view.tokens(size) for size in samples[i].image_sizes()] for i in distributed.share(range(len(samples)))}
+    counts = {i: tokens for part in distributed.gather_everywhere(mine) for i, tokens in part.items()}
+    return [counts[i] for i in range(len(samples))]
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """What `max_length` did to a set of conversations."""
+
+    samples: int
+    cut: int  # conversations that go on beyond it
+    images_left_out: int
+    unsupervised: tuple[str, ...]  # ids of those without any supervised token: only their images are learnt from
 
 
 class ConversationDataset(Dataset):
-    """Samples as `{"id", "input_ids" (S,), "labels" (S,), "images", "keys", "teacher_images"}`.
+    """Samples as `{"sample", "input_ids" (S,), "labels" (S,), "image_tokens"}`, S <= max_length; tokenised up front.
 
-    `images` and `teacher_images` are squared PIL images (LLaVA-NeXT: as they are), `keys` the names of the latter: they
-    differ if targets do.
+    `sample.images` are the images that fit, `image_tokens` their visual tokens.
+
+    Raises:
+        ValueError: as `encode`; no sample has a supervised token.
     """
 
     def __init__(self, samples: Sequence[Sample], processor, template: Template, max_length: int):
-        self.samples, self.processor, self.template, self.max_length = samples, processor, template, max_length
+        self.samples, self.image_token_id = list(samples), processor.image_token_id
+        counts = count_image_tokens(self.samples, view_of(processor))
+        self.encodings = [
+            encode(sample, processor, template, max_length, image_tokens)
+            for sample, image_tokens in zip(self.samples, counts, strict=True)
+        ]
+        if not any(encoding.supervised.any() for encoding in self.encodings):
+            raise ValueError(f"no sample has a supervised token within max_length {max_length}: raise it")
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> dict:
-        sample = self.samples[index]
-        encoded = encode(sample, self.processor, self.template, self.max_length)
-        square = not is_tiled(self.processor)
-        images = sample.open_images(square)
-        shown = sample.open_targets(square) if sample.targets else images
-        keys = sample.targets or sample.images
-        return {"id": sample.id, "images": images, "keys": keys, "teacher_images": shown, **encoded}
+        sample, encoding = self.samples[index], self.encodings[index]
+        fitting = len(encoding.image_tokens)
+        if fitting < len(sample.images):
+            targets = sample.targets and sample.targets[:fitting]
+            sample = replace(sample, images=sample.images[:fitting], targets=targets)
+        ids, labels = encoding.tensors(self.image_token_id)
+        return {"sample": sample, "input_ids": ids, "labels": labels, "image_tokens": list(encoding.image_tokens)}
+
+    @property
+    def lengths(self) -> Lengths:
+        """What was cut."""
+        pairs = list(zip(self.samples, self.encodings, strict=True))
+        return Lengths(
+            len(pairs),
+            cut=sum(encoding.cut for _, encoding in pairs),
+            images_left_out=sum(len(sample.images) - len(encoding.image_tokens) for sample, encoding in pairs),
+            unsupervised=tuple(sample.id for sample, encoding in pairs if not encoding.supervised.any()),
+        )
+
+
+Features = Callable[[Sequence[str]], Tensor]  # names of n images (or tiles) -> (n, N, d), such as a FeatureCache
 
 
 @dataclass
 class Collator:
     """Batch samples of B conversations with n images in total (n may be 0), padded on the right.
 
-    `features` maps image names to cached teacher features (n, N, d), `latents` to cached VAE latents (n, N, c);
-    `keep_images` passes the squared PIL images on, for a teacher that runs online. Of LLaVA-NeXT a teacher sees the
-    tiles, tile by tile, and cached features are named by them.
+    `features` gives cached teacher features, `latents` cached VAE latents, `encoder` cached features of the frozen
+    vision tower, in place of pixels; `pictures` passes on the squares that a teacher sees which runs online. Of
+    LLaVA-NeXT a teacher sees the tiles, tile by tile, and cached features are named by them.
     """
 
     processor: object
-    features: Callable[[list[str]], torch.Tensor] | None = None
-    keep_images: bool = False
-    latents: Callable[[list[str]], torch.Tensor] | None = None
+    features: Features | None = None
+    pictures: bool = False
+    latents: Features | None = None
+    encoder: Features | None = None
+
+    def __post_init__(self):
+        self.view = view_of(self.processor)
+        if self.encoder is not None and self.view.reads_sizes:
+            raise ValueError("LLaVA-NeXT's tiles go through the vision tower in every step: give it no encoder cache")
 
     def __call__(self, items: list[dict]) -> dict:
         """Returns `input_ids`, `attention_mask`, `labels` (B, S) and `image_tokens`, the visual tokens of each image.
 
         With n > 0 also `pixel_values` (n, 3, H, W), images in reading order, and `teacher_features` (n, N, d),
-        `latents` (n, N, c) or `images` where asked for. LLaVA-NeXT: `pixel_values` (n, tiles, 3, H, W), filled up with
-        blank tiles, `image_sizes` (n, 2), and as many `images` or `teacher_features` as there are tiles.
+        `latents` (n, N, c) or `pictures`, where asked for. With `encoder` there is `encoder_features`
+        (n, N, Dz) in place of pixels, n = 0 included. LLaVA-NeXT: `pixel_values` (n, tiles, 3, H, W), filled up with
+        blank tiles, `image_sizes` (n, 2), and as many `pictures` or `teacher_features` as there are tiles.
         """
-        ids = [item["input_ids"] for item in items]
-        images = [image for item in items for image in item["images"]]
-        keys = [key for item in items for key in item["keys"]]
-        shown = [image for item in items for image in item["teacher_images"]]
-        pad = self.processor.tokenizer.pad_token_id
+        samples, ids = [item["sample"] for item in items], [item["input_ids"] for item in items]
         batch = {
-            "input_ids": _pad(ids, pad),
+            "input_ids": _pad(ids, self.processor.tokenizer.pad_token_id),
             "labels": _pad([item["labels"] for item in items], IGNORE),
             "attention_mask": _pad([torch.ones_like(x) for x in ids], 0),
-            "image_tokens": [image_token_count(self.processor, (image.height, image.width)) for image in images],
+            "image_tokens": [n for item in items for n in item["image_tokens"]],
         }
-        if images:
-            pixels = self.processor.image_processor
-            batch.update(pixels(images, return_tensors="pt"))
-            if is_tiled(pixels):
-                pairs = zip(keys, shown, strict=True)
-                keys = [tile for key, image in pairs for tile in tile_keys(pixels, key, (image.height, image.width))]
-            if self.features is not None:
-                batch["teacher_features"] = self.features(keys)
-            if self.latents is not None:
-                batch["latents"] = self.latents(keys)
-            if self.keep_images:
-                batch["images"] = [t for image in shown for t in cut(pixels, image)] if is_tiled(pixels) else shown
+        if self.encoder is not None:
+            batch["encoder_features"] = self.encoder([name for sample in samples for name in sample.images])
+        if not batch["image_tokens"]:
+            return batch
+        if self.encoder is None:
+            images = [self.view.prepare(image) for sample in samples for image in sample.open_images()]
+            batch.update(self.view.image_processor(images, return_tensors="pt"))
+        for name, source in (("teacher_features", self.features), ("latents", self.latents)):
+            if source is not None:
+                batch[name] = source([key for sample in samples for key in self._keys(sample)])
+        if self.pictures:
+            shown = [image for sample in samples for image in sample.open_targets()]
+            batch["pictures"] = [picture for image in shown for picture in self.view.pictures(image)]
         return batch
 
+    def _keys(self, sample: Sample) -> list[str]:
+        names = sample.targets or sample.images
+        sizes = sample.image_sizes(names) if self.view.reads_sizes else [None] * len(names)
+        return [key for name, size in zip(names, sizes, strict=True) for key in self.view.keys(name, size)]
 
-def _pad(rows: list[torch.Tensor], value: int) -> torch.Tensor:
+
+def _pad(rows: list[Tensor], value: int) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)
 
 
@@ -366,15 +268,11 @@ class GroupedSampler(Sampler[int]):
     the run ends at once. The order depends on the arguments alone, hence a resumed run only has to skip batches.
     """
 
-    def __init__(
-        self, samples: Sequence[Sample], image_tokens: int | Sequence[int], batch_size: int, steps: int, seed: int
-    ):
-        """`image_tokens`: visual tokens of any image, or of each sample where images differ."""
-        if isinstance(image_tokens, int):
-            image_tokens = [image_tokens * len(sample.images) for sample in samples]
-        self.lengths = [approximate_length(*pair) for pair in zip(samples, image_tokens, strict=True)]
+    def __init__(self, encodings: Sequence[Encoding], batch_size: int, steps: int, seed: int):
+        self.lengths = [encoding.length for encoding in encodings]
         self.groups = [
-            [i for i, sample in enumerate(samples) if bool(sample.images) is modality] for modality in (True, False)
+            [i for i, encoding in enumerate(encodings) if bool(encoding.image_tokens) is with_images]
+            for with_images in (True, False)
         ]
         self.batch_size, self.steps, self.seed = batch_size, steps, seed
 
@@ -404,16 +302,3 @@ class GroupedSampler(Sampler[int]):
             longest = max(range(len(batches)), key=lambda i: self.lengths[batches[i][0]])
             batches.insert(0, batches.pop(longest))
         return batches
-
-
-def approximate_length(sample: Sample, image_tokens: int) -> int:
-    """Words of the conversation plus all its visual tokens: cheap, and close enough to group by.
-
-    What is long without a space, such as code, counts by its length, and other scripts by their characters.
-    """
-    return sum(_words(turn["value"]) for turn in sample.turns) + image_tokens
-
-
-def _words(text: str) -> int:
-    other = 0 if text.isascii() else sum(not character.isascii() for character in text)
-    return other + sum(1 + len(word) // 16 for word in text.split())

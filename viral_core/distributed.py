@@ -88,3 +88,12 @@ def gather(part) -> list | None:
     parts = [None] * world_size() if is_main() else None
     dist.gather_object(part, parts)
     return parts
+
+
+def gather_everywhere(part) -> list:
+    """Everybody's part, by rank, at every process."""
+    if not dist.is_initialized():
+        return [part]
+    parts = [None] * world_size()
+    dist.all_gather_object(parts, part)
+    return parts

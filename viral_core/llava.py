@@ -1,7 +1,7 @@
 """A vision tower and a language model as one LLaVA, and LoRA on it.
 
 The parts are loaded by `from_pretrained` and put into transformers' own LLaVA class; nothing of a loaded part is ever
-initialised again (one of the released code's defects).
+initialised again (the released code draws parts of its teacher anew).
 """
 
 import json
@@ -11,12 +11,9 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     AddedToken,
-    AutoConfig,
     AutoImageProcessor,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -31,12 +28,18 @@ from transformers import (
 )
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
-from viral_core.checkpoints import VISION, fingerprint
+from viral_core.checkpoints import (
+    fingerprint,
+    load_vision_tower,
+    load_whole,
+    read_weights,
+    require_model,
+    save_weights,
+)
 from viral_core.tap import base_llava
 from viral_core.templates import IMAGE_MARKER
-from viral_core.tiles import is_tiled, tile_processor
+from viral_core.tiles import newline, tile_processor
 
-RESAMPLERS = ("blip-2", "instructblip", "instructblipvideo", "idefics", "idefics2", "kosmos-2", "perceiver")
 LORA_TARGETS = r".*language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)|mlp\.(gate|up|down))_proj"
 
 
@@ -86,22 +89,16 @@ def assemble(
     `HfDeepSpeedConfig`: the trainer's DeepSpeed partitions the model.
 
     Raises:
-        ValueError: a vision tower of another kind, or a projector that does not fit or joins other models.
+        FileNotFoundError: no such folder of a model.
+        ValueError: a vision tower of another kind, a checkpoint that lacks weights, or a projector that does not fit or
+            joins other models.
     """
-    kind = AutoConfig.from_pretrained(vision, revision=vision_revision).model_type
-    if kind in RESAMPLERS or kind.endswith("_qformer"):
-        raise ValueError(
-            f"{vision} is a {kind!r} model, which reads images through a resampler or Q-Former: its queries mix all "
-            "patches, so that no visual token belongs to one patch and none can be aligned (the paper's limitation)"
-        )
-    if kind not in VISION:
-        raise ValueError(f"{vision} is a {kind!r} model; LLaVA takes a fixed-size vision tower: {', '.join(VISION)}")
-    vision_class, strategy = VISION[kind]
+    require_model(language)
     options = {"dtype": dtype, "attn_implementation": attn_implementation}
     if torch.device(device).type != "cpu":
         options["device_map"] = {"": torch.device(device)}  # straight to the GPU, whatever the number of processes
-    tower = vision_class.from_pretrained(vision, revision=vision_revision, **options)
-    lm = AutoModelForCausalLM.from_pretrained(language, revision=language_revision, **options)
+    tower, strategy = load_vision_tower(vision, vision_revision, **options)
+    lm = load_whole(AutoModelForCausalLM, language, language_revision, **options)
     tokenizer = AutoTokenizer.from_pretrained(language, revision=language_revision)
     _prepare_tokens(tokenizer, lm)
 
@@ -162,8 +159,7 @@ def assemble(
 def connector(llava: nn.Module) -> list[nn.Parameter]:
     """What joins encoder and language model, and always trains: the projector and LLaVA-NeXT's newline token."""
     core = base_llava(llava).model
-    newline = [core.image_newline] if is_tiled(core.config) else []
-    return [*core.multi_modal_projector.parameters(), *newline]
+    return [*core.multi_modal_projector.parameters(), *newline(core)]
 
 
 def _prepare_tokens(tokenizer, lm: PreTrainedModel) -> None:
@@ -202,38 +198,33 @@ def scale_projector(llava: nn.Module, factor: float) -> None:
 def save_projector(llava: nn.Module, path: str | Path) -> None:
     """Write the projector's weights as float32 safetensors, with the base that they join as json in its metadata."""
     llava = base_llava(llava)
-    save_file(cpu_state(llava.model.multi_modal_projector), path, metadata={"base": json.dumps(asdict(llava.base))})
+    save_weights(llava.model.multi_modal_projector.state_dict(), path, {"base": json.dumps(asdict(llava.base))})
 
 
 def load_projector(llava: nn.Module, path: str | Path) -> None:
-    """Read a projector written by `save_projector`, or by `import_projector`, which knows of no base.
+    """Read a projector written by `save_projector`, or a foreign one, which knows of no base.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: its weights do not fit this model, or join another encoder or language model.
+        ValueError: it is damaged, does not fit this model, or joins another encoder or language model.
     """
     llava = base_llava(llava)
-    load_weights(llava.model.multi_modal_projector, path)
-    with safe_open(path, "pt") as file:
-        saved = (file.metadata() or {}).get("base")
-    if saved is not None:
-        expect_base(path, Base(**json.loads(saved)), llava.base)
+    metadata = load_into(llava.model.multi_modal_projector, path)
+    if "base" in metadata:
+        check_base(path, Base(**json.loads(metadata["base"])), llava.base)
 
 
-def expect_base(path: str | Path, trained_on: Base, here: Base) -> None:
+def check_base(path: str | Path, trained_on: Base, here: Base) -> None:
     """Refuse what was trained on models of other content; where they lie does not matter."""
     if (trained_on.vision_sha256, trained_on.language_sha256) != (here.vision_sha256, here.language_sha256):
         raise ValueError(f"{path} was trained on {trained_on}, but the models here are {here}: train it again")
 
 
-def cpu_state(module: nn.Module) -> dict[str, Tensor]:
-    return {name: p.detach().float().cpu().contiguous() for name, p in module.state_dict().items()}
-
-
-def load_weights(module: nn.Module, path: str | Path) -> None:
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no weights at {path}: run the stage that writes them first")
+def load_into(module: nn.Module, path: str | Path) -> dict[str, str]:
+    """Load weights that `save_weights` wrote into a module; returns the file's metadata, errors as `load_projector`."""
+    state, metadata = read_weights(path)
     try:
-        module.load_state_dict(load_file(path))
+        module.load_state_dict(state)
     except RuntimeError as error:
         raise ValueError(f"{path} does not fit this model: {error}") from error
+    return metadata

@@ -1,12 +1,17 @@
-"""The hyperparameters of a training."""
+"""The hyperparameters of a training, and what transformers' Trainer is told of them."""
 
 import math
+import os
 from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import TrainingArguments
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Hyperparameters of one stage; the defaults are LLaVA-1.5's where it has one (method facts, section 7)."""
+    """Hyperparameters of one stage; the defaults are LLaVA-1.5's where it has one."""
 
     batch_size: int  # global: micro_batch x accumulation x ranks
     lr: float  # LoRA, heads and adapters; the projector too unless projector_lr is given
@@ -28,4 +33,52 @@ class Recipe:
     workers: int = 0  # data loading processes
 
     def total_steps(self, samples: int) -> int:
+        """Optimiser steps of a training on so many samples."""
         return self.steps or math.ceil(self.epochs * math.ceil(samples / self.batch_size))
+
+    def arguments(self, steps: int, output: Path) -> TrainingArguments:
+        """For transformers' Trainer; `output` is the folder of resume states.
+
+        Raises:
+            ValueError: a global batch that this number of processes cannot divide; several GPUs in one process.
+        """
+        ranks = int(os.environ.get("WORLD_SIZE", 1))
+        micro = self.micro_batch or self.batch_size // ranks
+        if not micro or self.batch_size % (micro * ranks):
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of micro_batch {micro} times {ranks} processes"
+            )
+        cuda = torch.cuda.is_available()
+        arguments = TrainingArguments(
+            output_dir=str(output),
+            max_steps=steps,
+            per_device_train_batch_size=micro,
+            gradient_accumulation_steps=self.batch_size // (micro * ranks),
+            learning_rate=self.lr,
+            lr_scheduler_type="cosine",
+            warmup_steps=math.ceil(self.warmup_ratio * steps),
+            weight_decay=self.weight_decay,
+            max_grad_norm=self.max_grad_norm,
+            bf16=self.bf16,
+            deepspeed=self.deepspeed,
+            seed=self.seed,
+            logging_steps=self.log_every,
+            logging_first_step=True,
+            logging_nan_inf_filter=False,
+            save_strategy="no" if self.save_every is None else "steps",
+            save_steps=self.save_every or steps,
+            save_total_limit=2,  # the one before stays until a new one is complete
+            report_to="none",
+            remove_unused_columns=False,
+            ddp_find_unused_parameters=False,
+            dataloader_num_workers=self.workers,
+            dataloader_persistent_workers=self.workers > 0,
+            dataloader_pin_memory=cuda,
+            use_cpu=not cuda,
+        )
+        if arguments.n_gpu > 1:
+            raise ValueError(
+                "several GPUs are visible to one process: say `launch: {gpus: ...}` in the profile, or set "
+                "CUDA_VISIBLE_DEVICES=0"
+            )
+        return arguments

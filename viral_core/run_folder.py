@@ -4,33 +4,25 @@ A run folder holds what trains, in float32 safetensors, with the identity of the
 everything back together.
 """
 
-import json
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
-from safetensors.torch import save_file
 from torch import nn
 from transformers import LlavaProcessor
 
 from viral_core.aligned import AlignedModel
-from viral_core.llava import (
-    Base,
-    assemble,
-    connector,
-    cpu_state,
-    expect_base,
-    load_weights,
-    save_projector,
-)
+from viral_core.checkpoints import read_json, read_weights, save_weights, write_json
+from viral_core.llava import Base, assemble, check_base, connector, load_into, save_projector
 from viral_core.specs import Align, Reconstruct, Residual
 from viral_core.tap import base_llava
 from viral_core.templates import TEMPLATES, Template
-from viral_core.tiles import is_tiled
+from viral_core.tiles import newline
 
-PROJECTOR, ADAPTER, HEADS, RUN = "projector.safetensors", "adapter", "heads.safetensors", "run.json"
+PROJECTOR, HEADS, RUN = "projector.safetensors", "heads.safetensors", "run.json"
+ADAPTER, ADAPTER_WEIGHTS = "adapter", "adapter_model.safetensors"  # peft's own names
 
 
 def gathered(parameters):
@@ -46,8 +38,8 @@ def gathered(parameters):
 def _additions(aligned: AlignedModel) -> nn.ModuleDict:
     """The new modules that are neither LoRA nor projector, as they are named in `heads.safetensors`."""
     parts = {"heads": aligned.heads, "adapters": aligned.adapters}
-    if is_tiled(aligned.config):
-        parts["newline"] = nn.ParameterDict({"image_newline": base_llava(aligned.llava).model.image_newline})
+    if token := newline(base_llava(aligned.llava).model):
+        parts["newline"] = nn.ParameterDict({"image_newline": token[0]})
     if aligned.reconstruction is not None:
         parts["reconstruction"] = aligned.reconstruction
     return nn.ModuleDict(parts)
@@ -70,28 +62,25 @@ def save_run(
             return
         folder.mkdir(parents=True, exist_ok=True)
         save_projector(aligned.llava, folder / PROJECTOR)
-        heads = cpu_state(_additions(aligned))
-        if heads:
-            save_file(heads, folder / HEADS)
+        if additions := _additions(aligned).state_dict():
+            save_weights(additions, folder / HEADS)
         if isinstance(aligned.llava, PeftModel):
+            adapter = folder / ADAPTER
+            adapter.mkdir(exist_ok=True)
             state = get_peft_model_state_dict(aligned.llava, save_embedding_layers=False)
-            (folder / ADAPTER).mkdir(exist_ok=True)
-            save_file(
-                {name: p.detach().float().cpu().contiguous() for name, p in state.items()},
-                folder / ADAPTER / "adapter_model.safetensors",
-            )
-            aligned.llava.peft_config["default"].save_pretrained(folder / ADAPTER)
+            save_weights(state, adapter / ADAPTER_WEIGHTS)
+            aligned.llava.peft_config["default"].save_pretrained(adapter)
     description = {
         "architecture": aligned.config.model_type,
         "base": asdict(base_llava(aligned.llava).base),
         "template": template.name,
-        "align": None if aligned.align is None else asdict(aligned.align),
+        "align": aligned.align and asdict(aligned.align),
         "residuals": [asdict(residual) for residual in aligned.residuals],
-        "reconstruct": None if aligned.reconstruct is None else asdict(aligned.reconstruct),
+        "reconstruct": aligned.reconstruct and asdict(aligned.reconstruct),
         "seed": seed,
         "training": training or {},
     }
-    (folder / RUN).write_text(json.dumps(description, indent=2) + "\n")
+    write_json(folder / RUN, description, indent=2)
 
 
 @dataclass
@@ -122,17 +111,17 @@ def load_run(
     """Load what `save_run` wrote; in eval mode. `vision` and `language` say where the base is, if it has moved.
 
     Raises:
-        FileNotFoundError: `folder` holds no run.
-        ValueError: the base is not the one the run was trained on, or weights do not fit.
+        FileNotFoundError: `folder` holds no run, or a model that it needs is not where it was.
+        ValueError: the base is not the one the run was trained on, or files are damaged or do not fit.
     """
     folder = Path(folder)
     if not (folder / RUN).is_file():
         raise FileNotFoundError(f"no {RUN} in {folder}: train that run first")
-    saved = json.loads((folder / RUN).read_text())
+    saved = read_json(folder / RUN, "train that run again")
     base = Base(**saved["base"])
     llava, processor = assemble(
-        vision or base.vision,
-        language or base.language,
+        vision or _locate(base.vision, folder),
+        language or _locate(base.language, folder),
         vision_revision=base.vision_revision,
         language_revision=base.language_revision,
         projector=folder / PROJECTOR,
@@ -142,19 +131,26 @@ def load_run(
         tile_grids=base.tile_grids,
         device=device,
     )
-    expect_base(folder, base, llava.base)
+    check_base(folder, base, llava.base)
     if (folder / ADAPTER).is_dir():
+        read_weights(folder / ADAPTER / ADAPTER_WEIGHTS)  # peft looks at no checksum
         llava = PeftModel.from_pretrained(llava, folder / ADAPTER, is_trainable=True)
         for p in connector(llava):
             p.requires_grad_(True)
     aligned = AlignedModel(
         llava,
-        None if saved["align"] is None else Align(**saved["align"]),
+        Align(**saved["align"]) if saved["align"] else None,
         tuple(Residual(**residual) for residual in saved["residuals"]),
         Reconstruct(**saved["reconstruct"]) if saved.get("reconstruct") else None,
     )
     additions = _additions(aligned)
     if additions.state_dict():
-        load_weights(additions, folder / HEADS)
+        load_into(additions, folder / HEADS)
     template = TEMPLATES[saved["template"]]
     return Run(aligned.to(device).eval(), processor, template, base, saved["seed"], saved["training"])
+
+
+def _locate(model: str, folder: Path) -> str:
+    """Where a run's model lies: its path is relative to where the run was trained, a folder above the run."""
+    places = [Path(), *folder.resolve().parents]
+    return next((str(place / model) for place in places if (place / model).is_dir()), model)

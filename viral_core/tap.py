@@ -7,6 +7,7 @@ Hooks work with LoRA, DDP and ZeRO because they sit on the blocks themselves, an
 a block that runs again in the backward pass repeats its reads and edits without touching what the forward pass stored.
 """
 
+import weakref
 from collections.abc import Callable, Iterable
 
 from torch import Tensor, nn
@@ -35,7 +36,8 @@ class VisualTap:
             ValueError: a layer outside 0..L.
         """
         core = base_llava(llava).model
-        self._decoder = core.language_model
+        # The language model's hooks hold the tap: a reference back would keep a dropped model in memory.
+        self._decoder = weakref.proxy(core.language_model)
         self._image_token = core.config.image_token_id
         self.layers = sorted({0, *layers})
         self.states: dict[int, Tensor] = {}

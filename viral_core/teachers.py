@@ -1,8 +1,9 @@
 """Vision foundation models as teachers: frozen, each with the input that it was made for.
 
-Design choices (method facts, section 4):
-- Every teacher sees the padded square image, resized by its own filter and normalised by its own constants, both read
-  from its checkpoint.  CLIP-normalised pixels for everybody, the released code's mistake, exist as `clip_pixels`.
+Design choices:
+- Every teacher sees the square image that the student sees, padded with the mean colour of the student's encoder,
+  resized by its own filter and normalised by its own constants, both read from its checkpoint.  CLIP-normalised pixels
+  for everybody, the released code's mistake, exist as `clip_pixels`.
 - The input has `grid` x patch pixels a side by default, so that the teacher's patches are the student's: 336 px for
   patches of 14, 384 px for patches of 16, and a 24 x 24 grid.  A teacher with its own input `size` has another grid;
   its features are then brought to the student's, by area if they are finer, bilinearly if they are coarser.
@@ -13,7 +14,7 @@ Design choices (method facts, section 4):
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +22,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoImageProcessor, DepthAnythingForDepthEstimation, Dinov2Model, SamVisionModel
+from transformers import AutoImageProcessor, DepthAnythingForDepthEstimation, Dinov2Model, SamVisionModel
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.utils import cached_file
 
-from viral_core.checkpoints import VISION, fingerprint
-from viral_core.data import pad_to_square
+from viral_core.checkpoints import fingerprint, load_vision_tower, load_whole, require_model
+from viral_core.images import CLIP_COLOR, mean_color, pad_to_square, to_rgb
 
 RADIO_HEADS = {384: 6, 768: 12, 1024: 16, 1280: 16}  # attention heads of ViT-S, B, L, H: not readable from weights
 
@@ -39,6 +40,7 @@ class Teacher:
         size: side of the square input in pixels.  mean, std: per channel, for pixels in 0..1.
         extract: (model, pixels (B, 3, size, size)) -> patch features (B, n, dim) of a square grid in reading order.
         grid: side of the student's grid.
+        color: what images are padded with: the student's encoder's mean.
     """
 
     kind: str
@@ -54,10 +56,12 @@ class Teacher:
     revision: str | None = None
     subfolder: str = ""  # of the checkpoint's, that holds the model
     randomised: int | None = None  # seed of `randomise_linears`, if that was done
+    color: tuple[int, ...] = CLIP_COLOR
 
     def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
         """RGB images of any shape -> normalised pixels (B, 3, size, size), float32."""
-        squares = [pad_to_square(image.convert("RGB")).resize((self.size,) * 2, self.resample) for image in images]
+        squares = [pad_to_square(to_rgb(image), self.color) for image in images]
+        squares = [square.resize((self.size,) * 2, self.resample) for square in squares]
         pixels = torch.from_numpy(np.stack([np.asarray(square, np.float32) for square in squares]) / 255)
         return ((pixels - torch.tensor(self.mean)) / torch.tensor(self.std)).permute(0, 3, 1, 2).contiguous()
 
@@ -83,6 +87,7 @@ class Teacher:
             "std": [round(x, 6) for x in self.std],
             "resample": Image.Resampling(self.resample).name,
             "randomised": self.randomised,
+            "color": list(self.color),
         }
 
 
@@ -111,6 +116,7 @@ def load_teacher(
     clip_pixels: bool = False,
     device: str | torch.device = "cpu",
     subfolder: str = "",
+    color: tuple[int, ...] = CLIP_COLOR,
 ) -> Teacher:
     """Load a teacher: `dinov2`, `clip`, `sam`, `depth_anything`, `radio` or `vae`, from a folder or hub id.
 
@@ -123,15 +129,17 @@ def load_teacher(
         size: input pixels a side; `grid` times the teacher's patch if None.  CLIP's is its checkpoint's.
         clip_pixels: normalise with CLIP's mean and deviation, whatever the teacher: known to be wrong, for the
             control `as_released` only.
+        color: the mean colour of the student's encoder (`viral_core.images.mean_color`), of CLIP by default.
 
     Raises:
         ValueError: unknown kind, a size that does not fit, or a checkpoint that lacks weights.
         OSError: no checkpoint there.
     """
     if kind == "vae":
-        return load_vae(path, grid, size, revision, subfolder, device)
+        return replace(load_vae(path, grid, size, revision, subfolder, device), color=color)
     if kind not in KINDS:
         raise ValueError(f"no teacher {kind!r}; there are: {', '.join([*KINDS, 'vae'])}")
+    require_model(path)
     model, patch, dim, extract = KINDS[kind](str(path), revision)
     fixed = model.config.image_size if kind == "clip" else None
     size = size or fixed or grid * patch
@@ -145,9 +153,19 @@ def load_teacher(
     if clip_pixels:
         mean, std = OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
     return Teacher(
-        kind, str(path), model.requires_grad_(False).eval().to(device), extract, dim, size, grid, tuple(mean),
-        tuple(std), Image.Resampling(int(processor.resample)), revision,
-    )  # fmt: skip
+        kind,
+        str(path),
+        model.requires_grad_(False).eval().to(device),
+        extract,
+        dim,
+        size,
+        grid,
+        tuple(mean),
+        tuple(std),
+        Image.Resampling(int(processor.resample)),
+        revision,
+        color=color,
+    )
 
 
 def load_vae(
@@ -158,7 +176,7 @@ def load_vae(
     subfolder: str = "",
     device: str | torch.device = "cpu",
 ) -> Teacher:
-    """ROSS's target (method facts, section 6): an AutoencoderKL whose "features" are the latents of the image.
+    """ROSS's target: an AutoencoderKL whose "features" are the latents of the image.
 
     Pixels in -1..1, resized bilinearly; latents, shifted and scaled as the VAE's config says, 2 x 2 of them to a token
     (B, grid * grid, 4 * channels), channels before places. They are the mode of the VAE's distribution: ROSS draws a
@@ -173,11 +191,8 @@ def load_vae(
     """
     from diffusers import AutoencoderKL
 
-    model, report = AutoencoderKL.from_pretrained(
-        str(path), revision=revision, subfolder=subfolder or None, output_loading_info=True
-    )
-    if missing := sorted(report["missing_keys"]):
-        raise ValueError(f"{path} lacks {len(missing)} weights of AutoencoderKL, such as {missing[0]}")
+    require_model(path)
+    model = load_whole(AutoencoderKL, str(path), revision, subfolder=subfolder or None)
     fitting = grid * 2 * 2 ** (len(model.config.block_out_channels) - 1)
     if size not in (None, fitting):
         raise ValueError(f"input size {size} does not fit the VAE of {path}: a {grid} x {grid} grid needs {fitting}")
@@ -188,9 +203,76 @@ def load_vae(
         return F.pixel_unshuffle(z, 2).flatten(2).transpose(1, 2)
 
     return Teacher(
-        "vae", str(path), model.requires_grad_(False).eval().to(device), latents, 4 * model.config.latent_channels,
-        fitting, grid, (0.5,) * 3, (0.5,) * 3, Image.Resampling.BILINEAR, revision, subfolder,
-    )  # fmt: skip
+        "vae",
+        str(path),
+        model.requires_grad_(False).eval().to(device),
+        latents,
+        4 * model.config.latent_channels,
+        fitting,
+        grid,
+        (0.5,) * 3,
+        (0.5,) * 3,
+        Image.Resampling.BILINEAR,
+        revision,
+        subfolder,
+    )
+
+
+@dataclass
+class Encoder(Teacher):
+    """The student's own frozen vision tower: its features z, made as in a training step, to be cached for it."""
+
+    image_processor: object = None
+    feature_layer: int = -2
+
+    def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
+        """Pixels (B, 3, size, size) as the student's processor makes them of the padded squares."""
+        squares = [pad_to_square(to_rgb(image), self.color) for image in images]
+        return self.image_processor(squares, return_tensors="pt")["pixel_values"]
+
+    def identity(self) -> dict:
+        return {**super().identity(), "feature_layer": self.feature_layer}
+
+
+def load_encoder(
+    path: str | Path,
+    feature_layer: int = -2,
+    revision: str | None = None,
+    device: str | torch.device = "cpu",
+) -> Encoder:
+    """A CLIP or SigLIP vision tower in float32, as a source of features z (B, N, Dz): `AlignedModel.forward` takes them
+    in place of pixels.
+
+    A step in float32 is the same, bit for bit, with features that the tower makes of the same batch; the cache makes
+    them in its own batches, whose matrix products may differ in the last bits, and rounds them to its dtype. A training
+    in bfloat16, whose tower computes in bfloat16, sees more exact features than without the cache.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_vision_tower`.
+    """
+    tower, strategy = load_vision_tower(path, revision, dtype=torch.float32)
+    processor = AutoImageProcessor.from_pretrained(path, revision=revision)
+    skip, config = int(strategy == "default"), tower.config
+
+    def features(model: nn.Module, pixels: Tensor) -> Tensor:
+        return model(pixels, output_hidden_states=True).hidden_states[feature_layer][:, skip:]
+
+    return Encoder(
+        "encoder",
+        str(path),
+        tower.requires_grad_(False).eval().to(device),
+        features,
+        config.hidden_size,
+        config.image_size,
+        config.image_size // config.patch_size,
+        tuple(processor.image_mean),
+        tuple(processor.image_std),
+        Image.Resampling(int(processor.resample)),
+        revision,
+        color=mean_color(processor),
+        image_processor=processor,
+        feature_layer=feature_layer,
+    )
 
 
 def randomise_linears(teacher: Teacher, seed: int) -> None:
@@ -209,13 +291,7 @@ def randomise_linears(teacher: Teacher, seed: int) -> None:
 
 
 def _weights(model_class, path: str, revision: str | None, **options) -> nn.Module:
-    """`from_pretrained` in float32 that refuses a checkpoint with missing weights."""
-    model, report = model_class.from_pretrained(
-        path, revision=revision, dtype=torch.float32, output_loading_info=True, **options
-    )
-    if missing := sorted(report["missing_keys"]):
-        raise ValueError(f"{path} lacks {len(missing)} weights of {model_class.__name__}, such as {missing[0]}")
-    return model
+    return load_whole(model_class, path, revision, dtype=torch.float32, **options)
 
 
 def _load_dinov2(path: str, revision: str | None):
@@ -224,12 +300,8 @@ def _load_dinov2(path: str, revision: str | None):
 
 
 def _load_clip(path: str, revision: str | None):
-    kind = AutoConfig.from_pretrained(path, revision=revision).model_type
-    if kind not in VISION:
-        raise ValueError(f"{path} is a {kind!r} model; the teacher clip takes {', '.join(VISION)}")
-    vision_class, strategy = VISION[kind]
+    model, strategy = load_vision_tower(path, revision, dtype=torch.float32)
     skip = 1 if strategy == "default" else 0
-    model = _weights(vision_class, path, revision)
 
     def penultimate(m: nn.Module, x: Tensor) -> Tensor:
         return m(x, output_hidden_states=True).hidden_states[-2][:, skip:]

@@ -5,6 +5,7 @@ exactly the prefix it was trained to answer (`prompt`), and the stop string is p
 every sample, single-turn ones included, teaches the model to stop.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 IMAGE_MARKER = "<image>"
@@ -29,11 +30,15 @@ class Template:
     assistant: str | None
     stop: str
 
-    def question(self, text: str, first: bool) -> str:
-        """Everything between the previous answer's stop and the answer to `text`."""
+    def question(self, text: str, first: bool, images: bool = True) -> str:
+        """Everything between the previous answer's stop and the answer to `text`.
+
+        In a conversation without `images` an `<image>` is text, and stays where it is.
+        """
         if self.user is None:
-            return IMAGE_MARKER * text.count(IMAGE_MARKER)
-        return f"{self.system + ' ' if first else ''}{self.user}: {_place_marker(text)} {self.assistant}:"
+            return IMAGE_MARKER * text.count(IMAGE_MARKER) if images else ""
+        text = _place_marker(text) if images else text.strip()
+        return f"{self.system + ' ' if first else ''}{self.user}: {text} {self.assistant}:"
 
     def answer(self, text: str) -> str:
         """The supervised text: the answer, with the space that separates it from the role, and the stop string."""
@@ -56,11 +61,12 @@ TEMPLATES = {
 }
 
 
-def segments(template: Template, turns: list[dict]) -> list[tuple[str, bool]]:
+def segments(template: Template, turns: Sequence[dict], images: bool = True) -> list[tuple[str, bool]]:
     """Split a conversation into (text, supervised) pieces whose concatenation is the training text.
 
     Args:
         turns: LLaVA's `{"from": "human" | "gpt", "value": str}`, alternating and starting with a human turn.
+        images: whether the conversation has images, which `<image>` stands for.
 
     Returns:
         Alternating context (False) and answer (True) pieces; only answers and stop strings are supervised.
@@ -73,7 +79,7 @@ def segments(template: Template, turns: list[dict]) -> list[tuple[str, bool]]:
         raise ValueError(f"turns must alternate human, gpt, ... and end with gpt; got {roles}")
     pieces = []
     for i in range(0, len(turns), 2):
-        pieces.append((template.question(turns[i]["value"], first=i == 0), False))
+        pieces.append((template.question(turns[i]["value"], i == 0, images), False))
         pieces.append((template.answer(turns[i + 1]["value"]), True))
     return pieces
 

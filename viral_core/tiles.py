@@ -1,11 +1,14 @@
-"""LLaVA-NeXT's tiles: how an image is cut, and which tile and patch each visual token belongs to (Appendix E, Fig. 9).
+"""How a LLaVA views an image: whole (LLaVA-1.5), or whole and in tiles (LLaVA-NeXT; Appendix E, Fig. 9).
+
+LLaVA-1.5 pads an image to a square with the encoder's mean colour and reads it once.
 
 LLaVA-NeXT encodes an image several times: once as a whole, squeezed into tile 0, and then in a grid of tiles, at the
 resolution of the grid that fits its shape best. In the sequence tile 0's N tokens come first. Those of the grid follow
 as one map, row by row across its tiles: rows or columns that hold nothing but padding are left out ("unpadding"), and
 each row ends with the newline token, which belongs to no tile.
 
-Grids are given in tiles, (rows, columns), so that they fit an encoder of any input size.
+Grids are given in tiles, (rows, columns), so that they fit an encoder of any input size. `view_of` is where the two
+part; what a model needs to know of them is in the functions below it.
 """
 
 from collections.abc import Sequence
@@ -13,11 +16,83 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoImageProcessor, LlavaNextConfig, LlavaNextImageProcessor
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
 
+from viral_core.images import mean_color, pad_to_square
+
 NEWLINE = -1  # patch index of a newline token
+Size = Sequence[int]  # (height, width) in pixels
+
+
+class Whole:
+    """An image is one square; a teacher sees the same square."""
+
+    reads_sizes = False  # the number of tokens does not depend on the image
+
+    def __init__(self, image_processor, patch_size: int):
+        self.image_processor = image_processor
+        self.color = mean_color(image_processor)
+        cropped = getattr(image_processor, "do_center_crop", False)
+        size = image_processor.crop_size if cropped else image_processor.size
+        self._tokens = (size["height"] // patch_size) * (size["width"] // patch_size)
+
+    def prepare(self, image: Image.Image) -> Image.Image:
+        """What the image processor is given of an RGB image."""
+        return pad_to_square(image, self.color)
+
+    def tokens(self, size: Size | None = None) -> int:
+        """Visual tokens N of an image."""
+        return self._tokens
+
+    def keys(self, name: str, size: Size | None = None) -> list[str]:
+        """Names of an image's cached features."""
+        return [name]
+
+    def pictures(self, image: Image.Image) -> list[Image.Image]:
+        """The squares that a teacher sees of an RGB image, one for each key."""
+        return [self.prepare(image)]
+
+
+class Tiled:
+    """An image is cut into tiles; a teacher sees each of them."""
+
+    reads_sizes = True
+
+    def __init__(self, image_processor, patch_size: int):
+        self.image_processor, self.patch_size = image_processor, patch_size
+        self.side = image_processor.crop_size["height"]
+
+    def prepare(self, image: Image.Image) -> Image.Image:
+        """What the image processor is given of an RGB image: all of it."""
+        return image
+
+    def tokens(self, size: Size) -> int:
+        """Visual tokens of an image: those of all its tiles, and the newlines."""
+        return len(patch_index(size, self.image_processor.image_grid_pinpoints, self.side, self.patch_size))
+
+    def keys(self, name: str, size: Size) -> list[str]:
+        """Names of the cached features of an image's tiles, `<name>#<tile>`."""
+        count = tile_count(size, self.image_processor.image_grid_pinpoints, self.side)
+        return [f"{name}#{tile}" for tile in range(count)]
+
+    def pictures(self, image: Image.Image) -> list[Image.Image]:
+        """The tiles of an RGB image as squares of the encoder's input size: its pixels before they are normalised.
+
+        Grid tiles carry black padding where the image does not fill the grid.
+        """
+        raw = self.image_processor(image, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"][0]
+        return [Image.fromarray(tile.permute(1, 2, 0).contiguous().numpy()) for tile in raw]
+
+
+View = Whole | Tiled
+
+
+def view_of(processor) -> View:
+    """How the model of a LLaVA processor views images."""
+    kind = Tiled if is_tiled(processor) else Whole
+    return kind(processor.image_processor, processor.patch_size)
 
 
 def tile_processor(vision, side: int, grids: Sequence[Sequence[int]], revision: str | None = None):
@@ -42,21 +117,6 @@ def tile_count(size: Sequence[int], pinpoints: list[list[int]], side: int) -> in
     """Tiles of an image of `size` (height, width), tile 0 included; `pinpoints` and `side` as for `patch_index`."""
     rows, columns = get_anyres_image_grid_shape(size, pinpoints, side)
     return 1 + rows * columns
-
-
-def tile_keys(image_processor, name: str, size: Sequence[int]) -> list[str]:
-    """Names of the tiles of an image of `size` (height, width), `<name>#<tile>`: keys of cached teacher features."""
-    count = tile_count(size, image_processor.image_grid_pinpoints, image_processor.crop_size["height"])
-    return [f"{name}#{tile}" for tile in range(count)]
-
-
-def cut(image_processor, image: Image.Image) -> list[Image.Image]:
-    """The tiles of an RGB image as squares of the encoder's input size: its pixels before they are normalised.
-
-    Grid tiles carry black padding where the image does not fill the grid.
-    """
-    raw = image_processor(image, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"][0]
-    return [Image.fromarray(tile.permute(1, 2, 0).contiguous().numpy()) for tile in raw]
 
 
 def patch_index(size: Sequence[int], pinpoints: list[list[int]], side: int, patch: int) -> Tensor:
@@ -88,3 +148,27 @@ def batch_patch_index(config: LlavaNextConfig, image_sizes: Tensor) -> list[Tens
         found.append(torch.where(index == NEWLINE, NEWLINE, index + before))
         before += tile_count(size, config.image_grid_pinpoints, side) * (side // patch) ** 2
     return found
+
+
+def shown_patches(config: LlavaNextConfig, image_sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """Of a batch's T visual tokens those that show a patch, (P,), and the patch that each shows, (P,).
+
+    Patches are counted over all tiles of the batch, as `batch_patch_index` does; newlines show none.
+    """
+    patches = torch.cat(batch_patch_index(config, image_sizes))
+    positions = (patches != NEWLINE).nonzero().squeeze(1)
+    return positions, patches[positions]
+
+
+def newline(core: nn.Module) -> list[nn.Parameter]:
+    """The newline token of a LLaVA-NeXT's model, if it is one."""
+    return [core.image_newline] if is_tiled(core.config) else []
+
+
+def blank_image(config, like: Tensor) -> dict[str, Tensor]:
+    """Arguments of `get_image_features` for one black image, in the dtype and on the device of `like`."""
+    side = config.vision_config.image_size
+    sizes, tiles = {}, 1
+    if is_tiled(config):
+        tiles, sizes = tile_count((side, side), config.image_grid_pinpoints, side), {"image_sizes": [[side, side]]}
+    return {"pixel_values": like.new_zeros(tiles, config.vision_config.num_channels, side, side), **sizes}

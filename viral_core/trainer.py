@@ -10,45 +10,34 @@ Design choices:
   pipeline deletes before it runs a stage loses nothing.
 """
 
-import hashlib
-import json
-import math
-import os
+import logging
 import shutil
-import time
-import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 import transformers.trainer
 from PIL import Image
 from torch import Tensor, nn
-from tqdm.auto import tqdm
-from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_callback import ProgressCallback
+from transformers import Trainer, TrainerCallback
 
 from viral_core import distributed, environment
 from viral_core.aligned import AlignedModel
-from viral_core.data import (
-    IGNORE,
-    Collator,
-    ConversationDataset,
-    GroupedSampler,
-    Sample,
-    check_supervision,
-    visual_tokens,
-)
+from viral_core.conversations import Sample
+from viral_core.data import IGNORE, Collator, ConversationDataset, Features, GroupedSampler
 from viral_core.llava import save_projector
 from viral_core.recipe import Recipe
+from viral_core.resume import MarkComplete, resume_point, settings, step_of
 from viral_core.run_folder import PROJECTOR, gathered, save_run
 from viral_core.tap import base_llava
 from viral_core.templates import TEMPLATES, Template
 from viral_core.tiles import is_tiled
+from viral_core.training_log import LOG, LOSSES, LogLast, Progress, TrainingLog, check_finite
 
-LOG, ENVIRONMENT = "log.jsonl", "environment.json"
-COMPLETE = "complete"  # marks a resume state that every process has written, and says how many there were
+ENVIRONMENT = "environment.json"
+OnlineTeacher = Callable[[list[Image.Image]], Tensor]
+_log = logging.getLogger(__name__)
 
 
 def train_stage1(
@@ -59,12 +48,16 @@ def train_stage1(
     folder: str | Path,
     *,
     template: Template = TEMPLATES["plain"],
+    encoder_features: Features | None = None,
     work: str | Path | None = None,
 ) -> None:
     """Train the projector alone on captions; `folder` gets `projector.safetensors`, `log.jsonl` and `environment.json`.
 
     `llava` is what `assemble` returns. Interrupted and called again with the same arguments, it resumes from `work`
     (default: `<folder>.work` beside `folder`; removed at the end).
+
+    Args:
+        encoder_features: cached features z (n, N, Dz) of image names, in place of the images' way through the encoder.
 
     Raises:
         ValueError: `llava` is a LLaVA-NeXT, whose projector is that of the LLaVA with the same parts.
@@ -76,11 +69,12 @@ def train_stage1(
 
     def save(target: Path, _step: int) -> None:
         with gathered(trained):
-            if _is_main():
+            if distributed.is_main():
                 target.mkdir(parents=True, exist_ok=True)
                 save_projector(llava, target / PROJECTOR)
 
-    _train(aligned, processor, samples, recipe, Path(folder), template, save, work)
+    collator = Collator(processor, encoder=encoder_features)
+    _train(aligned, processor, samples, recipe, Path(folder), template, save, work, collator, None)
     aligned.remove()
 
 
@@ -92,9 +86,10 @@ def train_stage2(
     folder: str | Path,
     *,
     template: Template,
-    features: Callable[[list[str]], Tensor] | None = None,
-    teacher: Callable[[list[Image.Image]], Tensor] | None = None,
-    latents: Callable[[list[str]], Tensor] | None = None,
+    features: Features | None = None,
+    teacher: OnlineTeacher | None = None,
+    latents: Features | None = None,
+    encoder_features: Features | None = None,
     work: str | Path | None = None,
     training: dict | None = None,
 ) -> None:
@@ -104,8 +99,8 @@ def train_stage2(
         features: cached teacher features (n, N, d) of image names; or
         teacher: the teacher itself, called on the squared images of each batch.
         latents: cached VAE latents (n, N, c) of image names, for the reconstruction.
-        work: as in `train_stage1`.
-        training: further facts for `run.json`.
+        encoder_features, work: as in `train_stage1`.
+        training: what else `run.json` is to say of the training.
 
     `folder/checkpoint-<step>` are runs too, for `recipe.checkpoints`.
     """
@@ -116,27 +111,28 @@ def train_stage2(
         raise ValueError("reconstruction takes cached latents, other runs take none")
 
     def save(target: Path, step: int) -> None:
-        facts = {**(training or {}), "recipe": asdict(recipe), "step": step}
-        save_run(target, aligned, template, recipe.seed, facts)
+        description = {**(training or {}), "recipe": asdict(recipe), "step": step}
+        save_run(target, aligned, template, recipe.seed, description)
 
-    _train(aligned, processor, samples, recipe, Path(folder), template, save, work, features, teacher, latents)
+    collator = Collator(processor, features, teacher is not None, latents, encoder_features)
+    _train(aligned, processor, samples, recipe, Path(folder), template, save, work, collator, teacher)
 
 
 def _train(
-    aligned, processor, samples, recipe, folder, template, save, work, features=None, teacher=None, latents=None
+    aligned: AlignedModel,
+    processor,
+    samples: Sequence[Sample],
+    recipe: Recipe,
+    folder: Path,
+    template: Template,
+    save: Callable[[Path, int], None],
+    work: str | Path | None,
+    collator: Collator,
+    teacher: OnlineTeacher | None,
 ) -> None:
     work = Path(work) if work else folder.with_name(folder.name + ".work")
     steps = recipe.total_steps(len(samples))
-    check_supervision(samples, processor, template, recipe.max_length)
-    sizes = tqdm(samples, "sizes of images", unit="sample", disable=not is_tiled(processor))
-    image_tokens = [sum(visual_tokens(sample, processor)) for sample in sizes]
-    sampler = GroupedSampler(samples, image_tokens, recipe.batch_size, steps, recipe.seed)
-    args = _arguments(recipe, steps, work / "state")
-    if args.n_gpu > 1:
-        raise ValueError(
-            "several GPUs are visible to one process: say `launch: {gpus: ...}` in the profile, or set "
-            "CUDA_VISIBLE_DEVICES=0"
-        )
+    arguments = recipe.arguments(steps, work / "state")
     trained = [p for p in aligned.parameters() if p.requires_grad]
     if not (recipe.bf16 or recipe.deepspeed) and any(p.dtype != torch.float32 for p in aligned.parameters()):
         raise ValueError("the model is in half precision: set bf16 in the recipe, or assemble it in float32")
@@ -144,130 +140,78 @@ def _train(
         p.data = p.data.float()
     if recipe.gradient_checkpointing:
         aligned.gradient_checkpointing_enable()
+    dataset = ConversationDataset(samples, processor, template, recipe.max_length)
+    if dataset.lengths.cut and distributed.is_main():
+        _log.warning("max_length %d: %s", recipe.max_length, dataset.lengths)
 
-    source = teacher.identity() if hasattr(teacher, "identity") else getattr(features, "teacher", None)
-    sources = {"teacher": source, "latents": getattr(latents, "teacher", None)}
-    state = _resume_point(work, _settings(aligned, samples, recipe, template, sources), _is_main())
-    start = int(state.name.split("-")[1]) if state else 0
-    if _is_main():
-        environment.record(work / "run" / ENVIRONMENT, start)
+    sources = {
+        "teacher": teacher.identity() if hasattr(teacher, "identity") else getattr(collator.features, "teacher", None),
+        "latents": getattr(collator.latents, "teacher", None),
+        "encoder": getattr(collator.encoder, "teacher", None),
+    }
+    state = resume_point(work, settings(aligned, samples, recipe, template, sources))
+    start = step_of(state)
+    run = work / "run"
+    if distributed.is_main():
+        environment.record(run / ENVIRONMENT, start)
+    kept_steps = {max(1, round(fraction * steps)) for fraction in recipe.checkpoints} - {steps}
     trainer = AlignmentTrainer(
         aligned,
-        args,
+        arguments,
         recipe,
-        sampler,
+        GroupedSampler(dataset.encodings, recipe.batch_size, steps, recipe.seed),
         teacher,
-        work / "run" / LOG,
-        start,
-        train_dataset=ConversationDataset(samples, processor, template, recipe.max_length),
-        data_collator=Collator(processor, features, keep_images=teacher is not None, latents=latents),
-        callbacks=[
-            _LogLast(),
-            _MarkComplete(),
-            _KeepRuns({max(1, round(f * steps)) for f in recipe.checkpoints} - {steps}, save, work / "run"),
-        ],
+        TrainingLog(run / LOG, start, arguments.device) if distributed.is_main() else None,
+        train_dataset=dataset,
+        data_collator=_KeepTargets(collator),
+        callbacks=[LogLast(), MarkComplete(), _KeepRuns(kept_steps, save, run)],
     )
     trainer.train(resume_from_checkpoint=None if state is None else str(state))
-    save(work / "run", steps)
+    save(run, steps)
     trainer.accelerator.wait_for_everyone()
-    if _is_main():
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in (work / "run").iterdir():
-            if (folder / path.name).is_dir():
-                shutil.rmtree(folder / path.name)
-            shutil.move(path, folder / path.name)
+    if distributed.is_main():
+        _move(run, folder)
         shutil.rmtree(work)
     trainer.accelerator.wait_for_everyone()
 
 
-def _arguments(recipe: Recipe, steps: int, output: Path) -> TrainingArguments:
-    ranks = int(os.environ.get("WORLD_SIZE", 1))
-    micro = recipe.micro_batch or recipe.batch_size // ranks
-    if not micro or recipe.batch_size % (micro * ranks):
-        raise ValueError(
-            f"batch_size {recipe.batch_size} is not a multiple of micro_batch {micro} times {ranks} processes"
-        )
-    cuda = torch.cuda.is_available()
-    return TrainingArguments(
-        output_dir=str(output),
-        max_steps=steps,
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=recipe.batch_size // (micro * ranks),
-        learning_rate=recipe.lr,
-        lr_scheduler_type="cosine",
-        warmup_steps=math.ceil(recipe.warmup_ratio * steps),
-        weight_decay=recipe.weight_decay,
-        max_grad_norm=recipe.max_grad_norm,
-        bf16=recipe.bf16,
-        deepspeed=recipe.deepspeed,
-        seed=recipe.seed,
-        logging_steps=recipe.log_every,
-        logging_first_step=True,
-        logging_nan_inf_filter=False,
-        save_strategy="no" if recipe.save_every is None else "steps",
-        save_steps=recipe.save_every or steps,
-        save_total_limit=2,  # the one before stays until a new one is complete
-        report_to="none",
-        remove_unused_columns=False,
-        ddp_find_unused_parameters=False,
-        dataloader_num_workers=recipe.workers,
-        dataloader_persistent_workers=recipe.workers > 0,
-        dataloader_pin_memory=cuda,
-        use_cpu=not cuda,
-    )
+def _move(run: Path, folder: Path) -> None:
+    """Move a complete run to where it belongs, over what an earlier one has left there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in run.iterdir():
+        if (folder / path.name).is_dir():
+            shutil.rmtree(folder / path.name)
+        shutil.move(path, folder / path.name)
 
 
-def _is_main() -> bool:
-    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+@dataclass(frozen=True)
+class Target:
+    """A tensor that training compares with.
 
-
-def _settings(aligned, samples: Sequence[Sample], recipe: Recipe, template: Template, sources: dict) -> str:
-    """Everything a resume state depends on, as json; data and initial projector by their hashes."""
-    data, projector = hashlib.sha256(), hashlib.sha256()
-    for sample in samples:
-        data.update(repr((sample.id, sample.turns, sample.images)).encode())
-    llava = base_llava(aligned.llava)
-    for p in llava.model.multi_modal_projector.parameters():
-        projector.update(p.detach().float().cpu().numpy().tobytes())
-    return json.dumps(
-        {
-            "recipe": asdict(recipe),
-            "template": asdict(template),
-            "base": asdict(llava.base),
-            "align": aligned.align and asdict(aligned.align),
-            "residuals": [asdict(residual) for residual in aligned.residuals],
-            "reconstruct": aligned.reconstruct and asdict(aligned.reconstruct),
-            **sources,
-            "data": data.hexdigest(),
-            "projector": projector.hexdigest(),
-        },
-        indent=2,
-    )
-
-
-def _resume_point(work: Path, settings: str, main: bool) -> Path | None:
-    """The newest complete resume state in `work`; what other settings have left there is removed.
-
-    Raises:
-        ValueError: the state is of another number of processes, whose optimiser and random states it holds.
+    transformers' Trainer casts the tensors of a batch to DeepSpeed's half precision; this is none to it, so that cached
+    targets stay in float32 as online ones do.
     """
-    known = work / "settings.json"
-    if work.is_dir() and not (known.is_file() and known.read_text() == settings) and main:
-        warnings.warn(f"{work} holds an interrupted run with other settings: starting over", stacklevel=2)
-        shutil.rmtree(work)
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-    if main:
-        work.mkdir(parents=True, exist_ok=True)
-        known.write_text(settings)
-    states = [path for path in (work / "state").glob("checkpoint-*") if (path / COMPLETE).is_file()]
-    newest = max(states, key=lambda path: int(path.name.split("-")[1]), default=None)
-    if newest and (before := int((newest / COMPLETE).read_text())) != distributed.world_size():
-        raise ValueError(
-            f"{newest} is the state of {before} processes, and these are {distributed.world_size()}: go on with as many"
-            f" (`launch` in the profile), or remove {work} to start over"
-        )
-    return newest
+
+    tensor: Tensor
+
+    def to(self, *args, **kwargs) -> "Target":
+        return Target(self.tensor.to(*args, **kwargs))
+
+    def pin_memory(self) -> "Target":
+        return Target(self.tensor.pin_memory())
+
+
+@dataclass(frozen=True)
+class _KeepTargets:
+    """A collator whose targets keep their dtype on their way to the device."""
+
+    collator: Collator
+
+    def __call__(self, items: list[dict]) -> dict:
+        batch = self.collator(items)
+        return {
+            name: Target(value) if name in ("teacher_features", "latents") else value for name, value in batch.items()
+        }
 
 
 class AlignmentTrainer(Trainer):
@@ -277,28 +221,16 @@ class AlignmentTrainer(Trainer):
         FloatingPointError: at a logging step (the first step is one), when a loss is not finite.
     """
 
-    def __init__(self, model, args, recipe: Recipe, sampler, teacher, log_file: Path, start: int, **kwargs):
+    def __init__(
+        self, model, args, recipe: Recipe, sampler, teacher: OnlineTeacher | None, log: TrainingLog | None, **kwargs
+    ):
         super().__init__(model=model, args=args, **kwargs)
         self.remove_callback(transformers.trainer.DEFAULT_PROGRESS_CALLBACK)
-        self.add_callback(_Progress)
-        self.recipe, self.sampler, self.teacher = recipe, sampler, teacher
-        self._sums = torch.zeros(4, device=args.device)  # lm_loss, vra_loss, ross_loss, steps with images
+        self.add_callback(Progress)
+        self.recipe, self.sampler, self.teacher, self.training_log = recipe, sampler, teacher, log
+        self._sums = torch.zeros(len(LOSSES) + 1, device=args.device)  # of each loss, and of steps with images
         self._steps = 0  # since the last log
         self._tried = False  # the longest batches
-        self._log_file, self._began = log_file, time.monotonic()
-        self._teacher_clock, self._teacher_before = _Clock(args.device), 0.0
-        if self.is_world_process_zero():
-            kept = self._kept_log(start)
-            self._began -= kept[-1]["seconds"] if kept else 0.0
-            self._teacher_before = kept[-1].get("teacher_seconds", 0.0) if kept else 0.0
-            log_file.parent.mkdir(parents=True, exist_ok=True)
-            log_file.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
-
-    def _kept_log(self, start: int) -> list[dict]:
-        if not start or not self._log_file.is_file():
-            return []
-        entries = [json.loads(line) for line in self._log_file.read_text().splitlines()]
-        return [entry for entry in entries if entry["step"] <= start]
 
     def _get_train_sampler(self, train_dataset=None):
         return self.sampler
@@ -323,7 +255,7 @@ class AlignmentTrainer(Trainer):
         tokens = sum((batch["labels"][:, 1:] != IGNORE).sum() for batch in batch_samples).to(device)
         images = torch.tensor(sum(len(batch["image_tokens"]) for batch in batch_samples), device=device)
         totals = self.accelerator.gather(torch.stack([tokens, images])).view(-1, 2).sum(0)
-        self._sums[3] += totals[1] > 0
+        self._sums[-1] += totals[1] > 0
         self._steps += 1
         return totals
 
@@ -347,10 +279,8 @@ class AlignmentTrainer(Trainer):
                 longest = sorted(group, key=lambda i: -lengths[i])[:size]
                 batch = self._prepare_inputs(self.data_collator([self.train_dataset[i] for i in longest]))
                 try:
-                    if images := batch.pop("images", None):
-                        batch["teacher_features"] = self.teacher(images).to(self.args.device)
                     with self.compute_loss_context_manager():
-                        loss = self.model(**batch)["loss"]
+                        loss = self.model(**self._with_targets(batch))["loss"]
                     torch.autograd.grad(loss, trained, allow_unused=True)
                 except torch.OutOfMemoryError as error:
                     raise RuntimeError(
@@ -358,13 +288,23 @@ class AlignmentTrainer(Trainer):
                         "micro_batch (the global batch stays), set gradient_checkpointing, or launch with zero3"
                     ) from error
 
+    def _with_targets(self, batch: dict) -> dict:
+        """The model's arguments: targets on its device, in their own dtype; features of an online teacher."""
+        device = self.args.device
+        batch = {name: value.tensor.to(device) if isinstance(value, Target) else value for name, value in batch.items()}
+        if pictures := batch.pop("pictures", None):
+            with torch.no_grad():
+                batch["teacher_features"] = self.teacher(pictures).to(device)
+        return batch
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        images = inputs.pop("images", None)
-        if images:
-            with torch.no_grad(), self._teacher_clock:
-                inputs["teacher_features"] = self.teacher(images).to(self.args.device)
+        if "pictures" in inputs and self.training_log is not None:
+            with self.training_log.teacher_clock:
+                inputs = self._with_targets(inputs)
+        else:
+            inputs = self._with_targets(inputs)
         losses = model(**inputs, totals=num_items_in_batch)
-        for i, name in enumerate(("lm_loss", "vra_loss", "ross_loss")):
+        for i, name in enumerate(LOSSES):
             if name in losses:
                 self._sums[i] += losses[name].detach()
         loss = losses["loss"] * self.accelerator.num_processes  # ranks are averaged, these are parts of one mean
@@ -372,89 +312,22 @@ class AlignmentTrainer(Trainer):
 
     def log(self, logs, start_time=None):
         if "loss" in logs:
-            lm_loss, vra_loss, ross_loss, pictured = self.accelerator.reduce(self._sums, "sum").tolist()
-            logs["lm_loss"] = lm_loss / self._steps
+            *sums, pictured = self.accelerator.reduce(self._sums, "sum").tolist()
             pictured /= self.accelerator.num_processes
-            logs["vra_loss"] = vra_loss / pictured if self.model.align is not None and pictured else None
+            logs["lm_loss"] = sums[0] / self._steps
+            logs["vra_loss"] = sums[1] / pictured if self.model.align is not None and pictured else None
+            names = ["loss", "lm_loss", "vra_loss"]
             if self.model.reconstruct is not None:
-                logs["ross_loss"] = ross_loss / pictured if pictured else None
+                logs["ross_loss"] = sums[2] / pictured if pictured else None
+                names.append("ross_loss")
             self._sums.zero_()
             self._steps = 0
-            self._write(logs)
+            step = self.state.global_step
+            values = {name: logs.get(name) for name in (*names, "learning_rate", "grad_norm")}
+            if self.training_log is not None:
+                self.training_log.write(step, values, online_teacher=self.teacher is not None)
+            check_finite(step, values)
         super().log(logs, start_time)
-
-    def _write(self, logs: dict) -> None:
-        step = self.state.global_step
-        entry = {
-            "step": step,
-            **{key: logs.get(key) for key in ("loss", "lm_loss", "vra_loss")},
-            **({"ross_loss": logs["ross_loss"]} if "ross_loss" in logs else {}),
-            **{key: logs.get(key) for key in ("learning_rate", "grad_norm")},
-            "seconds": round(time.monotonic() - self._began, 3),
-        }
-        if self.teacher is not None:
-            entry["teacher_seconds"] = round(self._teacher_before + self._teacher_clock.seconds(), 3)
-        if self.is_world_process_zero():
-            with self._log_file.open("a") as file:
-                file.write(json.dumps(entry) + "\n")
-        losses = {key: value for key, value in entry.items() if key.endswith("loss") and value is not None}
-        if not all(map(math.isfinite, losses.values())):
-            raise FloatingPointError(f"step {step}: the loss is not finite ({losses}): lower the learning rate")
-
-
-class _Clock:
-    """Seconds spent in `with` blocks; on a GPU measured by events that are read with the log, so that no step waits."""
-
-    def __init__(self, device: torch.device):
-        self._cuda, self._spans, self._seconds = device.type == "cuda", [], 0.0
-
-    def _now(self):
-        if not self._cuda:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    def __enter__(self) -> None:
-        self._start = self._now()
-
-    def __exit__(self, *_) -> None:
-        self._spans.append((self._start, self._now()))
-
-    def seconds(self) -> float:
-        for start, end in self._spans:
-            if self._cuda:
-                end.synchronize()
-            self._seconds += start.elapsed_time(end) / 1000 if self._cuda else end - start
-        self._spans.clear()
-        return self._seconds
-
-
-class _Progress(ProgressCallback):
-    """The usual bar, with the losses beside it and not above."""
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if state.is_world_process_zero and self.training_bar is not None and "lm_loss" in (logs or {}):
-            shown = {key: logs[key] for key in ("lm_loss", "vra_loss", "ross_loss") if logs.get(key) is not None}
-            self.training_bar.set_postfix({key: f"{value:.3f}" for key, value in shown.items()})
-
-
-class _LogLast(TrainerCallback):
-    """Logs the last step, so that its loss is checked before anything is saved."""
-
-    def on_step_end(self, args, state, control, **kwargs):
-        control.should_log |= state.global_step >= state.max_steps
-
-
-class _MarkComplete(TrainerCallback):
-    """Marks a resume state once every process has written its part of it."""
-
-    def on_save(self, args, state, control, **kwargs):
-        if torch.distributed.is_initialized():
-            torch.distributed.barrier()
-        if state.is_world_process_zero:
-            complete = Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE
-            complete.write_text(f"{distributed.world_size()}\n")
 
 
 class _KeepRuns(TrainerCallback):

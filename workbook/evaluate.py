@@ -20,11 +20,11 @@ from tqdm.auto import tqdm
 
 from viral_core import distributed
 from viral_core.aligned import AlignedModel
-from viral_core.data import expand_image_tokens, image_token_count, pad_to_square
+from viral_core.data import expand_image_tokens
 from viral_core.llava import assemble
 from viral_core.run_folder import PROJECTOR, Run, load_run
 from viral_core.templates import IMAGE_MARKER, TEMPLATES, Template, prompt, stop_token_id
-from viral_core.tiles import is_tiled
+from viral_core.tiles import view_of
 from workbook.benchmarks import load_rows, open_image
 from workbook.benchmarks.answers import (
     append,
@@ -243,11 +243,11 @@ def generate(
     The model answers in its own device and dtype; its training mode is left as it was found.
     """
     weights, tokenizer = next(model.parameters()), processor.tokenizer
-    if not is_tiled(processor):
-        images = [pad_to_square(image) for image in images]
-    counts = [image_token_count(processor, (image.height, image.width)) for image in images]
+    view = view_of(processor)
+    counts = [view.tokens((image.height, image.width)) for image in images]
     texts = [expand_image_tokens(text, n) for text, n in zip(prompts, counts, strict=True)]
     tokens = tokenizer(texts, padding=True, padding_side="left", return_tensors="pt").to(weights.device)
+    images = [view.prepare(image) for image in images]
     pixels = processor.image_processor(images, return_tensors="pt").to(weights.device, weights.dtype)
     stop = stop_token_id(tokenizer, template)
     draw = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}

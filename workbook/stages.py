@@ -29,14 +29,15 @@ def cache(settings: Profile, item: dict) -> None:
     """Keep features of the training images: a teacher's, a VAE's latents, or the encoder's own."""
     from viral_core import distributed
     from viral_core.cache import write_cache
-    from viral_core.data import find_image, load_conversations
-    from viral_core.tiles import tile_processor
+    from viral_core.conversations import load_conversations
+    from viral_core.images import find_image
+    from viral_core.tiles import Tiled, tile_processor
 
     encoder, tiled = settings.visions[item["vision"]], item["views"] == "tiles"
     folder = settings.data.caption_images if item["part"] == "captions" else settings.data.conversation_images
     samples = load_conversations(item["json"], folder)
     images = {name: find_image(folder, name) for sample in samples for name in sample.images}
-    cutter, kind = None, encoder.cache
+    tiles, kind = None, encoder.cache
     if item["model"]:
         source = _teacher(settings, item["model"], item["vision"], item["state"])
         kind = settings.tiles.cache if tiled else settings.teachers[item["model"]].cache
@@ -47,9 +48,11 @@ def cache(settings: Profile, item: dict) -> None:
             encoder.path, encoder.feature_layer, revision=encoder.revision, device=distributed.device()
         )
     if tiled:
-        cutter = tile_processor(encoder.path, _config(encoder).image_size, settings.tiles.grids, encoder.revision)
+        config = _config(encoder)
+        pixels = tile_processor(encoder.path, config.image_size, settings.tiles.grids, encoder.revision)
+        tiles = Tiled(pixels, config.patch_size)
     workers = settings.stage2.workers
-    write_cache(source, images, item["out"], image_processor=cutter, dtype=kind, workers=workers)
+    write_cache(source, images, item["out"], tiles=tiles, dtype=kind, workers=workers)
 
 
 def _config(encoder):
@@ -61,15 +64,19 @@ def _config(encoder):
 
 
 def _teacher(settings: Profile, name: str, vision: str, state: str):
+    from transformers import AutoImageProcessor
+
     from viral_core import distributed
+    from viral_core.images import mean_color
     from viral_core.teachers import load_teacher, randomise_linears
 
-    teacher, student = settings.teachers[name], _config(settings.visions[vision])
+    teacher, encoder = settings.teachers[name], settings.visions[vision]
+    student, pixels = _config(encoder), AutoImageProcessor.from_pretrained(encoder.path, revision=encoder.revision)
     released = state == "as_released"
     grid = student.image_size // student.patch_size
     loaded = load_teacher(
         teacher.kind, teacher.path, grid, revision=teacher.revision, clip_pixels=released,
-        subfolder=teacher.subfolder, device=distributed.device(),
+        subfolder=teacher.subfolder, device=distributed.device(), color=mean_color(pixels),
     )  # fmt: skip
     if released:
         randomise_linears(loaded, seed=0)  # one draw for all seeds of the run, as a cache holds one
@@ -97,7 +104,7 @@ def stage1(settings: Profile, item: dict) -> None:
     """Stage 1: train the projector on captions, in the profile's template or else in the language model's own."""
     import torch
 
-    from viral_core.data import load_conversations
+    from viral_core.conversations import load_conversations
     from viral_core.llava import scale_projector
     from viral_core.templates import TEMPLATES
     from viral_core.trainer import train_stage1
@@ -137,7 +144,7 @@ def stage2(settings: Profile, item: dict) -> None:
 
     from viral_core.aligned import AlignedModel
     from viral_core.cache import FeatureCache
-    from viral_core.data import load_conversations, shuffle_targets
+    from viral_core.conversations import load_conversations, shuffle_targets
     from viral_core.llava import add_lora
     from viral_core.templates import TEMPLATES
     from viral_core.trainer import train_stage2

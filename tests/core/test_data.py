@@ -1,30 +1,18 @@
 import json
 import shutil
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from viral_core.data import (
-    IGNORE,
-    MEAN_COLOR,
-    Collator,
-    ConversationDataset,
-    GroupedSampler,
-    Sample,
-    approximate_length,
-    encode,
-    expand_image_tokens,
-    find_image,
-    image_token_count,
-    load_conversations,
-    pad_to_square,
-)
+from viral_core.conversations import Sample, check_conversations, load_conversations
+from viral_core.data import IGNORE, Collator, ConversationDataset, Encoding, GroupedSampler, encode, expand_image_tokens
+from viral_core.images import CLIP_COLOR, find_image, pad_to_square
 from viral_core.llava import assemble
 from viral_core.templates import TEMPLATES, prompt
+from viral_core.tiles import view_of
 
 MODEL_OF = {"vicuna_v1": "llama", "qwen": "qwen", "plain": "llama"}
 
@@ -39,11 +27,19 @@ def processor(processors):
     return processors["llama"]
 
 
+def tensors(sample, processor, template):
+    return encode(sample, processor, template, 1024).tensors(processor.image_token_id)
+
+
+def turns(*texts):
+    return tuple({"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(texts))
+
+
 def test_pad_to_square_centres_on_mean_colour():
     padded = np.array(pad_to_square(Image.new("RGB", (10, 4), (255, 0, 0))))
     assert padded.shape == (10, 10, 3)
     assert (padded[3:7] == (255, 0, 0)).all()
-    assert (padded[[0, 1, 2, 7, 8, 9]] == MEAN_COLOR).all()
+    assert (padded[[0, 1, 2, 7, 8, 9]] == CLIP_COLOR).all()
     square = Image.new("RGB", (3, 3))
     assert pad_to_square(square) is square
 
@@ -53,7 +49,7 @@ def test_load_conversations(conversations):
     assert [sample.id for sample in samples] == [f"s{i}" for i in range(12)]
     assert samples[4].images == ("4.png", "5.png")
     assert samples[7].images == ()
-    assert [image.size for image in samples[0].open_images()] == [(30, 30)]
+    assert [image.size for image in samples[0].open_images()] == [(30, 24)]
 
 
 def test_all_faults_are_listed_together(tmp_path, conversations):
@@ -64,8 +60,8 @@ def test_all_faults_are_listed_together(tmp_path, conversations):
         {"id": "first", "conversations": [gpt, {"from": "human", "value": "Hi"}]},
         {"id": "markers", "image": ["0.png", "1.png"], "conversations": [human, gpt]},
         {"id": "blank", "image": "0.png", "conversations": [human, {"from": "gpt", "value": " "}]},
-        {"id": "odd", "image": "0.png", "conversations": [human, gpt, {"from": "human", "value": "Hi"}]},
-        {"id": "inside", "conversations": [{"from": "human", "value": "Hi"}, human | {"from": "gpt"}]},
+        {"id": "odd", "image": "0.png", "conversations": [human, gpt, gpt]},
+        {"id": "inside", "image": "0.png", "conversations": [human, human | {"from": "gpt"}]},
         {"id": "nothing"},
     ]
     path = tmp_path / "faulty.json"
@@ -76,14 +72,41 @@ def test_all_faults_are_listed_together(tmp_path, conversations):
         assert (f"sample {entry['id']}:" in str(error.value)) == (entry["id"] != "good")
 
 
+def test_conversations_are_read_as_llava_reads_them(tmp_path, caplog):
+    """What LLaVA accepts beyond turns that alternate; what it leaves out is counted."""
+    greeting, (question, answer) = {"from": "gpt", "value": "Hello"}, turns("Hi", "A.")
+    marker, (mention, reply) = {"from": "human", "value": "<image>\nHi"}, turns("What does <image> mean?", "<image>: a")
+    Image.new("RGB", (8, 6)).save(tmp_path / "0.png")
+    entries = {
+        "begins": ([greeting, question, answer], [question, answer], "a first turn from gpt, which is left out"),
+        "ends": (
+            [question, answer, question],
+            [question, answer],
+            "a last question without an answer, which is left out",
+        ),
+        "mentions": ([mention, reply], [mention, reply], "<image> and no image: read as text"),
+    }
+    faulty = {"last": ([question, answer, marker], "0.png"), "no answer": ([question], None)}
+    written = [{"id": name, "conversations": said} for name, (said, *_) in entries.items()]
+    written += [{"id": name, "conversations": said, "image": image} for name, (said, image) in faulty.items()]
+    (tmp_path / "mix.json").write_text(json.dumps(written))
+    read = check_conversations(tmp_path / "mix.json", tmp_path)
+    assert {sample.id: list(sample.turns) for sample in read.samples} == {
+        k: kept for k, (_, kept, _) in entries.items()
+    }
+    assert read.adapted == {what: 1 for *_, what in entries.values()}
+    assert [read.faults[i].split(":")[0] for i in (3, 4)] == ["sample last", "sample no answer"]
+    (tmp_path / "mix.json").write_text(json.dumps(written[:3]))
+    assert len(load_conversations(tmp_path / "mix.json", tmp_path)) == 3
+    assert "1 conversations with a first turn from gpt" in caplog.text
+
+
 def test_an_image_of_another_suffix_is_found_by_its_stem(tmp_path):
     """As in OCR-VQA: the json says .jpg, the file is a .gif; a .jpg that exists is preferred."""
     (tmp_path / "ocr_vqa" / "images").mkdir(parents=True)
     Image.new("RGB", (8, 6), (200, 0, 0)).save(tmp_path / "ocr_vqa/images/B01.gif")
-    turns = [{"from": "human", "value": "<image>\nWho wrote it?"}, {"from": "gpt", "value": "A."}]
-    (tmp_path / "mix.json").write_text(
-        json.dumps([{"id": "b", "image": "ocr_vqa/images/B01.jpg", "conversations": turns}])
-    )
+    entry = {"id": "b", "image": "ocr_vqa/images/B01.jpg", "conversations": turns("<image>\nWho wrote it?", "A.")}
+    (tmp_path / "mix.json").write_text(json.dumps([entry]))
     (sample,) = load_conversations(tmp_path / "mix.json", tmp_path)
     assert sample.images == ("ocr_vqa/images/B01.jpg",)
     assert find_image(tmp_path, sample.images[0]).suffix == ".gif"
@@ -111,8 +134,7 @@ def test_labels_supervise_exactly_answers_and_stop(name, processors, conversatio
     processor, template = processors[MODEL_OF[name]], TEMPLATES[name]
     tokenizer = processor.tokenizer
     for sample in load_conversations(*conversations):
-        encoded = encode(sample, processor, template, 512)
-        ids, labels = encoded["input_ids"], encoded["labels"]
+        ids, labels = tensors(sample, processor, template)
         supervised = labels != IGNORE
         assert torch.equal(labels[supervised], ids[supervised])
         answers = [turn["value"].strip() for turn in sample.turns if turn["from"] == "gpt"]
@@ -127,22 +149,57 @@ def test_labels_supervise_exactly_answers_and_stop(name, processors, conversatio
 def test_prompt_tokens_are_the_trained_ones(name, processors, conversations):
     processor, template = processors[MODEL_OF[name]], TEMPLATES[name]
     sample = load_conversations(*conversations)[0]
-    encoded = encode(sample, processor, template, 512)
-    text = expand_image_tokens(prompt(template, sample.turns[0]["value"]), image_token_count(processor))
-    first = int((encoded["labels"] != IGNORE).nonzero()[0])
-    assert processor.tokenizer(text)["input_ids"] == encoded["input_ids"][:first].tolist()
+    ids, labels = tensors(sample, processor, template)
+    text = expand_image_tokens(prompt(template, sample.turns[0]["value"]), view_of(processor).tokens())
+    first = int((labels != IGNORE).nonzero()[0])
+    assert processor.tokenizer(text)["input_ids"] == ids[:first].tolist()
 
 
-def test_truncation(processor, conversations):
-    sample = load_conversations(*conversations)[0]
-    full = encode(sample, processor, TEMPLATES["vicuna_v1"], 512)
-    first = int((full["labels"] != IGNORE).nonzero()[0])
-    cut = encode(sample, processor, TEMPLATES["vicuna_v1"], first + 1)
-    assert torch.equal(cut["labels"], full["labels"][: first + 1])
-    with pytest.raises(ValueError, match="sample s0: no supervised token"):
-        encode(sample, processor, TEMPLATES["vicuna_v1"], first)
-    with pytest.raises(ValueError, match="sample s0: .*loses visual tokens"):
-        encode(sample, processor, TEMPLATES["vicuna_v1"], 20)
+def test_what_is_too_long_is_cut_but_images_stay_whole(processor, conversations):
+    sample, template = load_conversations(*conversations)[4], TEMPLATES["vicuna_v1"]  # two images
+    ids, labels = tensors(sample, processor, template)
+    places = (ids == processor.image_token_id).nonzero().squeeze(1)
+    first_answer = int((labels != IGNORE).nonzero()[0])
+    assert len(sample.images) == 2
+    for length in range(1, len(ids) + 1):
+        encoding = encode(sample, processor, template, length)
+        cut_ids, cut_labels = encoding.tensors(processor.image_token_id)
+        whole = [i for i in range(2) if places[4 * i + 3] < length]
+        fitting = min([length, *(int(places[4 * i]) for i in range(2) if i not in whole)])
+        assert torch.equal(cut_ids, ids[:fitting])
+        assert torch.equal(cut_labels, labels[:fitting])
+        assert encoding.image_tokens == (4,) * len(whole)
+        assert encoding.cut is (fitting < len(ids))
+        assert bool((cut_labels != IGNORE).any()) is (fitting > first_answer)
+
+
+def test_cut_conversations_are_counted_and_their_images_left_out(processor, conversations):
+    samples, template = load_conversations(*conversations), TEMPLATES["vicuna_v1"]
+    ids, labels = tensors(samples[4], processor, template)
+    places = (ids == processor.image_token_id).nonzero().squeeze(1)
+    data = ConversationDataset([samples[4], samples[7]], processor, template, int(places[5]))
+    assert (data.lengths.samples, data.lengths.images_left_out) == (2, 1)
+    assert "s4" in data.lengths.unsupervised
+    batch = Collator(processor)([data[0]])
+    assert len(batch["pixel_values"]) == len(batch["image_tokens"]) == 1
+    with pytest.raises(ValueError, match="no sample has a supervised token within max_length 3"):
+        ConversationDataset(samples, processor, template, 3)
+
+
+@pytest.mark.parametrize("name", ["vicuna_v1", "qwen"])
+def test_special_strings_in_a_text_stay_text(name, processors):
+    processor, template = processors[MODEL_OF[name]], TEMPLATES[name]
+    tokenizer = processor.tokenizer
+    for special in ("</s>", "<|im_end|>", "<pad>", "<unk>", "<image>"):
+        said = f"Write {special}old{special} new."
+        sample = Sample("s", turns(f"What is {special}?", said), (), None)
+        ids, labels = tensors(sample, processor, template)
+        assert not (ids == processor.image_token_id).any()
+        supervised = labels[labels != IGNORE]
+        stop = tokenizer.convert_tokens_to_ids(template.stop)
+        assert (supervised == stop).sum() == (ids == stop).sum() == 1
+        assert supervised[-1] == stop
+        assert tokenizer.decode(supervised) == f" {said}{template.stop}"
 
 
 def test_unknown_stop_token_raises(processor, conversations):
@@ -155,6 +212,8 @@ def test_unknown_stop_token_raises(processor, conversations):
 class WordTokenizer:
     """Splits at white space and drops it, as a word-level tokenizer without a newline token does."""
 
+    added_tokens_decoder = {}
+
     def __call__(self, text, **_):
         import re
 
@@ -165,7 +224,6 @@ class WordTokenizer:
 def replace_tokenizer(processor, tokenizer):
     class Other:
         image_processor, patch_size = processor.image_processor, processor.patch_size
-        num_additional_image_tokens, vision_feature_select_strategy = 1, "default"
         image_token_id = 7
 
     Other.tokenizer = tokenizer
@@ -176,19 +234,19 @@ def replace_tokenizer(processor, tokenizer):
 def test_image_token_count_is_the_processors(vision, tiny):
     llava, processor = assemble(tiny / vision, tiny / "llama")
     ids = processor(text="<image>", images=Image.new("RGB", (28, 28)), return_tensors="pt")["input_ids"]
-    assert (ids == processor.image_token_id).sum() == image_token_count(processor) == llava.config.image_seq_length == 4
+    assert (ids == processor.image_token_id).sum() == view_of(processor).tokens() == llava.config.image_seq_length == 4
 
 
 def test_collator_keeps_reading_order(processor, conversations):
     samples = load_conversations(*conversations)
     data = ConversationDataset(samples, processor, TEMPLATES["vicuna_v1"], 512)
     features = {f"{i}.png": torch.full((4, 2), i) for i in range(12)}
-    collate = Collator(processor, lambda keys: torch.stack([features[key] for key in keys]), keep_images=True)
+    collate = Collator(processor, lambda keys: torch.stack([features[key] for key in keys]), pictures=True)
     batch = collate([data[i] for i in (7, 4, 0)])
     assert batch["image_tokens"] == [4, 4, 4]
     assert batch["teacher_features"][:, 0, 0].tolist() == [4, 5, 0]
-    assert len(batch["images"]) == 3
-    single = processor.image_processor(batch["images"][1], return_tensors="pt")["pixel_values"]
+    assert len(batch["pictures"]) == 3
+    single = processor.image_processor(batch["pictures"][1], return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(batch["pixel_values"][1:2], single)
     lengths = [len(data[i]["input_ids"]) for i in (7, 4, 0)]
     assert batch["attention_mask"].sum(1).tolist() == lengths
@@ -196,39 +254,27 @@ def test_collator_keeps_reading_order(processor, conversations):
 
     text = collate([data[7], data[9]])
     assert text["image_tokens"] == []
-    assert not {"pixel_values", "teacher_features", "images"} & text.keys()
+    assert not {"pixel_values", "teacher_features", "pictures"} & text.keys()
 
 
-def _samples(images, texts):
-    turns = ({"from": "human", "value": "a"}, {"from": "gpt", "value": "b"})
-    make = [Sample(f"i{n}", turns, ("x",), None) for n in range(images)]
-    for n in range(texts):
-        make.append(Sample(f"t{n}", (turns[0], {"from": "gpt", "value": "b " * (n + 1)}), (), None))
-    return make
+def _encodings(images, texts):
+    lengths = [(5, (4,))] * images + [(2 + n, ()) for n in range(texts)]
+    return [Encoding(np.zeros(n, np.int32), np.ones(n, bool), tokens, False) for n, tokens in lengths]
 
 
 def test_sampler_groups_modalities_and_sees_everybody():
-    samples = _samples(21, 14)
-    sampler = GroupedSampler(samples, 4, 4, steps=9, seed=3)
+    encodings = _encodings(21, 14)
+    sampler = GroupedSampler(encodings, 4, steps=9, seed=3)
     order = list(sampler)
     assert len(order) == len(sampler) == 36  # ceil(35 / 4) batches
     batches = [order[i : i + 4] for i in range(0, 36, 4)]
     assert set(order) == set(range(35))
     assert Counter(Counter(order).values()) == {1: 34, 2: 1}
-    mixed = [batch for batch in batches if len({bool(samples[i].images) for i in batch}) == 2]
+    mixed = [batch for batch in batches if len({bool(encodings[i].image_tokens) for i in batch}) == 2]
     assert len(mixed) <= 2
     lengths = [[sampler.lengths[i] for i in batch] for batch in batches]
     assert all(row == sorted(row, reverse=True) for row in lengths)
     assert lengths[0][0] == max(sampler.lengths)
-
-
-def test_the_length_of_what_has_no_spaces():
-    def length(text):
-        return approximate_length(Sample("s", [{"from": "human", "value": text}], (), Path("x")), 4)
-
-    assert length("How many dogs are there?") == 4 + 5
-    assert length("\u72d7" * 1800) > 1800
-    assert length("x" * 320) == 4 + 1 + 20
 
 
 def test_vicunas_kind_of_tokenizer(tiny, conversations, tmp_path):
@@ -247,18 +293,18 @@ def test_vicunas_kind_of_tokenizer(tiny, conversations, tmp_path):
     (tmp_path / "vicuna" / "tokenizer_config.json").write_text(json.dumps(settings))
     processor = assemble(tiny / "clip", tmp_path / "vicuna")[1]
     for sample in samples:
-        encoded = encode(sample, processor, template, 1024)
-        supervised = encoded["input_ids"][encoded["labels"] != IGNORE]
+        ids, labels = tensors(sample, processor, template)
+        supervised = ids[labels != IGNORE]
         said = [turn["value"] for turn in sample.turns if turn["from"] == "gpt"]
         assert "".join(processor.tokenizer.decode(supervised).split()) == "".join("</s>".join([*said, ""]).split())
         assert int((supervised == processor.tokenizer.eos_token_id).sum()) == len(said)
 
 
 def test_sampler_order_depends_on_seed_and_goes_on_over_epochs():
-    samples = _samples(16, 0)
-    one, two = (list(GroupedSampler(samples, 4, 4, steps=n, seed=0)) for n in (4, 10))
+    encodings = _encodings(16, 0)
+    one, two = (list(GroupedSampler(encodings, 4, steps=n, seed=0)) for n in (4, 10))
     assert two[:16] == one
     assert len(two) == 40
     assert sorted(two[16:32]) == list(range(16))
     assert two[:16] != two[16:32]
-    assert list(GroupedSampler(samples, 4, 4, steps=4, seed=1)) != one
+    assert list(GroupedSampler(encodings, 4, steps=4, seed=1)) != one

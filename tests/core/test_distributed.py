@@ -13,7 +13,8 @@ import yaml
 from distributed_worker import RECIPE, ask, train
 from safetensors.torch import load_file
 
-from viral_core.data import GroupedSampler, load_conversations
+from viral_core.conversations import load_conversations
+from viral_core.data import GroupedSampler
 from workbook.evaluate import sampled
 from workbook.paths import ROOT
 

@@ -298,9 +298,7 @@ def test_layer_probes_read_the_encoder_and_every_layer(model, processor, images)
         expected = probe(torch.stack(side).numpy(), train["bright"], chosen[None].numpy(), test["bright"][:1])
         rows = table[(table["source"] == source) & (table["probe"] == "bright") & (table["image"] == 0)]
         rows = rows if layer is None else rows[rows["layer"] == layer]
-        assert rows["right"].item() == pytest.approx(
-            expected["right"].item(), abs=1
-        )
+        assert rows["right"].item() == pytest.approx(expected["right"].item(), abs=1)
 
 
 @pytest.mark.parametrize(("vision", "language", "name"), [("clip", "llama", "vicuna_v1"), ("siglip", "qwen", "qwen")])

@@ -8,7 +8,8 @@ from transformers import AutoModelForCausalLM, CLIPVisionModel, SiglipVisionMode
 
 from viral_core.aligned import AlignedModel
 from viral_core.checkpoints import fingerprint
-from viral_core.data import Collator, ConversationDataset, load_conversations
+from viral_core.conversations import load_conversations
+from viral_core.data import Collator, ConversationDataset
 from viral_core.llava import add_lora, assemble, load_projector, save_projector
 from viral_core.run_folder import load_run, save_run
 from viral_core.specs import Align, Residual

@@ -12,7 +12,8 @@ from PIL import Image
 
 from viral_core.aligned import AlignedModel
 from viral_core.cache import FeatureCache, write_cache
-from viral_core.data import Collator, ConversationDataset, load_conversations
+from viral_core.conversations import load_conversations
+from viral_core.data import Collator, ConversationDataset
 from viral_core.llava import add_lora, assemble
 from viral_core.recipe import Recipe
 from viral_core.ross import Denoiser, Reconstruction

@@ -16,7 +16,8 @@ from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model
 from viral_core import trainer
 from viral_core.aligned import AlignedModel
 from viral_core.cache import FeatureCache
-from viral_core.data import Collator, ConversationDataset, GroupedSampler, load_conversations, shuffle_targets
+from viral_core.conversations import load_conversations, shuffle_targets
+from viral_core.data import Collator, ConversationDataset, GroupedSampler
 from viral_core.head import AlignmentHead
 from viral_core.llava import add_lora, assemble, save_projector
 from viral_core.run_folder import load_run
@@ -105,8 +106,8 @@ def start(tiny_profile, entry: dict):
     llava, processor = assemble(entry["vision_files"], entry["language_files"], projector=projector)
     add_lora(llava, r=4, alpha=8)
     samples = load_conversations(*tiny_profile.data)
-    order = list(GroupedSampler(samples, 4, BATCH, 2, entry["seed"]))[:BATCH]
     data = ConversationDataset(samples, processor, TEMPLATES["vicuna_v1"], 512)
+    order = list(GroupedSampler(data.encodings, BATCH, 2, entry["seed"]))[:BATCH]
     batch = Collator(processor)([data[i] for i in order])
     names = [name for i in order for name in samples[i].images]
     assert names  # so that there is something to align

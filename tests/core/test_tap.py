@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from viral_core.data import Collator, ConversationDataset, load_conversations
+from viral_core.conversations import load_conversations
+from viral_core.data import Collator, ConversationDataset
 from viral_core.llava import add_lora, assemble
 from viral_core.tap import VisualTap, base_llava
 from viral_core.templates import TEMPLATES

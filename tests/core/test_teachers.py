@@ -24,7 +24,7 @@ from transformers import (
     SamModel,
 )
 
-from viral_core.data import pad_to_square
+from viral_core.images import pad_to_square
 from viral_core.teachers import KINDS, load_teacher, randomise_linears, resample_grid
 
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])

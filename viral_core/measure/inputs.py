@@ -7,9 +7,9 @@ from pathlib import Path
 from PIL import Image
 from tqdm.auto import tqdm
 
-from viral_core.data import pad_to_square
+from viral_core.images import open_rgb, to_rgb
 from viral_core.tap import base_llava
-from viral_core.tiles import is_tiled
+from viral_core.tiles import view_of
 
 
 def square_side(n: int) -> int:
@@ -45,11 +45,12 @@ def batches(
     paths = [Path(image) for image in images if not isinstance(image, Image.Image)]
     if missing := [str(path) for path in paths if not path.is_file()]:
         raise FileNotFoundError(f"{len(missing)} of {len(images)} images are missing, the first: {missing[0]}")
+    view = view_of(processor)
     with tqdm(total=len(images), desc=task, unit="image") as bar:
         for start in range(0, len(images), batch_size):
             chosen = slice(start, min(start + batch_size, len(images)))
             inputs = processor(
-                images=[_open(image, not is_tiled(processor)) for image in images[chosen]],
+                images=[view.prepare(_rgb(image)) for image in images[chosen]],
                 text=prompts[chosen],
                 padding=True,
                 padding_side="left",
@@ -59,6 +60,5 @@ def batches(
             bar.update(chosen.stop - start)
 
 
-def _open(image, square: bool) -> Image.Image:
-    image = (image if isinstance(image, Image.Image) else Image.open(image)).convert("RGB")
-    return pad_to_square(image) if square else image
+def _rgb(image: Image.Image | str | Path) -> Image.Image:
+    return to_rgb(image) if isinstance(image, Image.Image) else open_rgb(image)

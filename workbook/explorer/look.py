@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from viral_core.data import pad_to_square
+from viral_core.images import pad_to_square
 from viral_core.measure.attention import generate_with_attention, spatial_entropies
 from viral_core.measure.cknna import cknna_batch
 from viral_core.measure.inputs import batches, square_side

@@ -5,7 +5,7 @@ project.  The alignment head is a training device and stays behind; the chat tem
 
 Images are padded to squares by transformers' `LlavaImageProcessor`, which pads with the mean colour of its own encoder.
 That is the colour of the training for CLIP; for SigLIP it is grey, and images that are not square come out slightly
-different at their padding, unless they are padded before (`viral_core.data.pad_to_square`).
+different at their padding, unless they are padded before (`viral_core.images.pad_to_square`).
 """
 
 import json

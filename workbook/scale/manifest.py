@@ -15,7 +15,8 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from viral_core.data import check_conversations, describe_faults, find_image
+from viral_core.conversations import check_conversations, describe_faults
+from viral_core.images import find_image
 
 FACTS = ("name", "file", "size", "sha256", "width", "height")  # of an image; with its time they are one line
 
@@ -34,7 +35,8 @@ def write_manifest(conversations: str | Path, folder: str | Path, out: str | Pat
         ValueError: faults of entries and images, all in one message, and all in full in `<part>.faults.txt`.
     """
     conversations, folder, out = Path(conversations), Path(folder), Path(out)
-    samples, faults = check_conversations(conversations, folder)
+    checked = check_conversations(conversations, folder)
+    samples, faults = checked.samples, checked.faults
     positions = [i for i in range(len(samples) + len(faults)) if i not in faults]
     names = list(dict.fromkeys(name for sample in samples for name in sample.images))
     out.parent.mkdir(parents=True, exist_ok=True)

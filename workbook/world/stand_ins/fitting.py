@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -98,10 +99,12 @@ def fit(
     return {"steps": step, "batch": batch, "seconds": round(time.perf_counter() - start, 1), "loss": tenths}
 
 
+@torch.no_grad()
 def features_of(teacher: Teacher, pictures: Pictures, batch: int = 250) -> Tensor:
-    """Features (n, 64, d) of all scenes, on the CPU.  Pictures have the teacher's size and need no resizing."""
-    parts = (pictures[i : i + batch] for i in range(0, len(pictures), batch))
-    return torch.cat([teacher.encode(part.pixels(teacher.mean, teacher.std, device())).cpu() for part in parts])
+    """Features (n, 64, d) of all scenes, on the CPU."""
+    starts = range(0, len(pictures), batch)
+    images = ([Image.fromarray(image) for image in pictures.images[i : i + batch]] for i in starts)
+    return torch.cat([teacher(part).cpu() for part in images])
 
 
 def linear_probe(x: Tensor, y: Tensor, test: Tensor, weight_decay: float = 1e-4) -> Tensor:
@@ -146,13 +149,10 @@ def probe(fitted: tuple[Tensor, np.ndarray], held_out: tuple[Tensor, np.ndarray]
 
 def provenance() -> dict:
     """Where and with what a stand-in was made."""
-    commit = os.environ.get("COMMIT")  # where the code is no git checkout
-    if not commit:
-        git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
-        commit = git.stdout.strip() or "unknown"
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
     return {
         "made_by": "python -m workbook.world.stand_ins",
-        "commit": commit,
+        "commit": commit.stdout.strip() or os.environ.get("COMMIT", "unknown"),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
         "torch": torch.__version__,
         "licence": "weights: as the repository's code; trained on drawings after OpenMoji (CC BY-SA 4.0) and the "

@@ -8,7 +8,7 @@ from workbook.world.stand_ins import encoders, pictures, teachers, vae
 from workbook.world.stand_ins.language import train_language
 
 # steps: where no limit of time ends the training before.  batch, lr: as for any other training of the kind.
-LANGUAGE = dict(steps=12000, batch=256, lr=3e-3, muon=0.02)
+LANGUAGE = dict(steps=12000, batch=192, lr=3e-3, muon=0.02)
 RECIPES = {
     "vicuna-7b": dict(family="llama", template="vicuna_v1", blocks=8, **LANGUAGE),
     "vicuna-13b": dict(family="llama", template="vicuna_v1", blocks=10, **LANGUAGE),
