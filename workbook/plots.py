@@ -17,12 +17,20 @@ DASHES = ("", (4, 2), (1, 1.5), (5, 1.5, 1, 1.5), (3, 1), (6, 2), (1, 1), (2, 1)
 
 
 def style() -> None:
-    """Apply the shared style."""
+    """Apply the shared style; pictures have as many pixels as are seen, 96 an inch."""
     sns.set_theme(context="paper", style="ticks", palette=COLOURS, font_scale=1.1)
-    mpl.rcParams.update({
-        "figure.dpi": 110, "savefig.dpi": 200, "figure.constrained_layout.use": True, "axes.spines.top": False,
-        "axes.spines.right": False, "legend.frameon": False, "svg.hashsalt": "viral", "svg.fonttype": "path",
-    })  # fmt: skip
+    mpl.rcParams.update(
+        {
+            "figure.dpi": 96,
+            "savefig.dpi": "figure",
+            "figure.constrained_layout.use": True,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "legend.frameon": False,
+            "svg.hashsalt": "viral",
+            "svg.fonttype": "path",
+        }
+    )
 
 
 def save(figure: plt.Figure, folder: str | Path, name: str) -> None:
@@ -99,6 +107,46 @@ def score_panels(table: pd.DataFrame, titles: dict[str, str], value: str = "ours
         axis.tick_params(labelsize="small")
         axis.set(yticks=range(len(runs)), ylim=(len(runs) - 0.5, -0.5))
     axes[0, 0].set_yticklabels(runs)
+    return figure
+
+
+def forest(effects: pd.DataFrame, colours: dict[str, str], limit: float = 6) -> plt.Figure:
+    """All claims in one picture: a line of text each, and beside it a dot with its interval for every part.
+
+    Args:
+        effects: a row per claim and part, in order: claim (text), verdict, and value, low, high and paper in multiples
+            of the smallest effect of interest, positive where the effect is on the claimed side.
+        colours: of the verdicts.
+        limit: effects beyond it are drawn there, as arrows.
+    """
+    inch, gap, least = 0.07, 0.12, 0.3  # of a part, between claims, of a claim: two lines of text
+    claims = effects.groupby("claim", sort=False)
+    height = sum(max(inch * len(rows), least) + gap for _, rows in claims)
+    figure, axis = plt.subplots(figsize=(9.6, height + 0.8))
+    y, ticks = 0.0, {}
+    for claim, rows in claims:
+        band = max(inch * len(rows), least)
+        ticks[wrap(claim, 78)] = y + band / 2
+        places = y + band / 2 + inch * (np.arange(len(rows)) - (len(rows) - 1) / 2)
+        for place, row in zip(places, rows.itertuples(), strict=True):
+            colour = colours[row.verdict]
+            axis.plot(np.clip([row.low, row.high], -limit, limit), [place] * 2, color=colour, linewidth=1)
+            beyond = abs(row.value) > limit
+            marker = ">" if row.value > limit else "<" if beyond else "o"
+            axis.plot(np.clip(row.value, -limit, limit), place, marker, color=colour, markersize=4)
+            axis.plot(np.clip(row.paper, -limit, limit), place, "D", color="black", markersize=3, markerfacecolor="white")
+        y += band + gap
+        axis.axhline(y - gap / 2, color="#e6e6e6", linewidth=0.6, zorder=0)
+    axis.axvspan(-1, 1, color="#f0f0f0", zorder=0)
+    axis.axvline(0, color="black", linewidth=0.8, zorder=0)
+    for verdict in dict.fromkeys(effects["verdict"]):
+        axis.plot([], [], "o", color=colours[verdict], markersize=4, label=verdict)
+    axis.plot([], [], "D", color="black", markersize=3, markerfacecolor="white", label="the paper")
+    axis.set_yticks(list(ticks.values()), list(ticks), fontsize="x-small")
+    axis.set(xlim=(-limit - 0.3, limit + 0.3), ylim=(y, -gap / 2))
+    axis.tick_params(axis="y", length=0)
+    axis.set_xlabel(f"effect, in smallest effects of interest (arrow: beyond {limit:g}); right: as claimed", fontsize="small")
+    figure.legend(loc="outside upper right", ncols=6, fontsize="x-small")
     return figure
 
 

@@ -4,21 +4,19 @@
 are the outputs of the executed notebooks, so that report and notebooks cannot differ.  What has not run says so.
 """
 
+import base64
 import shutil
-from importlib import resources
 from pathlib import Path
 
 import jinja2
+import pandas as pd
 
 from viral_core import environment
-from workbook import config
-from workbook.notebook import notebooks as names_of_notebooks
+from workbook import claims, config
+from workbook.notebook import notebooks
 from workbook.paths import Paths
-from workbook.report.cards import costs, run_cards
-from workbook.report.notebooks import read_notebook, to_page
-
-PARTS = resources.files("workbook.report")
-FIRST = ("claims",)  # notebooks that come before the sections of the paper
+from workbook.report.notebooks import PARTS, POLICY, page, section
+from workbook.scale.costs import read_costs
 
 
 def build(profile: str, out: str | Path) -> Path:
@@ -30,44 +28,83 @@ def build(profile: str, out: str | Path) -> Path:
     settings, paths, out = config.load(profile), Paths(profile), Path(out)
     shutil.rmtree(out, ignore_errors=True)
     (out / "notebooks").mkdir(parents=True)
-    page = jinja2.Environment(loader=jinja2.PackageLoader("workbook.report", "."), autoescape=True)
-    common = {"profile": profile, "label": settings.label, "style": PARTS.joinpath("style.css").read_text()}
+    shared = {
+        "profile": profile,
+        "label": settings.label,
+        "style": PARTS.joinpath("style.css").read_text(encoding="utf-8"),
+    }
+    sections = [section(name, paths.notebook(name)) for name in notebooks(settings)]
+    for part in sections:
+        if part.ran:
+            body = page(paths.notebook(part.name), shared | {"title": part.title})
+            (out / "notebooks" / f"{part.name}.html").write_text(body, encoding="utf-8")
 
-    sections = []
-    for name in [*FIRST, *(name for name in names_of_notebooks(settings) if name not in FIRST)]:
-        file = paths.notebook(name)
-        if not file.is_file():
-            sections.append({"name": name, "title": name.replace("_", " ").capitalize(), "parts": None})
-            continue
-        notebook = read_notebook(file)
-        body = page.get_template("notebook.html.j2").render(**common, title=notebook.title, body=to_page(file))
-        (out / "notebooks" / f"{name}.html").write_text(body, encoding="utf-8")
-        sections.append({"name": name, "title": notebook.title, "parts": notebook.parts})
-
-    cards = run_cards(settings, paths)
+    runs = {
+        f"{run}, seed {seed}": (paths.run(run, seed) / "run.json").is_file()
+        for run, seeds in settings.runs.items()
+        for seed in seeds
+    }
+    templates = jinja2.Environment(
+        loader=jinja2.PackageLoader("workbook.report", "."), autoescape=True, undefined=jinja2.StrictUndefined
+    )
     index = out / "index.html"
-    index.write_text(
-        page.get_template("index.html.j2").render(
-            **common, summary=_summary(paths), sections=sections, cards=cards, costs=costs(settings, paths),
-            environment=environment.describe(), ran=sum(card["ran"] for card in cards),
-        ),
-        encoding="utf-8",
-    )  # fmt: skip
+    text = templates.get_template("index.html.j2").render(
+        **shared,
+        policy=POLICY,
+        sections=sections,
+        runs=runs,
+        ledger=_ledger(paths.results("claims")),
+        costs=_costs(paths),
+        disk=_disk(paths),
+        environment=environment.describe(),
+    )
+    index.write_text(text, encoding="utf-8")
     return index
 
 
-def _summary(paths: Paths) -> dict | None:
-    """How many rows of claims have which verdict; None while the ledger has not been evaluated."""
-    import pandas as pd
+def _ledger(folder: Path) -> dict | None:
+    """What the claims notebook decided; None where it has not run.
 
-    from workbook import claims
-
-    file = paths.results("claims") / "claims.csv"
+    Returns:
+        forest: the picture as base64.  verdicts: (word, rows, colour) of all rows but premises.  claims: per claim its
+        section, text, fails (premises that do not hold) and verdicts, a list of (word, parts, colour).
+    """
+    file = folder / "claims.csv"
     if not file.is_file():
         return None
-    ledger = pd.read_csv(file, dtype={"section": str})
-    paper = ledger[~ledger["section"].isin(["control", "premise"])]
-    counts = paper["verdict"].value_counts()
+    table = pd.read_csv(file, dtype={"section": str}).fillna({"fails": "", "part": ""})
     return {
-        "verdicts": [(word, int(counts.get(word, 0)), claims.COLOURS[word]) for word in claims.VERDICTS],
+        "forest": base64.b64encode((folder / "forest.png").read_bytes()).decode(),
+        "verdicts": _verdicts(table[table["section"] != "premise"]),
+        "claims": [
+            {
+                "section": rows["section"].iloc[0],
+                "claim": rows["claim"].iloc[0],
+                "fails": rows["fails"].iloc[0],
+                "verdicts": [verdict for verdict in _verdicts(rows) if verdict[1]],
+            }
+            for _, rows in table.groupby("id", sort=False)
+        ],
     }
+
+
+def _verdicts(table: pd.DataFrame) -> list[tuple[str, int, str]]:
+    counts = table["verdict"].value_counts()
+    return [(word, int(counts.get(word, 0)), claims.COLOURS[word]) for word in claims.VERDICTS]
+
+
+def _costs(paths: Paths) -> list[dict]:
+    """What each kind of stage took as it last finished, and what the folders of results hold, the largest first."""
+    seconds = pd.Series(read_costs(paths.root), dtype=float)
+    rows = []
+    if len(seconds):
+        for stage, part in seconds.groupby(level=0, sort=False):
+            rows.append({"name": stage, "count": len(part), "seconds": float(part.sum())})
+    return sorted(rows, key=lambda row: -row["seconds"])
+
+
+def _disk(paths: Paths) -> list[dict]:
+    """Bytes in each folder of the profile's results."""
+    folders = [folder for folder in sorted(paths.root.glob("*")) if folder.is_dir() and folder != paths.report]
+    sizes = {folder.name: sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) for folder in folders}
+    return [{"name": name, "bytes": size} for name, size in sizes.items()]

@@ -1,115 +1,98 @@
-"""Executed notebooks as offline HTML: whole pages, and the tables, figures and conclusions that the report shows."""
+"""Executed notebooks as offline HTML: whole pages, and the parts that the report shows."""
 
+import base64
+import io
 import re
 from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
 
 import nbformat
+from latex2mathml.converter import convert
+from nbconvert import HTMLExporter
+from nbconvert.filters import markdown2html
+from PIL import Image
+
+PARTS = resources.files("workbook.report")
+# No script runs and nothing is fetched, whatever the outputs hold: texts of models, names of files.
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 # Displayed formulas first; a formula does not begin or end with a space, and code is left alone.
 _MATH = re.compile(r"(`[^`]*`)|\$\$(.+?)\$\$|\$(?!\s)([^$\n]+?)(?<!\s)\$", re.DOTALL)
 
 
 @dataclass
-class Part:
-    """One piece of a notebook for the report: `kind` is heading, text, table or figure; `html` is ready to show."""
+class Section:
+    """A notebook in the report; all but name and title are HTML, in the notebook's order.
 
-    kind: str
-    html: str
+    question: its question and the paper's answer.  figures: its pictures.  rest: headings, tables and texts.
+    """
 
-
-@dataclass
-class Notebook:
-    """Title of an executed notebook and what it shows, in its order."""
-
+    name: str
     title: str
-    parts: list[Part] = field(default_factory=list)
+    question: str = ""
+    figures: list[str] = field(default_factory=list)
+    rest: list[str] = field(default_factory=list)
+    ran: bool = False
 
 
 def formulas(markdown: str) -> str:
     """Markdown with its TeX formulas as MathML, which browsers show without a script."""
-    from latex2mathml.converter import convert
 
-    def replace(found: re.Match) -> str:
-        code, block, inline = found.groups()
-        if code:
-            return code
-        return convert(block or inline, display="block" if block else "inline")
+    def replace(match: re.Match) -> str:
+        code, block, inline = match.groups()
+        return code or convert(block or inline, display="block" if block else "inline")
 
     return _MATH.sub(replace, markdown)
 
 
 def render(markdown: str) -> str:
     """HTML of Markdown with formulas, tables included."""
-    from nbconvert.filters import markdown2html
-
     return markdown2html(formulas(markdown))
 
 
-def read_notebook(file: Path) -> Notebook:
-    """What an executed notebook shows: headings, its own question, and the outputs of its cells."""
-    notebook = nbformat.read(file, as_version=4)
-    found = Notebook(file.stem)
-    for cell in notebook.cells:
-        if cell.cell_type == "markdown":
-            _read_text(found, cell.source)
-        elif cell.cell_type == "code":
-            for output in cell.outputs:
-                if part := _output(output):
-                    found.parts.append(part)
-    shown = [part for i, part in enumerate(found.parts) if part.kind != "heading" or _has_content(found.parts[i + 1 :])]
-    return Notebook(found.title, shown)
-
-
-def _has_content(following: list[Part]) -> bool:
-    return bool(following) and following[0].kind != "heading"
-
-
-def _read_text(found: Notebook, source: str) -> None:
-    """Title and first question from the first cell; of the others the headings."""
-    if source.startswith("# "):
-        title, _, rest = source.partition("\n")
-        found.title = title.removeprefix("# ").strip()
-        question = [block for block in rest.strip().split("\n\n") if block.startswith(("**Question", ">"))]
-        found.parts.append(Part("text", render("\n\n".join(question))))
-        return
-    for line in source.splitlines():
-        if line.startswith("## "):
-            found.parts.append(
-                Part("heading", render(line.removeprefix("## ")).removeprefix("<p>").removesuffix("</p>"))
-            )
-
-
-def _output(output) -> Part | None:
-    """A part from a cell's output; None for what is not to be shown: prints, progress bars, widgets."""
-    data = output.get("data", {})
-    if "application/vnd.jupyter.widget-view+json" in data:
-        return None
-    if "image/png" in data:
-        picture = data["image/png"].replace("\n", "")
-        return Part("figure", f'<img alt="figure" src="data:image/png;base64,{picture}">')
-    if "text/html" in data and "<table" in data["text/html"]:
-        return Part("table", data["text/html"])
-    if "text/markdown" in data:
-        return Part("text", render(data["text/markdown"]))
-    return None
-
-
-def to_page(file: Path) -> str:
-    """The whole notebook, code included, as HTML without scripts or addresses outside of it."""
-    from nbconvert import HTMLExporter
-
-    notebook = nbformat.read(file, as_version=4)
-    for cell in notebook.cells:
-        if cell.cell_type == "markdown":
-            cell.source = formulas(cell.source)
+def section(name: str, file: Path) -> Section:
+    """What the report shows of a notebook; one that has not been executed has a title only."""
+    if not file.is_file():
+        return Section(name, name.replace("_", " ").capitalize())
+    part = Section(name, name, ran=True)
+    heading = ""
+    for cell in nbformat.read(file, as_version=4).cells:
+        if cell.cell_type == "markdown" and cell.source.startswith("# "):
+            title, _, text = cell.source.partition("\n")
+            part.title = title.removeprefix("# ").strip()
+            blocks = [block for block in text.strip().split("\n\n") if block.startswith(("**Question", ">"))]
+            part.question = render("\n\n".join(blocks))
+        elif cell.cell_type == "markdown" and (match := re.search(r"^## (.+)$", cell.source, re.MULTILINE)):
+            heading = match[1]
         for output in cell.get("outputs", []):
-            data = output.get("data", {})
-            if "text/markdown" in data:
-                data["text/markdown"] = formulas(data["text/markdown"])
-            data.pop("application/vnd.jupyter.widget-view+json", None)
-        if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
-    notebook.metadata.pop("widgets", None)
-    body, _ = HTMLExporter(template_name="basic", exclude_anchor_links=True).from_notebook_node(notebook)
+            html = _html(output.get("data", {}), heading or part.title)
+            if html.startswith("<figure"):
+                part.figures.append(html)
+            elif html:
+                part.rest.append((f"<h3>{render(heading)[3:-4]}</h3>" if heading else "") + html)
+                heading = ""
+    return part
+
+
+def _html(data: dict, caption: str) -> str:
+    """An output as HTML; "" for what is not to be shown: prints, progress bars, widgets."""
+    if "application/vnd.jupyter.widget-view+json" in data:
+        return ""
+    if "image/png" in data:
+        width = Image.open(io.BytesIO(base64.b64decode(data["image/png"]))).width
+        label = re.sub(r"[\"<>&`$*]", "", caption)
+        picture = f'<img alt="{label}" width="{width}" src="data:image/png;base64,{data["image/png"].strip()}">'
+        return f"<figure>{picture}</figure>"
+    if "text/html" in data and "<table" in data["text/html"]:
+        return f'<div class="scroll" tabindex="0">{data["text/html"]}</div>'
+    return render(data["text/markdown"]) if "text/markdown" in data else ""
+
+
+def page(file: Path, shared: dict[str, str]) -> str:
+    """A whole notebook, code included, as a page; `shared`: title, profile, label and style."""
+    exporter = HTMLExporter(template_name="page", extra_template_basedirs=[str(PARTS)])
+    exporter.register_filter("markdown2html", render)
+    notebook = nbformat.read(file, as_version=4)
+    body, _ = exporter.from_notebook_node(notebook, resources={**shared, "policy": POLICY})
     return body
