@@ -119,14 +119,15 @@ def forest(effects: pd.DataFrame, colours: dict[str, str], limit: float = 6) -> 
         colours: of the verdicts.
         limit: effects beyond it are drawn there, as arrows.
     """
-    inch, gap, least = 0.07, 0.12, 0.3  # of a part, between claims, of a claim: two lines of text
+    inch, gap, least = 0.07, 0.1, 0.26  # of a part, between claims, of a claim: two lines of text
     claims = effects.groupby("claim", sort=False)
     height = sum(max(inch * len(rows), least) + gap for _, rows in claims)
     figure, axis = plt.subplots(figsize=(9.6, height + 0.8))
+    paper = {"marker": "D", "linestyle": "", "color": "black", "markersize": 3, "markerfacecolor": "white"}
     y, ticks = 0.0, {}
     for claim, rows in claims:
         band = max(inch * len(rows), least)
-        ticks[wrap(claim, 78)] = y + band / 2
+        ticks[wrap(claim, 64)] = y + band / 2
         places = y + band / 2 + inch * (np.arange(len(rows)) - (len(rows) - 1) / 2)
         for place, row in zip(places, rows.itertuples(), strict=True):
             colour = colours[row.verdict]
@@ -134,18 +135,22 @@ def forest(effects: pd.DataFrame, colours: dict[str, str], limit: float = 6) -> 
             beyond = abs(row.value) > limit
             marker = ">" if row.value > limit else "<" if beyond else "o"
             axis.plot(np.clip(row.value, -limit, limit), place, marker, color=colour, markersize=4)
-            axis.plot(np.clip(row.paper, -limit, limit), place, "D", color="black", markersize=3, markerfacecolor="white")
+            axis.plot(
+                np.clip(row.paper, -limit, limit), place, "D", color="black", markersize=3, markerfacecolor="white"
+            )
         y += band + gap
         axis.axhline(y - gap / 2, color="#e6e6e6", linewidth=0.6, zorder=0)
     axis.axvspan(-1, 1, color="#f0f0f0", zorder=0)
     axis.axvline(0, color="black", linewidth=0.8, zorder=0)
     for verdict in dict.fromkeys(effects["verdict"]):
         axis.plot([], [], "o", color=colours[verdict], markersize=4, label=verdict)
-    axis.plot([], [], "D", color="black", markersize=3, markerfacecolor="white", label="the paper")
-    axis.set_yticks(list(ticks.values()), list(ticks), fontsize="x-small")
+    axis.plot([], [], **paper, label="the paper")
+    axis.set_yticks(list(ticks.values()), list(ticks), fontsize=8)
     axis.set(xlim=(-limit - 0.3, limit + 0.3), ylim=(y, -gap / 2))
     axis.tick_params(axis="y", length=0)
-    axis.set_xlabel(f"effect, in smallest effects of interest (arrow: beyond {limit:g}); right: as claimed", fontsize="small")
+    axis.set_xlabel(
+        f"effect, in smallest effects of interest (arrow: beyond {limit:g}); right: as claimed", fontsize="small"
+    )
     figure.legend(loc="outside upper right", ncols=6, fontsize="x-small")
     return figure
 

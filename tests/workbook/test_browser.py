@@ -20,6 +20,7 @@ from PIL import Image
 from workbook.paths import ROOT
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make setup")
+axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed: make setup")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium")
 PATIENCE = 120_000  # ms
@@ -126,27 +127,31 @@ def chosen(page) -> str:
     return page.get_attribute(".viral-explorer canvas", "aria-label")
 
 
-def test_the_report_works_without_a_network(browser, smoke_copy):
-    context = browser.new_context(offline=True, viewport={"width": 390, "height": 800})
-    page = context.new_page()
-    errors, index = watch(page), (smoke_copy / "runs/smoke/report/index.html").as_uri()
+@pytest.mark.parametrize("width", [390, 1200])
+def test_the_report_needs_no_network_and_runs_nothing(browser, report_folder, width):
+    context = browser.new_context(offline=True, viewport={"width": width, "height": 800})
+    page, index = context.new_page(), (report_folder / "index.html").as_uri()
+    outside: list[str] = []
+    page.on("requestfinished", lambda r: None if r.url.startswith(("file:", "data:")) else outside.append(r.url))
     page.goto(index)
     assert "smoke test" in page.inner_text("header")
     links = page.eval_on_selector_all("a[href]", "links => links.map(link => link.href)")
-    assert any("/notebooks/" in link for link in links)
-    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "wider than a phone"
-    pictures = page.eval_on_selector_all("img", "images => images.map(i => i.complete && i.naturalWidth > 0)")
-    assert pictures
-    assert all(pictures)
-    for link in dict.fromkeys(links):
-        path, _, anchor = link.partition("#")
-        if path.startswith(index) and anchor:
-            assert page.query_selector(f"[id='{anchor}']"), link
-    for link in dict.fromkeys(link for link in links if not link.startswith(index)):
-        page.goto(link)  # raises where there is no such file
-        assert page.query_selector("h1")
+    assert all(page.query_selector(f"[id='{link.split('#')[1]}']") for link in links if "#" in link)
+    pages = [index, *dict.fromkeys(link for link in links if "#" not in link)]
+    assert len(pages) == 2
+    for address in pages:
+        page.goto(address)  # raises where there is no such file
+        page.eval_on_selector_all("details", "all => all.forEach(details => details.open = true)")
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "wider than the screen"
+        pictures = page.eval_on_selector_all("img[src^=data]", "all => all.map(i => i.complete && i.naturalWidth > 0)")
+        assert pictures
+        assert all(pictures)
+        assert page.evaluate("window.evil") is None
+        violations = axe.Axe().run(page).response["violations"]
+        assert [v["help"] for v in violations if v["impact"] in ("serious", "critical")] == []
+        screenshot(page, f"report-{width}-{pages.index(address)}")
     context.close()
-    assert errors == []
+    assert outside == []
 
 
 SLIDE = """slider => Array.from({length: 21}, (_, i) => {

@@ -5,6 +5,7 @@ import runpy
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
+from PIL import Image
 
 from workbook import notebook, plots
 from workbook.paths import ROOT
@@ -19,6 +20,30 @@ def test_a_run_without_rows_is_in_the_legend_and_keeps_the_others_looks():
     assert len(absent.get_xdata()) == 0
     assert list(drawn.get_xdata()) == [0, 1]
     assert drawn.get_color() == plots.COLOURS[1]
+    plt.close(figure)
+
+
+def test_a_forest_has_a_line_per_claim_and_an_arrow_for_what_lies_beyond():
+    row = {"claim": "It helps.", "verdict": "reproduced", "value": 2, "low": 1, "high": 3, "paper": 2.5}
+    far = row | {"value": 9, "low": 8, "high": 10, "paper": float("nan")}
+    other = row | {"claim": "It costs nothing.", "verdict": "contradicted"}
+    effects = pd.DataFrame([row, far, other])
+    figure = plots.forest(effects, {"reproduced": "green", "contradicted": "red"}, limit=6)
+    (axis,) = figure.axes
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["It helps.", "It costs nothing."]
+    dots = [line for line in axis.get_lines() if line.get_marker() in ("o", ">") and len(line.get_xdata())]
+    assert [(line.get_marker(), line.get_color()) for line in dots] == [("o", "green"), (">", "green"), ("o", "red")]
+    assert [line.get_xdata()[0] for line in dots] == [2, 6, 2]
+    plt.close(figure)
+
+
+def test_a_saved_picture_has_the_pixels_that_are_seen(tmp_path):
+    plots.style()
+    figure, _ = plt.subplots(figsize=(4, 2))
+    plots.save(figure, tmp_path, "a")
+    plots.save(figure, tmp_path, "b")
+    assert Image.open(tmp_path / "a.png").size == (4 * 96, 2 * 96)
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
     plt.close(figure)
 
 

@@ -15,7 +15,7 @@ from viral_core import environment
 from workbook import claims, config
 from workbook.notebook import notebooks
 from workbook.paths import Paths
-from workbook.report.notebooks import PARTS, POLICY, page, section
+from workbook.report.pages import PARTS, POLICY, page, section
 from workbook.scale.costs import read_costs
 
 
@@ -74,7 +74,7 @@ def _ledger(folder: Path) -> dict | None:
         return None
     table = pd.read_csv(file, dtype={"section": str}).fillna({"fails": "", "part": ""})
     return {
-        "forest": base64.b64encode((folder / "forest.png").read_bytes()).decode(),
+        "forest": base64.b64encode((folder / "claims.png").read_bytes()).decode(),
         "verdicts": _verdicts(table[table["section"] != "premise"]),
         "claims": [
             {
@@ -106,5 +106,7 @@ def _costs(paths: Paths) -> list[dict]:
 def _disk(paths: Paths) -> list[dict]:
     """Bytes in each folder of the profile's results."""
     folders = [folder for folder in sorted(paths.root.glob("*")) if folder.is_dir() and folder != paths.report]
-    sizes = {folder.name: sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) for folder in folders}
+    sizes = {
+        folder.name: sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) for folder in folders
+    }
     return [{"name": name, "bytes": size} for name, size in sizes.items()]

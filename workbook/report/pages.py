@@ -70,7 +70,7 @@ def section(name: str, file: Path) -> Section:
             if html.startswith("<figure"):
                 part.figures.append(html)
             elif html:
-                part.rest.append((f"<h3>{render(heading)[3:-4]}</h3>" if heading else "") + html)
+                part.rest.append((f"<h3>{render(heading).strip()[3:-4]}</h3>" if heading else "") + html)
                 heading = ""
     return part
 
