@@ -12,6 +12,7 @@ import viral_core  # noqa: F401  (before torch and transformers)
 import torch
 from commands import run
 from PIL import Image
+from reports import report_folder  # noqa: F401  (a fixture)
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     CLIPImageProcessorPil,
