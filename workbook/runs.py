@@ -47,16 +47,8 @@ def not_run(profile: str, runs: Iterable[str] | None = None, table: str | None =
     return absent
 
 
-def answers(profile: str, run: str, benchmark: str, checkpoint: int | None = None) -> Answers:
-    """Answered rows of every seed of a run that has been evaluated on a benchmark, or on all parts of one.
-
-    Args:
-        benchmark: one of `benchmarks.BENCHMARKS`, or of `PAPER` (then all its files' rows).
-        checkpoint: step of a checkpoint of the learning curve; the finished run by default.
-
-    Raises:
-        ValueError: an evaluation that is not complete, which enters no table.
-    """
+def answer_files(profile: str, run: str, benchmark: str, checkpoint: int | None = None) -> dict[int, list[Path]]:
+    """Files of answers of every seed of a run that has been evaluated on all parts of a benchmark; see `answers`."""
     seeds = {}
     for _, seed in names(profile, [run]):
         folder = paths(profile).evaluation(run, seed)
@@ -64,9 +56,31 @@ def answers(profile: str, run: str, benchmark: str, checkpoint: int | None = Non
             folder = folder / f"checkpoint-{checkpoint}"
         files = [folder / f"{part}.jsonl" for part in PAPER.get(benchmark, (benchmark,))]
         if all(file.is_file() for file in files):
-            parts = [_complete(file) for file in files]
-            seeds[seed] = [sum(rows, []) for rows in zip(*parts, strict=True)]
+            seeds[seed] = files
     return seeds
+
+
+def read_all(files: Iterable[Path]) -> list[list[dict]]:
+    """The answered rows of the parts of a benchmark together, of each sampled run.
+
+    Raises:
+        ValueError: an evaluation that is not complete, which enters no table.
+    """
+    return [sum(rows, []) for rows in zip(*(_complete(file) for file in files), strict=True)]
+
+
+def answers(profile: str, run: str, benchmark: str, checkpoint: int | None = None) -> Answers:
+    """Answered rows of every seed of a run that has been evaluated on a benchmark, or on all parts of one.
+
+    Args:
+        benchmark: one of `benchmarks.BENCHMARKS`, or of `PAPER` (then all its files' rows).
+        checkpoint: step of a checkpoint of the learning curve, 0 for the model before stage 2; the finished run by
+            default.
+
+    Raises:
+        ValueError: an evaluation that is not complete, which enters no table.
+    """
+    return {seed: read_all(files) for seed, files in answer_files(profile, run, benchmark, checkpoint).items()}
 
 
 def _complete(file: Path) -> list[list[dict]]:

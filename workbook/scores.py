@@ -5,7 +5,9 @@ Units are the paper's: percent, MME in points.  A benchmark of two files is thei
 several, over seeds.  Sampled answers are no seeds: the scores of a seed's sampled runs are averaged.
 """
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,7 +15,7 @@ import pandas as pd
 from viral_core.measure.intervals import Interval, interval
 from workbook.benchmarks import PAPER, score, stats
 from workbook.benchmarks.registry import read
-from workbook.runs import answers, names, settings
+from workbook.runs import answer_files, answers, names, read_all, settings
 
 TITLES = {
     "cv_bench": "CV-Bench2D",
@@ -56,6 +58,28 @@ def constant_score(benchmark: str, rows: Sequence[dict]) -> float:
     return best * unit(benchmark)
 
 
+def _versions(profile: str, run: str, benchmark: str, checkpoint: int | None) -> dict[int, tuple]:
+    """Files of answers of every seed, with the time of their last change: what the caches below are kept by."""
+    seeds = answer_files(profile, run, benchmark, checkpoint)
+    return {seed: tuple((file, file.stat().st_mtime_ns) for file in files) for seed, files in seeds.items()}
+
+
+def _scored(profile: str, run: str, benchmark: str, checkpoint: int | None = None, rule: str = "official") -> dict:
+    """{seed: `stats.Scored`} of a run; every file is read and scored once a process."""
+    versions = _versions(profile, run, benchmark, checkpoint)
+    return {seed: _reduce(benchmark, rule, files) for seed, files in versions.items()}
+
+
+@functools.lru_cache(maxsize=4096)
+def _reduce(benchmark: str, rule: str, files: tuple[tuple[Path, int], ...]) -> stats.Scored:
+    return stats.reduce(benchmark, read_all(file for file, _ in files), rule)
+
+
+@functools.lru_cache(maxsize=256)
+def _constant(benchmark: str, files: tuple[tuple[Path, int], ...]) -> float:
+    return constant_score(benchmark, read_all(file for file, _ in files)[0])
+
+
 def scores(
     profile: str,
     runs: Iterable[str] | None = None,
@@ -75,21 +99,21 @@ def scores(
         run, benchmark, part ("official" or a sub-score), score, low, high, strict (the same by the strict reading of
         answers), n (questions), clusters, seeds, constant (official score of the best constant answer).
     """
-    rows, constants = [], {}
+    rows = []
     benchmarks = benchmarks_of(profile) if benchmarks is None else list(benchmarks)
     for run in dict(names(profile, runs)):
         for benchmark in benchmarks:
-            samples = list(answers(profile, run, benchmark, checkpoint).values())
-            if not samples:
+            model = _scored(profile, run, benchmark, checkpoint)
+            if not model:
                 continue
-            if benchmark not in constants:
-                constants[benchmark] = constant_score(benchmark, samples[0][0])
-            strict = stats.intervals(benchmark, samples, "strict")
-            for part, one in stats.intervals(benchmark, samples).items():
+            strict = _scored(profile, run, benchmark, checkpoint, "strict").values()
+            constant = _constant(benchmark, _versions(profile, run, benchmark, checkpoint)[next(iter(model))])
+            for part, one in stats.contrast(benchmark, [list(model.values())], [1]).items():
                 if parts or part == "official":
                     row = {"run": run, "benchmark": benchmark, "part": part}
-                    row |= one.scaled(unit(benchmark)).columns()
-                    row |= {"strict": unit(benchmark) * strict[part].value, "constant": constants[benchmark]}
+                    row |= one.interval().scaled(unit(benchmark)).columns()
+                    row["strict"] = unit(benchmark) * np.mean([seed.effects[part].seeds for seed in strict])
+                    row["constant"] = constant
                     rows.append(row)
     columns = ["run", "benchmark", "part", "value", "low", "high", "strict", "n", "clusters", "seeds", "constant"]
     return pd.DataFrame(rows, columns=columns).rename(columns={"value": "score"})
@@ -100,9 +124,8 @@ def by_seed(profile: str, runs: Iterable[str] | None = None, benchmarks: Iterabl
     rows = []
     for run in dict(names(profile, runs)):
         for benchmark in benchmarks_of(profile) if benchmarks is None else benchmarks:
-            for seed, samples in answers(profile, run, benchmark).items():
-                mean = np.mean([score(benchmark, sample)["official"] for sample in samples])
-                rows.append((run, seed, benchmark, unit(benchmark) * mean))
+            for seed, one in _scored(profile, run, benchmark).items():
+                rows.append((run, seed, benchmark, unit(benchmark) * one.effects["official"].seeds.item()))
     return pd.DataFrame(rows, columns=["run", "seed", "benchmark", "score"])
 
 
@@ -128,17 +151,17 @@ def change(
         None where no seed of all these runs has been evaluated on all benchmarks.
     """
     ours, theirs = _listed(run), _listed(over)
-    samples = {}
+    scored = {}
     for benchmark in weights:
-        samples[benchmark] = [answers(profile, name, benchmark, checkpoint) for name in ours]
-        samples[benchmark] += [answers(profile, name, benchmark) for name in theirs]
-    seeds = sorted(set.intersection(*(set(one) for models in samples.values() for one in models)))
+        scored[benchmark] = [_scored(profile, name, benchmark, checkpoint) for name in ours]
+        scored[benchmark] += [_scored(profile, name, benchmark) for name in theirs]
+    seeds = sorted(set.intersection(*(set(one) for models in scored.values() for one in models)))
     if not seeds:
         return None
     shares = [1 / len(ours)] * len(ours) + [-1 / len(theirs) for _ in theirs]
     total, used = None, 0.0
     for benchmark, weight in weights.items():
-        models = [[one[seed] for seed in seeds] for one in samples[benchmark]]
+        models = [[one[seed] for seed in seeds] for one in scored[benchmark]]
         part = stats.contrast(benchmark, models, shares)["official"] * unit(benchmark)
         if relative:
             base = stats.contrast(benchmark, models[len(ours) :], [-share for share in shares[len(ours) :]])["official"]

@@ -138,6 +138,12 @@ class Effects:
         return Interval(value, math.sqrt(variance), float(df), *size)
 
 
+def stack(seeds: Sequence[Effects]) -> Effects:
+    """Seeds that were measured one by one, on the same items."""
+    influence = tuple(np.concatenate(parts) for parts in zip(*(one.influence for one in seeds), strict=True))
+    return Effects(np.concatenate([one.seeds for one in seeds]), influence, seeds[0].n)
+
+
 def interval(values, clusters: Sequence | None = None) -> Interval:
     """Mean of values, or of paired differences, of items and seeds.
 

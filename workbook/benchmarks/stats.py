@@ -4,14 +4,17 @@ Clusters are what a row's `group` names: an MMVP pair, the image of MME, POPE an
 question of MMStar.  MME's subtasks are strata.  Two models are compared on the same questions and seeds (paired).
 """
 
+import functools
+import operator
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import ModuleType
 
 import numpy as np
 import pandas
 
-from viral_core.measure.intervals import Effects, Interval, jackknife
+from viral_core.measure.intervals import Effects, Interval, jackknife, stack
 from workbook.benchmarks.registry import MODULES, family, read
 
 Seeds = Sequence[Sequence[Sequence[Mapping]]]  # of each seed, the answered rows of its greedy, or its sampled, runs
@@ -36,61 +39,71 @@ def point_scores(benchmark: str, rows: Sequence[Mapping], answers: Sequence[str 
     return {name: float(value) for name, value in module.scores(sums).items()}
 
 
-def contrast(
-    benchmark: str, models: Sequence[Seeds], weights: Sequence[float], rule: str = "official"
-) -> dict[str, Effects]:
-    """Weighted sum over models of every score, as what its interval is computed from.
+@dataclass(frozen=True)
+class Scored:
+    """What intervals need of one seed's answers: the mean over its sampled runs, which are no seeds."""
 
-    The models answer the same questions, and seed i of one goes with seed i of the others.  The scores of a seed's
-    sampled runs are averaged: they are no seeds.
+    questions: int  # hash of which questions were answered
+    samples: int
+    effects: dict[str, Effects]  # of every score, of one seed
+
+
+def reduce(benchmark: str, samples: Sequence[Sequence[Mapping]], rule: str = "official") -> Scored:
+    """Score the answered rows of one seed.
 
     Raises:
-        ValueError: runs of different questions, or unlike numbers of seeds or of sampled runs.
+        ValueError: sampled runs of different questions.
     """
-    numbers = sorted({len(seeds) for seeds in models})
-    if len(numbers) > 1 or not numbers[0]:
-        raise ValueError(f"{benchmark}: {' against '.join(map(str, numbers))} seeds: seeds are compared in pairs")
-    numbers = sorted({len(runs) for seeds in models for runs in seeds})
-    if len(numbers) > 1:
+    questions = {hash(tuple(sorted((row["category"], row["id"]) for row in rows))) for rows in samples}
+    if len(questions) != 1:
+        raise ValueError(f"{benchmark}: the sampled runs of a seed must answer the same questions; evaluate again")
+    module, total = MODULES[family(benchmark)], {}
+    for rows in samples:
+        strata = tally(module, rows, read(benchmark, rows, rule))
+        columns = {name: list(frame.columns) for name, frame in strata.items()}
+
+        def scores(sums: Mapping[str, np.ndarray], columns=columns) -> Mapping[str, np.ndarray]:
+            named = {name: zip(columns[name], np.moveaxis(part, -1, 0), strict=True) for name, part in sums.items()}
+            return module.scores({name: dict(pairs) for name, pairs in named.items()})
+
+        arrays = {name: frame.to_numpy(float)[None] for name, frame in strata.items()}
+        for name, effects in jackknife(scores, arrays, len(rows)).items():
+            part = effects * (1 / len(samples))
+            total[name] = total[name] + part if name in total else part
+    return Scored(questions.pop(), len(samples), total)
+
+
+def contrast(benchmark: str, models: Sequence[Sequence[Scored]], weights: Sequence[float]) -> dict[str, Effects]:
+    """Weighted sum over models of every score; seed i of one model goes with seed i of the others.
+
+    Raises:
+        ValueError: different questions, or unlike numbers of seeds or of sampled runs.
+    """
+    seeds = sorted({len(model) for model in models})
+    if len(seeds) > 1 or not seeds[0]:
+        raise ValueError(f"{benchmark}: {' against '.join(map(str, seeds))} seeds: seeds are compared in pairs")
+    samples = sorted({seed.samples for model in models for seed in model})
+    if len(samples) > 1:
         raise ValueError(
-            f"{benchmark} has been answered {' and '.join(map(str, numbers))} times a seed, greedily (once) here and "
+            f"{benchmark} has been answered {' and '.join(map(str, samples))} times a seed, greedily (once) here and "
             "by sampled runs there, or by unlike numbers of them: evaluate all in the same way"
         )
-    questions = _questions(models[0][0][0])
-    if any(_questions(run) != questions for seeds in models for runs in seeds for run in runs):
+    if len({seed.questions for model in models for seed in model}) > 1:
         raise ValueError(f"{benchmark}: the runs to compare must answer the same questions; evaluate the missing ones")
-    total: dict[str, Effects] = {}
-    for seeds, weight in zip(models, weights, strict=True):
-        for runs in zip(*seeds, strict=True):
-            for name, effects in _effects(benchmark, runs, rule, len(questions)).items():
-                part = effects * (weight / numbers[0])
-                total[name] = total[name] + part if name in total else part
+    total = {}
+    for name in models[0][0].effects:
+        parts = [stack([seed.effects[name] for seed in model]) * w for model, w in zip(models, weights, strict=True)]
+        total[name] = functools.reduce(operator.add, parts)
     return total
-
-
-def _questions(rows: Sequence[Mapping]) -> list[tuple[str, str]]:
-    return sorted((row["category"], row["id"]) for row in rows)
-
-
-def _effects(benchmark: str, runs: Sequence[Sequence[Mapping]], rule: str, n: int) -> dict[str, Effects]:
-    """Of one answered run per seed."""
-    module = MODULES[family(benchmark)]
-    tallies = [tally(module, run, read(benchmark, run, rule)) for run in runs]
-    columns = {name: list(frame.columns) for name, frame in tallies[0].items()}
-    arrays = {name: np.stack([one[name][columns[name]].to_numpy(float) for one in tallies]) for name in columns}
-
-    def scores(sums: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        named = {name: zip(columns[name], np.moveaxis(total, -1, 0), strict=True) for name, total in sums.items()}
-        return module.scores({name: dict(pairs) for name, pairs in named.items()})
-
-    return jackknife(scores, arrays, n)
 
 
 def intervals(benchmark: str, seeds: Seeds, rule: str = "official") -> dict[str, Interval]:
     """Interval of every score, the mean over seeds: of accuracies as fractions, of MME in its points."""
-    return {name: one.interval() for name, one in contrast(benchmark, [seeds], [1], rule).items()}
+    model = [reduce(benchmark, samples, rule) for samples in seeds]
+    return {name: one.interval() for name, one in contrast(benchmark, [model], [1]).items()}
 
 
 def differences(benchmark: str, ours: Seeds, theirs: Seeds, rule: str = "official") -> dict[str, Interval]:
     """Interval of the paired difference of every score."""
-    return {name: one.interval() for name, one in contrast(benchmark, [ours, theirs], [1, -1], rule).items()}
+    models = [[reduce(benchmark, samples, rule) for samples in seeds] for seeds in (ours, theirs)]
+    return {name: one.interval() for name, one in contrast(benchmark, models, [1, -1]).items()}
