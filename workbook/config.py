@@ -18,7 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 
 from viral_core.recipe import Recipe
 from viral_core.specs import Align, Reconstruct, Residual
-from workbook.paths import DEEPSPEED, PROFILES, ROOT
+from workbook.paths import DEEPSPEED, PROFILES
 from workbook.scale import hub
 
 PARAMS = "params.yaml"
@@ -454,13 +454,13 @@ def load(name: str) -> Profile:
     return profile
 
 
-def active(root: Path = ROOT) -> tuple[Profile, dict[str, dict[str, dict]]]:
+def active() -> tuple[Profile, dict[str, dict[str, dict]]]:
     """The profile that `params.yaml` holds, and its stages: kind, key, names and folders.
 
     Raises:
         ProfileError: there is none, or a setting that was changed there is none that a profile may have.
     """
-    file = root / PARAMS
+    file = Path(PARAMS)
     if not file.is_file():
         raise ProfileError(f"no {PARAMS}: select a profile first, python -m workbook profile {' | '.join(names())}")
     data = _yaml(file, PARAMS)

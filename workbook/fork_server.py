@@ -91,6 +91,7 @@ def _answer(connection: socket.socket) -> None:
         os.close(alive)
         os.dup2(out, 1)
         os.dup2(err, 2)
+        sys.stdout, sys.stderr = (os.fdopen(file, "w", buffering=1, closefd=False) for file in (1, 2))
         os.chdir(request["folder"])
         os.environ.clear()
         os.environ.update(request["environment"])

@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel
 
 from workbook.config import PARAMS, Profile, System, active, known, load
-from workbook.paths import ROOT, Paths
+from workbook.paths import Paths
 from workbook.scale import hub
 
 INDEXED = ("pretrained", "world", "cache", "stage1", "projector", "stage2")
@@ -172,7 +172,7 @@ def select(name: str) -> bool:
         for folder in (paths.run(run, 0), paths.evaluation(run, 0), paths.measurement(run, 0)):
             folder.parent.mkdir(parents=True, exist_ok=True)
     paths.notebook("").parent.mkdir(parents=True, exist_ok=True)
-    file = ROOT / PARAMS
+    file = Path(PARAMS)
     if file.is_file() and file.read_text(encoding="utf-8") == text:
         return False
     partial = file.with_name(f".{PARAMS}.partial")

@@ -50,7 +50,7 @@ def changed(targets: Iterable[str]) -> dict:
     return json.loads(done.stdout)
 
 
-class Run:
+class Pipeline:
     """Stages under way: which wait, run, are done or have failed."""
 
     def __init__(self, settings: Profile, needs: dict[str, set[str]], jobs: int):
@@ -78,53 +78,60 @@ class Run:
         return []
 
     async def run(self, group: list[str]) -> None:
-        """`dvc repro` of some stages, one after the other."""
+        """`dvc repro` of some stages, one after the other; what follows a failure waits again."""
         command = ["dvc", "--wait-for-lock", "repro", "--single-item", *group]
         process = await asyncio.create_subprocess_exec(
             *command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, limit=2**24
         )
-        lines: dict[str, list[str]] = {name: [] for name in group}
-        current = group[0]
-        started: dict[str, float] = {}
-        self.running[current] = time.monotonic()
+        current, lines = group[0], []
         async for data in process.stdout:
-            line = data.decode(errors="replace").rstrip("\n").rsplit("\r", 1)[-1]
-            begins = re.match(r"(?:Running stage|Stage) '([^']+)'", line)
-            if begins and begins[1] in lines:
-                self._end(current, started, begins[1])
-                current = begins[1]
-                if line.startswith("Running"):
-                    self._begin(current, started)
-            lines[current].append(line)
-            if current in started:
-                (self.logs / f"{current}.log").write_text("\n".join(lines[current]) + "\n", encoding="utf-8")
-        status = await process.wait()
-        self._end(current, started, None, status, lines[current])
-        for name in group[group.index(current) + 1 :] if status else ():
-            self.waiting[name] = self.needs[name]  # waits for what has failed
-
-    def _begin(self, name: str, started: dict[str, float]) -> None:
-        started[name] = self.running[name] = time.monotonic()
-        self.say(f"{name} has begun", name)
-
-    def _end(self, name: str, started: dict, following: str | None, status: int = 0, lines: Iterable[str] = ()) -> None:
-        """A stage has ended, and another one of its group may follow."""
-        if name == following:
+            line = data.decode(errors="replace").rstrip("\n").rsplit("\r", 1)[-1]  # of a progress bar the end
+            announced = re.match(r"(Running stage|Stage) '([^']+)'", line)
+            if announced and announced[2] in group:
+                if announced[2] != current:
+                    self._end(current)
+                    current, lines = announced[2], []
+                if announced[1] == "Running stage":
+                    self._begin(current)
+            lines.append(line)
+            self._write(current, [line])
+        if await process.wait() == 0:
+            self._end(current)
             return
-        self.running.pop(name, None)
-        if status:
-            errors = [line for line in lines if re.search(r"error", line, re.I)]
-            self.failed[name] = (errors or list(lines) or [f"ended with status {status}"])[-1]
-            self.logs.joinpath(f"{name}.log").write_text("\n".join(lines) + "\n", encoding="utf-8")
-            self.say(f"{name} FAILED", name)
-            return
+        self._fail(current, lines)
+        for name in group[group.index(current) + 1 :]:
+            self.waiting[name] = self.needs[name]
+
+    def _begin(self, name: str) -> None:
+        self.running[name] = time.monotonic()
+        self.log(name).unlink(missing_ok=True)
+        self.say(f"{name} has begun")
+
+    def _end(self, name: str) -> None:
         self.done.add(name)
-        if name in started:
-            took = time.monotonic() - started[name]
+        if name in self.running:  # it was not up to date
+            seconds = time.monotonic() - self.running.pop(name)
             self.ran.append(name)
-            if name.partition("@")[0] not in pipeline.KINDS:  # the others have noted it themselves
-                self._note(name, took)
-            self.say(f"{name} took {clock(took)}", name)
+            if name.partition("@")[0] not in pipeline.KINDS:  # the others note it themselves
+                self._note(name, seconds)
+            self.say(f"{name} took {clock(seconds)}")
+
+    def _fail(self, name: str, lines: list[str]) -> None:
+        if self.running.pop(name, None) is None:  # DVC has not started it, and says why
+            self.log(name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        errors = [line for line in lines if re.match(r"(ERROR|error|\w*Error)\b", line)]
+        own = [line for line in errors if not line.startswith("ERROR: failed to reproduce")]  # else it is DVC's
+        self.failed[name] = (own or errors or lines or ["no message"])[-1]
+        self.say(f"{name} FAILED")
+
+    def log(self, name: str) -> Path:
+        """What a stage prints."""
+        return self.logs / f"{name}.log"
+
+    def _write(self, name: str, lines: list[str]) -> None:
+        if name in self.running:
+            with self.log(name).open("a", encoding="utf-8") as file:
+                file.writelines(f"{line}\n" for line in lines)
 
     def _note(self, name: str, seconds: float) -> None:
         kind, key = name.split("@")
@@ -133,7 +140,7 @@ class Run:
         with (Paths(self.settings.name).root / costs.FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
-    def say(self, text: str, name: str) -> None:
+    def say(self, text: str) -> None:
         """A line for an event, with the state of the whole; a terminal shows `lines` instead."""
         if not sys.stdout.isatty():
             print(f"{datetime.now():%H:%M:%S}  {text:60}  {self.whole()}", flush=True)
@@ -175,7 +182,7 @@ def clock(seconds: float) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02}"
 
 
-async def _run_all(run: Run) -> None:
+async def run_all(run: Pipeline) -> None:
     tasks: set[asyncio.Task] = set()
     while True:
         while len(tasks) < run.jobs and (group := run.next_group()):
@@ -225,33 +232,33 @@ def reproduce(settings: Profile, targets: list[str], jobs: int | None) -> bool:
             print(line)
         pipeline.select(settings.name)
         held.share()
-        if not changed(targets):
-            return _conclude(settings, [], {}, [], began)
-        run = Run(settings, graph(targets), jobs)
+        run = Pipeline(settings, graph(targets) if changed(targets) else {}, jobs)
+        if not run.needs:
+            return conclude(settings, run, began)
         run.logs.mkdir(parents=True, exist_ok=True)
         print(f"{len(run.needs)} stages of profile {settings.name}, {jobs} at a time; details: {run.logs}/", flush=True)
         with _server(jobs):
             if sys.stdout.isatty():
                 with Live(run, refresh_per_second=2):
-                    asyncio.run(_run_all(run))
+                    asyncio.run(run_all(run))
             else:
-                asyncio.run(_run_all(run))
-        return _conclude(settings, run.ran, run.failed, list(run.waiting), began)
+                asyncio.run(run_all(run))
+        return conclude(settings, run, began)
 
 
-def _conclude(settings: Profile, ran: list[str], failed: dict[str, str], waiting: list[str], began: float) -> bool:
+def conclude(settings: Profile, run: Pipeline, began: float) -> bool:
     """Say what was made, or what has failed, in one place."""
     paths = Paths(settings.name)
-    if failed:
-        print(f"\n{len(failed)} of the stages failed:")
-        for name, reason in failed.items():
-            print(f"  {name}: {reason}\n      {paths.logs}/{name}.log")
-        if waiting:
-            print(f"not run, because they need these: {', '.join(waiting)}")
+    if run.failed:
+        print(f"\n{len(run.failed)} of the stages failed:")
+        for name, reason in run.failed.items():
+            print(f"  {name}: {reason}\n      {run.log(name)}")
+        if run.waiting:
+            print(f"not run, because they need these: {', '.join(run.waiting)}")
         return False
-    print(f"\n{len(ran)} stages run in {clock(time.monotonic() - began)}; everything is up to date.")
+    print(f"\n{len(run.ran)} stages run in {clock(time.monotonic() - began)}; everything is up to date.")
     print(f"  open first    {paths.report}/index.html (make report PROFILE={settings.name})")
-    print(f"  notebooks     {paths.notebook('x').parent}/ (make lab)")
-    print(f"  tables        {paths.results('x').parent}/")
+    print(f"  notebooks     {paths.root}/notebooks/ (make lab)")
+    print(f"  tables        {paths.root}/results/")
     print(f"  runs          {paths.root}/stage2/")
     return True

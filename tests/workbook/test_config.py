@@ -132,12 +132,11 @@ def test_params_are_the_profile_again(name, tmp_path, monkeypatch):
     """What stages read is what the profile says: nothing is lost on the way through params.yaml."""
     profile = config.load(name)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pipeline, "ROOT", tmp_path)
     assert pipeline.select(name)
     assert not pipeline.select(name)
     text = (tmp_path / "params.yaml").read_text(encoding="utf-8")
     assert len(text.splitlines()) < 600
-    read, stages = config.active(tmp_path)
+    read, stages = config.active()
     assert stages == pipeline.stages(profile)
     assert read == profile.model_copy(update={"systems": {run: profile.systems[run] for run in profile.runs}})
     assert all((tmp_path / f"runs/{name}/evaluate/{run}").is_dir() for run in profile.systems)
@@ -212,11 +211,9 @@ def test_smoke_has_every_kind_of_stage_that_laptop_has():
 
 def test_a_missing_stage_lists_those_there_are(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pipeline, "ROOT", tmp_path)
     with pytest.raises(ProfileError, match="no params.yaml: select a profile first"):
-        config.active(tmp_path)
+        config.active()
     pipeline.select("smoke")
-    monkeypatch.setattr(pipeline, "active", lambda: config.active(tmp_path))
     assert pipeline.stage("measure", "smoke-viral-s0")[1]["run"] == "viral"
     with pytest.raises(ProfileError, match="no stage2 stage 'x'; there are: smoke-baseline-s0"):
         pipeline.stage("stage2", "x")

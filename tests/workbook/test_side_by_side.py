@@ -1,0 +1,209 @@
+"""Stages side by side: the order of DVC's graph, what a failure leaves, the fork server, the lock."""
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+from commands import environment, run
+
+from workbook import fork_server, lock, side_by_side
+from workbook.paths import ROOT
+
+pytest.importorskip("dvc")
+
+STAGES = """
+stages:
+  first:
+    foreach: [x]
+    do:
+      cmd: printf 'half\\rwhole\\n' && echo 1 > first.txt
+      outs: [first.txt]
+  broken:
+    foreach: [x]
+    do:
+      cmd: "echo 'ValueError: no such thing' && false"
+      deps: [first.txt]
+      outs: [broken.txt]
+  behind:
+    foreach: [x]
+    do:
+      cmd: cp broken.txt behind.txt
+      deps: [broken.txt]
+      outs: [behind.txt]
+  other:
+    foreach: [x]
+    do:
+      cmd: cp first.txt other.txt
+      deps: [first.txt]
+      outs: [other.txt]
+"""
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    """A small pipeline of plain commands, run once with a failure in it: (folder, what became of it, printed)."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    run(folder, "git", "init", "-q")
+    run(folder, "dvc", "init", "-q")
+    (folder / "dvc.yaml").write_text(STAGES)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("PATH", environment(folder)["PATH"])
+        made = side_by_side.Pipeline(SimpleNamespace(name="tiny"), side_by_side.graph([]), 2)
+        made.logs.mkdir(parents=True)
+        printed = []
+        patch.setattr("builtins.print", lambda *words, **_: printed.append(" ".join(map(str, words))))
+        asyncio.run(side_by_side.run_all(made))
+        patch.undo()
+    return folder, made, printed
+
+
+def test_the_graph_is_dvcs(pipeline, monkeypatch):
+    folder, _, _ = pipeline
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("PATH", environment(folder)["PATH"])
+    whole = {"first@x": set(), "broken@x": {"first@x"}, "behind@x": {"broken@x"}, "other@x": {"first@x"}}
+    assert side_by_side.graph([]) == whole
+    assert side_by_side.graph(["other@x"]) == {"first@x": set(), "other@x": {"first@x"}}
+    assert set(side_by_side.changed(["other@x"])) == set()
+    assert "broken@x" in side_by_side.changed([])
+
+
+def test_a_failure_stops_what_needs_it_and_nothing_else(pipeline):
+    folder, made, printed = pipeline
+    assert made.done == {"first@x", "other@x"}
+    assert made.failed == {"broken@x": "ValueError: no such thing"}
+    assert list(made.waiting) == ["behind@x"]
+    assert (folder / "other.txt").read_text() == "1\n"
+    log = (folder / "runs/tiny/logs/first@x.log").read_bytes()
+    assert b"whole" in log
+    assert b"\r" not in log
+    assert "no such thing" in (folder / "runs/tiny/logs/broken@x.log").read_text()
+    assert any("broken@x FAILED" in line and "of 4 stages, 1 failed" in line for line in printed)
+
+
+def test_a_failed_pipeline_says_what_failed_at_its_end(pipeline, capsys):
+    _, made, _ = pipeline
+    assert not side_by_side.conclude(SimpleNamespace(name="tiny"), made, 0.0)
+    said = capsys.readouterr().out
+    assert "1 of the stages failed:\n  broken@x: ValueError: no such thing\n      runs/tiny/logs/broken@x.log" in said
+    assert "not run, because they need these: behind@x" in said
+
+
+def test_time_left_is_that_of_the_stages_that_wait(pipeline):
+    folder = SimpleNamespace(name="nowhere")
+    waiting = side_by_side.Pipeline(folder, {"a@x": set(), "a@y": set(), "b@x": {"a@x"}}, 2)
+    assert waiting.left() is None
+    waiting.seconds = {"a@x": 10.0, "b@z": 40.0}
+    assert waiting.left() == (10 + 10 + 40) / 2
+    assert [side_by_side.clock(s) for s in (41, 720, 11100)] == ["41 s", "12 min", "3 h 05"]
+
+
+@contextmanager
+def serving(folder, setup="pass"):
+    """A fork server that has imported nothing: the environment of a command that finds it."""
+    path = str(folder / "socket")
+    code = f"from workbook import fork_server as f; f.LIBRARIES = (); {setup}; f.serve({path!r})"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, env=environment(ROOT)) as process:
+        assert process.stdout.readline() == b"ready\n"
+        yield {**environment(ROOT), fork_server.VARIABLE: path}
+        process.stdin.close()
+        assert process.wait(20) == 0
+
+
+def test_a_stage_says_and_returns_the_same_with_a_server_and_without(tmp_path):
+    command = [sys.executable, "-m", "workbook", "world", "laptop-none"]
+    with serving(tmp_path) as served:
+        for variables in (served, environment(ROOT)):
+            done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True)
+            assert done.returncode == 1
+            assert "error: no params.yaml: select a profile first" in done.stderr
+            done = subprocess.run([*command, "--no"], cwd=tmp_path, env=variables, capture_output=True, text=True)
+            assert done.returncode == 2
+
+
+def test_a_stage_ends_with_the_command_that_waits_for_it(tmp_path):
+    started = tmp_path / "started"
+    stage = f"import os, pathlib, time; pathlib.Path({str(started)!r}).write_text(str(os.getpid())); time.sleep(60)"
+    with serving(tmp_path, f"f.runpy.run_module = lambda *_, **__: exec({stage!r})") as served:
+        command = subprocess.Popen([sys.executable, "-m", "workbook", "world", "x"], cwd=tmp_path, env=served)
+        wait(lambda: started.is_file() and started.read_text())
+        process = int(started.read_text())
+        command.kill()
+        command.wait()
+        wait(lambda: not runs(process))
+
+
+def wait(condition, seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_while_a_pipeline_is_under_way_no_profile_is_selected(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with lock.alone("make repro PROFILE=laptop") as held:
+        with pytest.raises(lock.LockedError, match=rf"PROFILE=laptop, process {os.getpid()} on .* since .*Wait for it"):
+            lock.alone("other").__enter__()
+        held.share()
+        with lock.shared(), pytest.raises(lock.LockedError, match="PROFILE=laptop"):
+            lock.alone("other").__enter__()
+    with lock.shared(), pytest.raises(lock.LockedError, match="a stage, started by dvc"):
+        lock.alone("other").__enter__()
+    with lock.alone("other"):
+        pass
+
+
+def test_selecting_is_refused_with_the_name_of_the_holder(tmp_path):
+    code = (
+        "from workbook import lock; import time\nwith lock.alone('make repro PROFILE=x'):\n print(flush=True)\n input()"
+    )
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment(ROOT), stdin=-1, stdout=-1) as holder:
+        holder.stdout.readline()
+        select = [sys.executable, "-m", "workbook", "profile", "smoke"]
+        done = subprocess.run(select, cwd=tmp_path, env=environment(ROOT), capture_output=True, text=True)
+        holder.communicate(b"\n")
+    assert done.returncode == 1
+    assert f"a pipeline is under way here: make repro PROFILE=x, process {holder.pid}" in done.stderr
+    assert not (tmp_path / "params.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        (".dvc/tmp/rwlock", b"", "rwlock was damaged and is removed"),
+        (".dvc/tmp/rwlock", b"{", "rwlock was damaged and is removed"),
+        ("dvc.lock", b"", "dvc.lock was empty and is removed"),
+    ],
+)
+def test_what_a_killed_dvc_has_left_is_put_away(tmp_path, monkeypatch, name, content, said):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(content)
+    assert said in lock.mend()[0]
+    assert not file.exists()
+    assert lock.mend() == []
+
+
+@pytest.mark.parametrize("content", [b"stages: [", b"\xff\xfe", b"- a"])
+def test_a_damaged_record_is_left_to_a_person(tmp_path, monkeypatch, content):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dvc.lock").write_bytes(content)
+    with pytest.raises(lock.LockedError, match=r"restore it \(git checkout dvc.lock\) or delete it"):
+        lock.mend()
