@@ -171,6 +171,8 @@ def test_the_widget_shows_the_last_choice_and_says_what_is_wrong(session):
     assert (shown.choice["row"], shown.questions) == ("m0", [["m0", "Where?"]])
     shown.choice = {**shown.choice, "layer": "three"}
     assert "layer" in shown.status["error"]
+    shown.choice = {**shown.choice, "layer": 0, "token": -1}
+    assert "token" in shown.status["error"]
     shown._receive(None, {"kind": "image"}, [b"no image"])
     assert "no image that Pillow reads" in shown.status["error"]
     assert asdict(session.first()).keys() == shown.choice.keys()

@@ -6,11 +6,13 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
+from pydantic import Field
 
 from viral_core import distributed
 from viral_core.measure.inputs import square_side
@@ -22,6 +24,7 @@ from workbook.benchmarks import BENCHMARKS, load_rows, open_image
 from workbook.explorer.look import Look, attention_map, cknna_curve, entropies, look, shown, similarity, word_map
 from workbook.paths import Paths
 
+Place = Annotated[int, Field(ge=0)]
 QUESTIONS = 200  # of a benchmark that are offered
 RECENT = 16  # looks and teacher features that are at hand
 
@@ -43,9 +46,9 @@ class Choice:
     image: str = ""
     question: str = ""
     permuted: bool = False
-    layer: int | None = None
-    head: int | None = None
-    token: int = 0
+    layer: Place | None = None
+    head: Place | None = None
+    token: Place = 0
     patch: tuple[int, int] = (0, 0)
     word: str = ""
 
@@ -127,9 +130,9 @@ class Session:
 
         Returns:
             question, key (of a benchmark's question, else ""), picture (png), grid (tokens along a side); answers, per
-            run: its name and tokens; panels, of the encoder, the teacher and the runs in this order, each with its
-            title and the maps `pca` and `similarity` (see `levels`); of a run `attention` with `entropy`, `lens` with
-            `word`, `words` and `curves` too, or in `missing` why it has no attention.
+            run: its name and tokens; panels, of the encoder, the teacher and the runs in this order: title, layers,
+            grid, and the maps `pca` and `similarity` (see `levels`); of a run `attention` with its `entropy` or in
+            `missing` why there is none, `lens` of a `word`, the `words` at the patch, and `curves` of CKNNA.
 
         Raises:
             ValueError, OSError: what a user can mend, with what is wrong and what there is.
@@ -143,40 +146,47 @@ class Session:
         chosen = {("run", name) for name in names} | {("teacher", choice.teacher)}
         self._models = {key: model for key, model in self._models.items() if key in chosen}  # before others are loaded
 
-        sample = (hashlib.sha256(image.tobytes()).hexdigest(), image.size)
+        sample = (hashlib.sha256(image.tobytes()).hexdigest(), image.size, question, choice.permuted)
         looks = {
             name: self._remember(
-                ("look", name, sample, question, choice.permuted),
-                lambda name=name: look(self._run(name), image, question, choice.permuted),
+                ("look", name, *sample), lambda name=name: look(self._run(name), image, question, choice.permuted)
             )
             for name in names
         }
         first = looks[choice.run]
-        sources = {"encoder": first.features}
+        vectors = {"encoder": first.features[None]}
         if choice.teacher:
             features = self._remember(
-                ("features", choice.teacher, sample, first.grid),
-                lambda: self._teacher(choice.teacher, first.grid)([image])[0],
+                ("features", choice.teacher, first.grid, *sample[:2]),
+                lambda: self._teacher(choice.teacher, first.grid)([image]),
             )
-            sources[choice.teacher] = features[torch.from_numpy(first.order)]
-        panels, picture = self._remember(
-            ("panels", *names, choice.teacher, sample, question, choice.permuted),
-            lambda: (_panels(sources, looks, self.k), _png(shown(image, first.grid, first.order))),
+            vectors[choice.teacher] = features[:, torch.from_numpy(first.order)]
+        vectors |= {name: seen.states for name, seen in looks.items()}
+        colours, curves, picture = self._remember(
+            ("drawn", *names, choice.teacher, *sample),
+            lambda: (
+                _colours(vectors),
+                {name: self._curves(looks[name], vectors.get(choice.teacher), choice.teacher) for name in names},
+                _png(shown(image, first.grid, first.order)),
+            ),
         )
-        vectors = {
-            **{name: source[None] for name, source in sources.items()},
-            **{n: s.states for n, s in looks.items()},
-        }
-        moving = [_similarity(vectors[panel["title"]], choice.patch, first.grid) for panel in panels]
-        for name, parts in zip(looks, moving[len(sources) :], strict=True):
-            parts |= _attention(looks[name], choice) | self._words(name, looks[name], choice, first.grid)
+        panels = []
+        for title, states in vectors.items():
+            grid = square_side(states.shape[1])
+            patch = _index(choice.patch, first.grid, grid)
+            panel = {"title": title, "layers": len(states), "grid": grid, "pca": colours[title]}
+            panel["similarity"] = levels(similarity(states, patch))
+            if title in looks:
+                panel |= _attention(looks[title], choice) | self._words(title, looks[title], choice, patch)
+                panel["curves"] = curves[title]
+            panels.append(panel)
         return {
             "question": question,
             "key": key,
             "picture": picture,
             "grid": first.grid,
             "answers": [{"run": name, "tokens": seen.tokens} for name, seen in looks.items()],
-            "panels": [fixed | parts for fixed, parts in zip(panels, moving, strict=True)],
+            "panels": panels,
         }
 
     def _sample(self, choice: Choice) -> tuple[Image.Image, str, str]:
@@ -199,9 +209,18 @@ class Session:
         return self._models["run", name]
 
     def _teacher(self, name: str, grid: int) -> Teacher:
-        if ("teacher", name) not in self._models:
-            self._models["teacher", name] = load_teacher(grid=grid, device=distributed.device(), **self.teachers[name])
-        return self._models["teacher", name]
+        teacher = self._models.get(("teacher", name))
+        if teacher is None or teacher.grid != grid:
+            teacher = load_teacher(grid=grid, device=distributed.device(), **self.teachers[name])
+            self._models["teacher", name] = teacher
+        return teacher
+
+    def _curves(self, seen: Look, teacher: torch.Tensor | None, name: str) -> dict[str, list]:
+        """CKNNA of a run's layers to its encoder, and to a teacher (1, N, d) on its grid."""
+        targets = {"encoder": seen.features}
+        if teacher is not None and teacher.shape[1] == len(seen.features):
+            targets[name] = teacher[0]
+        return {target: _plain(cknna_curve(seen.states, features, self.k)) for target, features in targets.items()}
 
     def _remember(self, key: tuple, compute: Callable):
         """What was computed lately, or is now."""
@@ -211,17 +230,15 @@ class Session:
                 del self._recent[next(iter(self._recent))]
         return self._recent[key]
 
-    def _words(self, name: str, seen: Look, choice: Choice, grid: int) -> dict:
+    def _words(self, name: str, seen: Look, choice: Choice, patch: int) -> dict:
         """The logit lens: the most probable words per layer at the chosen patch, and the map of one word.
 
         The word is the chosen one, else the chosen token of the answer, else the most probable at the patch.
         """
         run = self._run(name)
-        patch = _index(choice.patch, grid, seen.grid)
-        ids, probabilities = seen.words[:, patch].tolist(), seen.probabilities[:, patch].tolist()
         words = [
             [(run.processor.tokenizer.decode([token]), p) for token, p in zip(*layer, strict=True)]
-            for layer in zip(ids, probabilities, strict=True)
+            for layer in zip(seen.words[:, patch].tolist(), seen.probabilities[:, patch].tolist(), strict=True)
         ]
         answer = [text for text, *_ in seen.tokens[choice.token : choice.token + 1] if text.strip()]
         word, lens = word_map(run, seen, choice.word or next(iter(answer), words[-1][0][0]))
@@ -238,42 +255,27 @@ def levels(maps: torch.Tensor | np.ndarray, from_zero: bool = False) -> dict:
     return {"values": scaled.tobytes(), "low": low.tolist(), "high": high.tolist()}
 
 
-def _panels(sources: dict[str, torch.Tensor], looks: dict[str, Look], k: int) -> list[dict]:
-    """What does not depend on patch, word, token or head: title, PCA maps, and a run's CKNNA to each source."""
-    panels = [
-        {"title": name, "layers": 1, "pca": _colours([F.normalize(features.float(), dim=-1)])}
-        for name, features in sources.items()
-    ]
-    sets = {name: list(F.normalize(seen.states.float(), dim=-1)) for name, seen in looks.items()}
-    # Runs of one width share the basis, as their layers do: a colour then means the same in every map.
-    shared = len({states[0].shape for states in sets.values()}) == 1
-    groups = [list(sets)] if shared else [[name] for name in sets]
-    for group in groups:
-        colours = _colours([states for name in group for states in sets[name]])
-        for name in group:
-            size = len(sets[name]) * len(sets[name][0]) * 3
-            panel = {"title": name, "layers": len(sets[name]), "pca": colours[:size]}
-            colours = colours[size:]
-            panel["curves"] = {
-                source: [
-                    None if np.isnan(value) else float(value) for value in cknna_curve(looks[name].states, features, k)
-                ]
-                for source, features in sources.items()
-                if len(features) == len(looks[name].features)
-            }
-            panels.append(panel)
-    return panels
+def _colours(vectors: dict[str, torch.Tensor]) -> dict[str, bytes]:
+    """PCA maps of unit vectors (layers, N, D): (layers, N, 3) bytes each.
+
+    Runs of one width share the basis, as their layers do: a colour then means the same in every map.
+    """
+    groups: dict[object, list[str]] = {}
+    for name, states in vectors.items():
+        groups.setdefault(states.shape[-1] if len(states) > 1 else name, []).append(name)
+    colours = {}
+    for names in groups.values():
+        sets = [F.normalize(layer.float(), dim=-1) for name in names for layer in vectors[name]]
+        maps = iter(pca_maps(sets, shared=True))
+        for name in names:
+            layers = np.stack([next(maps) for _ in vectors[name]])
+            colours[name] = np.rint(layers * 255).astype(np.uint8).tobytes()
+    return colours
 
 
-def _colours(sets: list[torch.Tensor]) -> bytes:
-    """PCA maps of sets of unit vectors (N, D) in a basis of all: (sets, N, 3) bytes."""
-    maps = np.stack(pca_maps(sets, shared=True))
-    return np.rint(maps * 255).astype(np.uint8).tobytes()
-
-
-def _similarity(vectors: torch.Tensor, patch: tuple[int, int], grid: int) -> dict:
-    own = square_side(vectors.shape[1])
-    return {"similarity": levels(similarity(vectors, _index(patch, grid, own))), "grid": own}
+def _plain(values: np.ndarray) -> list[float | None]:
+    """Numbers as they travel: NaN is no json."""
+    return [None if np.isnan(value) else float(value) for value in values]
 
 
 def _attention(seen: Look, choice: Choice) -> dict:
@@ -281,11 +283,10 @@ def _attention(seen: Look, choice: Choice) -> dict:
     heads = seen.attention.shape[2]
     if not seen.tokens:
         return {"missing": "the answer is empty"}
-    if choice.head is not None and not 0 <= choice.head < heads:
+    if choice.head is not None and choice.head >= heads:
         return {"missing": f"no head {choice.head}: 0 to {heads - 1}"}
     weights = attention_map(seen, min(choice.token, len(seen.tokens) - 1), choice.head)
-    entropy = [None if np.isnan(value) else float(value) for value in entropies(weights)]
-    return {"attention": levels(weights, from_zero=True), "entropy": entropy, "heads": heads}
+    return {"attention": levels(weights, from_zero=True), "entropy": _plain(entropies(weights)), "heads": heads}
 
 
 def _index(patch: tuple[int, int], grid: int, own: int) -> int:

@@ -153,7 +153,7 @@ function render({ model, el }) {
       return (i) => table.subarray(3 * values[at * g * g + i], 3 * values[at * g * g + i] + 3);
     };
 
-    write(choice().permuted ? "image, shuffled" : "image", 0, HEAD - 5, { colour: "black" });
+    write(`${choice().permuted ? "shuffled" : "image"}; cosine to patch:`, 0, HEAD - 5, { colour: "black" });
     context.drawImage(picture, 0, HEAD, TILE, TILE);
     areas.push({ x: 0, y: HEAD, width: TILE, height: TILE, click: pick });
     mark(0, HEAD, grid);

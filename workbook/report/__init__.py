@@ -40,7 +40,7 @@ def build(profile: str, out: str | Path) -> Path:
             (out / "notebooks" / f"{part.name}.html").write_text(body, encoding="utf-8")
 
     runs = {
-        f"{run}, seed {seed}": (paths.run(run, seed) / "run.json").is_file()
+        f"{run}-s{seed}": (paths.run(run, seed) / "run.json").is_file()
         for run, seeds in settings.runs.items()
         for seed in seeds
     }
