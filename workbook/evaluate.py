@@ -177,50 +177,63 @@ def evaluate(
     if not rows or len(set(ids)) != len(ids):
         raise ValueError(f"{benchmark}: rows to evaluate must be some, each id once: load them with load_rows")
     prompts = [prompt(template, f"{IMAGE_MARKER}\n{row['prompt'].replace(IMAGE_MARKER, '')}") for row in rows]
-    if protocol:  # what is drawn depends on the batch, so a batch is part of the settings
+    if protocol:  # a sampled answer depends on its batch, so the size of a batch is part of the settings
         protocol = protocol | {"batch_size": batch_size}
-    wanted = settings(
-        benchmark, rows, model=model_id, template=template.name, prompts=prompts, max_new_tokens=max_new_tokens,
-        protocol=protocol, limit=limit, variant=variant,
-    )  # fmt: skip
+    header = settings(
+        benchmark,
+        rows,
+        model=model_id,
+        template=template.name,
+        prompts=prompts,
+        max_new_tokens=max_new_tokens,
+        protocol=protocol,
+        limit=limit,
+        variant=variant,
+    )
     lengths = [len(tokens) for tokens in processor.tokenizer(prompts)["input_ids"]]
     order = sorted(range(len(rows)), key=lambda i: -lengths[i])
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     if distributed.is_main():  # what processes of an interrupted evaluation have left
         if renew:
-            set_outdated_aside(out, wanted)
-        merge_parts(out, wanted, [ids[i] for i in order])
+            set_outdated_aside(out, header)
+        merge_parts(out, header, [ids[i] for i in order])
     distributed.barrier()
-    done = continue_file(out, wanted)
-    waiting = []  # (run, number of the batch, rows without an answer)
-    for run in range(wanted["runs"]):
+    answered = continue_file(out, header)
+    todo = []  # (run, number of the batch, rows without an answer)
+    for run in range(header["runs"]):
         for number, batch in enumerate(batches):
-            if missing := [i for i in batch if (run, ids[i]) not in done]:
-                waiting.append((run, number, missing))
-    mine = distributed.share(waiting)
+            missing = [i for i in batch if (run, ids[i]) not in answered]
+            if missing:
+                todo.append((run, number, missing))
+    own = distributed.share(todo)
     target = part_file(out, distributed.rank()) if distributed.world_size() > 1 else out
-    if mine:
-        continue_file(target, wanted)
-        asking = len(done) + sum(len(missing) for *_, missing in mine)
-        quiet = not (progress and distributed.is_main())
-        with tqdm(total=asking, initial=len(done), desc=benchmark, unit="q", disable=quiet) as bar:
-            for run, number, missing in mine:
-                asked = batches[number] if protocol else missing
-                if protocol:
-                    torch.manual_seed(protocol["seed"] + run * len(batches) + number)
-                if on_batch is not None:
-                    on_batch([ids[i] for i in asked])
-                images = [open_image(rows[i]["image"]) for i in asked]
-                said = generate(
-                    model, processor, template, images, [prompts[i] for i in asked], max_new_tokens=max_new_tokens,
-                    temperature=protocol["temperature"] if protocol else None,
-                )  # fmt: skip
-                answers = dict(zip(asked, said, strict=True))
-                append(target, [rows[i] | {"run": run, "response": answers[i]} for i in missing])
-                bar.update(len(missing))
+    if own:
+        continue_file(target, header)
+    total = len(answered) + sum(len(missing) for *_, missing in own)
+    quiet = not (own and progress and distributed.is_main())
+    with tqdm(total=total, initial=len(answered), desc=benchmark, unit="q", disable=quiet) as bar:
+        for run, number, missing in own:
+            # A sampled answer depends on its batch: then the whole batch is drawn again.
+            batch = batches[number] if protocol else missing
+            if protocol:
+                torch.manual_seed(protocol["seed"] + run * len(batches) + number)
+            if on_batch is not None:
+                on_batch([ids[i] for i in batch])
+            responses = generate(
+                model,
+                processor,
+                template,
+                [open_image(rows[i]["image"]) for i in batch],
+                [prompts[i] for i in batch],
+                max_new_tokens=max_new_tokens,
+                temperature=protocol["temperature"] if protocol else None,
+            )
+            by_row = dict(zip(batch, responses, strict=True))
+            append(target, [rows[i] | {"run": run, "response": by_row[i]} for i in missing])
+            bar.update(len(missing))
     distributed.barrier()
     if distributed.is_main():
-        merge_parts(out, wanted, [ids[i] for i in order])
+        merge_parts(out, header, [ids[i] for i in order])
     distributed.barrier()
     _, runs = read_answers(out)
     place = {name: i for i, name in enumerate(ids)}

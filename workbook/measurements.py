@@ -27,31 +27,31 @@ PROBES = ("category", "number", "facing", "position", "extent")
 
 
 def measure_run(settings: Profile, run: str, folder: Path, out: Path) -> None:
-    """Measure the trained run in `folder`, loaded once: its CKNNA, and what the profile asks of it.
+    """Measure the trained run in `folder`, loaded once: its CKNNA, and what the profile wants of it.
 
     Writes `cknna.csv`, `attention/` (heads.csv, questions.csv, maps.npz), `permutation/` (answers, accuracy.csv) and
     `probes.csv`; of a baseline that is probed also, of the model before stage 2, its probes (source "before") and
     `cknna_start.csv`.
     """
-    system, benchmarks, asking = settings.systems[run], settings.data.benchmarks, settings.evaluation
+    system, benchmarks, evaluation = settings.systems[run], settings.data.benchmarks, settings.evaluation
     parts = {name: getattr(settings, name) for name in ("attention", "permutation", "probes")}
     parts = {name: section for name, section in parts.items() if section and run in section.runs}
     if distributed.is_main():
         for outdated in {"attention", "permutation"} - set(parts):
-            shutil.rmtree(out / outdated, ignore_errors=True)  # of a profile that asked for it
+            shutil.rmtree(out / outdated, ignore_errors=True)  # of a profile that had it measured
         for file in ("probes.csv", "cknna_start.csv"):
             (out / file).unlink(missing_ok=True)
     loaded = load(settings, folder)
     _write(cknna(loaded, benchmarks, settings.cknna), out / "cknna.csv")
     if "attention" in parts:
-        tables = attention(loaded, benchmarks, parts["attention"], asking.batch_size, asking.max_new_tokens)
+        tables = attention(loaded, benchmarks, parts["attention"], evaluation.batch_size, evaluation.max_new_tokens)
         if tables is not None:
             questions, heads, maps = tables
             _write(heads, out / "attention" / "heads.csv")
             _write(questions, out / "attention" / "questions.csv")
             np.savez(out / "attention" / "maps.npz", **maps)
     if "permutation" in parts:
-        options = {"batch_size": asking.batch_size, "max_new_tokens": asking.max_new_tokens, "renew": True}
+        options = {"batch_size": evaluation.batch_size, "max_new_tokens": evaluation.max_new_tokens, "renew": True}
         answers = out / "permutation"
         table = permutation(loaded, benchmarks, parts["permutation"], answers, model_id(folder), **options)
         _write(table if distributed.is_main() else None, answers / "accuracy.csv")
@@ -180,8 +180,8 @@ def permutation(run, benchmarks: Path, settings, out: Path, model_id: str, **opt
                 **options,
             )
         answered = sum(answered, [])
-        options_named = read(settings.benchmark, answered, "official")
-        right = [name == row["answer"] for name, row in zip(options_named, answered, strict=True)]
+        named = read(settings.benchmark, answered, "official")
+        right = [name == row["answer"] for name, row in zip(named, answered, strict=True)]
         table = pd.DataFrame(answered)[["id", "category"]].assign(right=right)
         table.insert(0, "variant", variant)
         tables.append(table)
