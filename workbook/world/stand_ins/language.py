@@ -16,9 +16,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 
 from viral_core.templates import IMAGE_MARKER, TEMPLATES
 from workbook.world import questions
-from workbook.world.scenes import CATEGORIES, GRID
+from workbook.world.scenes import CATEGORIES, GRID, draw_scenes
 from workbook.world.stand_ins.fitting import device, fit, provenance
-from workbook.world.stand_ins.lessons import Corpus, held_out, load
+from workbook.world.stand_ins.lessons import Corpus, load, questions_in
 
 PROCESSOR_WITHOUT_BOS = TemplateProcessing("$A", special_tokens=[])
 FAMILIES = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen2": (Qwen2Config, Qwen2ForCausalLM)}
@@ -159,9 +159,10 @@ def train_language(
 
     record = fit(list(model.parameters()), loss, len(lessons[0]), seed=seed, **recipe)
     model.eval()
+    scenes = list(draw_scenes(2 * rows, (seed, 20), "val"))
     accuracies = {
         name: {
-            kind: pupil.accuracy(held_out(tokenizer, asker, context, rows, seed))
+            kind: pupil.accuracy(questions_in(tokenizer, scenes, asker, context, rows))
             for kind, asker in questions.ASKERS.items()
         }
         for name, context in (("spelled", "image"), ("described", "words"))

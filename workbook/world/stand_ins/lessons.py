@@ -231,21 +231,15 @@ def load(folder: Path, kind: str) -> Corpus:
     return Corpus(**np.load(folder / f"{kind}.npz"))
 
 
-def held_out(tokenizer, asker: questions.Asker, context: str, n: int, seed: int) -> Corpus:
-    """`n` questions of one kind about validation scenes, `context` being "image" or "words" (the scene described)."""
-    rng, pieces, scenes = np.random.default_rng(seed), [], []
-    for scene in draw_scenes(20 * n, (seed, 20), "val"):
-        qa = asker(scene, rng)
-        if qa and len(scenes) < n:
-            said = questions.described(scene) if context == "words" else IMAGE_MARKER
-            pieces.append(tokenise(tokenizer, conversation_pieces(turns([qa], said))))
-            scenes.append(layout(scene))
-        if len(scenes) == n:
-            break
-    return _padded(pieces, scenes)
-
-
-def _padded(pieces: Sequence[tuple[list[int], list[bool]]], layouts: Sequence) -> Corpus:
+def questions_in(tokenizer, scenes: Sequence[Scene], asker: questions.Asker, context: str, n: int) -> Corpus:
+    """Up to `n` questions of one kind; `context`: "image", or "words" where the scene is described instead."""
+    rng, pieces, layouts = np.random.default_rng(0), [], []
+    for scene in scenes:
+        qa = asker(scene, rng) if len(pieces) < n else None
+        if qa:
+            shown = questions.described(scene) if context == "words" else IMAGE_MARKER
+            pieces.append(tokenise(tokenizer, conversation_pieces(turns([qa], shown))))
+            layouts.append(layout(scene))
     ids, supervised = np.zeros((len(pieces), LENGTH), np.uint16), np.zeros((len(pieces), LENGTH), bool)
     for i, (tokens, answers) in enumerate(pieces):
         ids[i, : len(tokens)], supervised[i, : len(tokens)] = tokens, answers
