@@ -235,6 +235,7 @@ class System(Section):
     architecture: Literal["llava", "llava_next"] = "llava"
     language: str = "vicuna-7b"
     vision: str = "clip"
+    images: Count | None = None  # stage 2 takes the conversations about the first so many images; null: all
     align: _spec(Align) | None = None
     residual: _spec(Residual) | None = None
     reconstruct: _spec(Reconstruct) | None = None

@@ -41,6 +41,9 @@ def cache(settings: Profile, item: dict) -> None:
     if item["model"]:
         source = _teacher(settings, item["model"], item["vision"], item["state"])
         kind = settings.tiles.cache if tiled else settings.teachers[item["model"]].cache
+        if source.kind == "oracle":
+            truths = Path(settings.teachers[item["model"]].path)
+            images = {name: truths / Path(name).with_suffix(".png") for name in images}
     else:
         from viral_core.teachers import load_encoder
 
@@ -71,6 +74,10 @@ def _teacher(settings: Profile, name: str, vision: str, state: str):
     from viral_core.teachers import load_teacher, randomise_linears
 
     teacher, encoder = settings.teachers[name], settings.visions[vision]
+    if teacher.kind == "oracle":
+        from workbook.world.oracle import Oracle
+
+        return Oracle()
     student, pixels = _config(encoder), AutoImageProcessor.from_pretrained(encoder.path, revision=encoder.revision)
     released = state == "as_released"
     grid = student.image_size // student.patch_size
@@ -153,6 +160,8 @@ def stage2(settings: Profile, item: dict) -> None:
     system, seed, name = settings.systems[item["run"]], item["seed"], f"{item['run']}-s{item['seed']}"
     recipe = dataclasses.replace(settings.recipe(item["run"], seed), deepspeed=deepspeed_config(settings.launch))
     samples = load_conversations(settings.data.conversations, settings.data.conversation_images)
+    if system.images:
+        samples = first_images(samples, system.images)
     torch.manual_seed(seed)
     projector = Path(item["projector"]) / "projector.safetensors"
     llava, processor = _assemble(settings, item, recipe.bf16, projector, system.tiled)
@@ -174,6 +183,19 @@ def stage2(settings: Profile, item: dict) -> None:
     template = TEMPLATES[settings.languages[item["language"]].template]
     origin = {"run": item["run"], "name": name, "profile": settings.name, "stage": item}
     train_stage2(aligned, processor, samples, recipe, item["out"], template=template, training=origin, **sources)
+
+
+def first_images(samples: list, n: int) -> list:
+    """The conversations about the first `n` images, and the same share of those without an image.
+
+    Raises:
+        ValueError: there are fewer images.
+    """
+    images = [sample for sample in samples if sample.images]
+    texts = [sample for sample in samples if not sample.images]
+    if n > len(images):
+        raise ValueError(f"the instruction mix has {len(images)} images, not {n}: lower `images` in the run's entry")
+    return images[:n] + texts[: round(len(texts) * n / len(images))]
 
 
 def evaluate(settings: Profile, item: dict, limit: int | None = None) -> None:

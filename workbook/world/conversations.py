@@ -4,6 +4,7 @@ Layout under the folder, as LLaVA's own recipe has it:
 
     llava_pretrain/blip_laion_cc_sbu_558k.json, llava_pretrain/images/      stage 1: one caption per image
     llava_instruct/llava_v1_5_mix665k.json,     llava_instruct/images/      stage 2: conversations, some in words only
+    llava_instruct/truth/                                                   for workbook.world.oracle
     benchmarks/                                                             see workbook.benchmarks
     probes/{train,val,test}/images/, probes/{train,val,test}/labels.npz     see `write_probes`
 
@@ -20,6 +21,7 @@ from tqdm import tqdm
 from viral_core.templates import IMAGE_MARKER
 from workbook.world import questions
 from workbook.world.benchmarks import write_benchmarks
+from workbook.world.oracle import truth_image
 from workbook.world.render import JPEG_QUALITY, LABELS, render, render_full, token_labels
 from workbook.world.scenes import CATEGORIES, draw_scenes
 
@@ -55,11 +57,13 @@ def write_captions(folder: Path, n: int, seed: int) -> None:
 
 def write_conversations(folder: Path, n: int, text_only: int, most: int, seed: int) -> None:
     """Stage 2: `n` images with up to `most` questions each, and `text_only` scenes that are described instead."""
-    images, rng, entries = folder / "images", np.random.default_rng((seed, 3)), []
+    images, truth, rng, entries = folder / "images", folder / "truth", np.random.default_rng((seed, 3)), []
     images.mkdir(parents=True)
+    truth.mkdir()
     for i, scene in enumerate(tqdm(draw_scenes(n, (seed, 2)), "instruction scenes", total=n)):
-        name = f"{i:06d}.jpg"
-        render(scene).save(images / name, quality=JPEG_QUALITY)
+        name, rendering = f"{i:06d}.jpg", render_full(scene)
+        rendering.image.save(images / name, quality=JPEG_QUALITY)
+        truth_image(token_labels(scene, rendering.masks)).save(truth / f"{i:06d}.png")
         conversation = turns(questions.conversation(scene, rng, most), IMAGE_MARKER)
         entries.append({"id": f"scene-{i:06d}", "image": name, "conversations": conversation})
     for i, scene in enumerate(draw_scenes(text_only, (seed, 4))):
