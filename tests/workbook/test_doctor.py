@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -178,3 +180,33 @@ def test_images_last_and_only_when_the_rest_is_there(here, monkeypatch, capsys):
     assert "--drop-faulty" in said
     assert doctor.run(PAPER, drop_faulty=True)
     assert "1 faulty entries taken out of llava_v1_5_mix665k.json" in capsys.readouterr().out
+
+
+FAULTY = [
+    ({"id": "café", "image": 12}, r"sample caf\xe9: image is 12: expected a file name"),
+    ({"id": "b", "image": ["a.jpg", None]}, "sample b: image is ['a.jpg', None]"),
+    ({"id": "c", "image": "x" * 300}, "sample c: image xxx"),
+    ({"id": "d", "text": "Hi \ud83d"}, "sample d: half a character (a lone surrogate)"),
+    ({"id": "e", "image": "../../etc/passwd.jpg"}, "sample e: image ../../etc/passwd.jpg lies outside"),
+]
+
+
+def test_faults_are_listed_in_any_locale(here):
+    data, entries = PAPER.data, []
+    for entry, _ in FAULTY:
+        turns = [{"from": "human", "value": entry.get("text", "Hi")}, {"from": "gpt", "value": "Hello."}]
+        entries.append({**entry, "conversations": turns})
+    for part, folder in (("captions", data.caption_images), ("conversations", data.conversation_images)):
+        Path(folder).mkdir(parents=True)
+        Path(getattr(data, part)).write_text(json.dumps(entries), encoding="utf-8")
+    code = """
+from workbook import config
+from workbook.scale import doctor
+for check in ("packages", "gpus", "memory", "models", "files", "disk"):
+    setattr(doctor, check, lambda profile: iter(()))
+doctor.run(config.load("paper"))
+"""
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **plain})
+    assert done.returncode == 0, done.stderr
+    assert all(done.stdout.count(fault) == 2 for _, fault in FAULTY)

@@ -36,7 +36,7 @@ def check(folder):
 def test_what_is_recorded(mix):
     found = check(mix)
     assert (found["samples"], found["samples_with_images"], found["images"]) == (8, 7, 6)
-    assert found["found_under_another_suffix"] == 1
+    assert found["under_another_suffix"] == 1
     lines = (mix / "manifest/conversations.images.jsonl").read_text().splitlines()
     images = {line["name"]: line for line in map(json.loads, lines)}
     assert images["ocr_vqa/images/2.jpg"]["file"] == "ocr_vqa/images/2.gif"
@@ -96,7 +96,7 @@ def test_all_faults_in_one_error(mix):
                          ("text", "an empty answer")):  # fmt: skip
         assert any(f"sample {sample}:" in line and what in line for line in str(error.value).splitlines())
     assert not (mix / "manifest/conversations.json").exists()
-    assert len((mix / "manifest/conversations.faults.txt").read_text().splitlines()) == 5
+    assert len((mix / "manifest/conversations.faults.jsonl").read_text().splitlines()) == 5
 
     assert drop_faulty(mix / "mix.json", mix / "manifest/conversations.json") == 5
     assert [entry["id"] for entry in json.loads((mix / "mix.json").read_text())] == ["s2", "s3", "s5"]

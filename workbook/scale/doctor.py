@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 from workbook import pipeline
 from workbook.config import Profile
 from workbook.paths import ROOT, Paths
-from workbook.scale import estimates, fetch, hub, plan
+from workbook.scale import estimates, fetch, hub, manifest, plan
 
 GB = 1e9
 OK, NOTE, MISSING = "ok", "note", "missing"
@@ -56,6 +56,7 @@ def examine(profile: Profile, drop_faulty: bool = False) -> Iterator[Finding]:
 
 def run(profile: Profile, drop_faulty: bool = False) -> bool:
     """Print the findings; whether nothing is missing."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # names of samples may have letters that a terminal lacks
     print(f"doctor: profile {profile.name} ({profile.label})")
     missing = 0
     for finding in examine(profile, drop_faulty):
@@ -252,24 +253,21 @@ def disk(profile: Profile) -> Iterator[Finding]:
 
 def images(profile: Profile, drop_faulty: bool = False) -> Iterator[Finding]:
     """The manifest of both training sets: every image opened once (`workbook.scale.manifest`)."""
-    from workbook.scale.manifest import drop_faulty as drop
-    from workbook.scale.manifest import write_manifest
-
     data, paths = profile.data, Paths(profile.name)
     for part, folder in (("captions", data.caption_images), ("conversations", data.conversation_images)):
-        json_file, manifest = Path(getattr(data, part)), paths.manifest(part)
+        json_file, out = Path(getattr(data, part)), paths.manifest(part)
         try:
-            try:
-                found = write_manifest(json_file, folder, manifest)
-            except ValueError:
-                if not (drop_faulty and (dropped := drop(json_file, manifest))):
-                    raise
-                yield Finding(NOTE, f"{dropped} faulty entries taken out of {json_file.name}; the original beside it")
-                found = write_manifest(json_file, folder, manifest)
+            summary = manifest.write_manifest(json_file, Path(folder), out)
         except (FileNotFoundError, ValueError) as error:
-            yield Finding(MISSING, str(error), "restore the images (make fetch), or take the faulty entries out: "
-                          f"python -m workbook doctor {profile.name} --drop-faulty")  # fmt: skip
-            continue
-        renamed = found["found_under_another_suffix"]
+            dropped = manifest.drop_faulty(json_file, out) if drop_faulty else 0
+            if not dropped:
+                remedy = "restore the images (make fetch), or take the faulty entries out: "
+                yield Finding(MISSING, str(error), f"{remedy}python -m workbook doctor {profile.name} --drop-faulty")
+                continue
+            yield Finding(NOTE, f"{dropped} faulty entries taken out of {json_file.name}; the original beside it")
+            summary = manifest.write_manifest(json_file, Path(folder), out)
+        renamed = summary["under_another_suffix"]
         also = f", {renamed} under another suffix than the json says" if renamed else ""
-        yield Finding(OK, f"{part}: {found['samples']} samples, {found['images']} images, all of which open{also}")
+        yield Finding(OK, f"{part}: {summary['samples']} samples, {summary['images']} images, all of which open{also}")
+        for what, count in summary["adapted"].items():
+            yield Finding(NOTE, f"{part}: {count} conversations with {what}")

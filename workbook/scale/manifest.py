@@ -16,12 +16,14 @@ from PIL import Image
 from tqdm import tqdm
 
 from viral_core.conversations import check_conversations, describe_faults
+from viral_core.files import read_entries
 from viral_core.images import find_image
+from workbook.scale.fetch import sha256
 
-FACTS = ("name", "file", "size", "sha256", "width", "height")  # of an image; with its time they are one line
+CONTENT = ("name", "file", "size", "sha256", "width", "height")  # of an image; with its time they are one line
 
 
-def write_manifest(conversations: str | Path, folder: str | Path, out: str | Path, workers: int | None = None) -> dict:
+def write_manifest(conversations: Path, folder: Path, out: Path, workers: int | None = None) -> dict:
     """Check a json file of conversations and all its images, and write the manifest `out`.
 
     Args:
@@ -32,9 +34,8 @@ def write_manifest(conversations: str | Path, folder: str | Path, out: str | Pat
 
     Raises:
         FileNotFoundError: no json file or image folder.
-        ValueError: faults of entries and images, all in one message, and all in full in `<part>.faults.txt`.
+        ValueError: faults of entries and images, all in one message, and all in full in `<part>.faults.jsonl`.
     """
-    conversations, folder, out = Path(conversations), Path(folder), Path(out)
     checked = check_conversations(conversations, folder)
     samples, faults = checked.samples, checked.faults
     positions = [i for i in range(len(samples) + len(faults)) if i not in faults]
@@ -42,91 +43,96 @@ def write_manifest(conversations: str | Path, folder: str | Path, out: str | Pat
     out.parent.mkdir(parents=True, exist_ok=True)
     images, unreadable = _open_all(names, folder, out.with_suffix(".images.jsonl"), workers)
     for position, sample in zip(positions, samples, strict=True):
-        if broken := [unreadable[name] for name in sample.images if name in unreadable]:
+        broken = [unreadable[name] for name in sample.images if name in unreadable]
+        if broken:
             faults[position] = f"sample {sample.id}: {'; '.join(broken)}"
-    report = out.with_suffix(".faults.txt")
+    report = out.with_suffix(".faults.jsonl")
     report.unlink(missing_ok=True)
     if faults:
         out.unlink(missing_ok=True)
-        report.write_text("".join(f"{position}\t{fault}\n" for position, fault in sorted(faults.items())))
-        listed = describe_faults(conversations, [fault for _, fault in sorted(faults.items())])
+        ordered = sorted(faults.items())
+        _write(report, [{"position": position, "fault": fault} for position, fault in ordered])
+        listed = describe_faults(conversations, [fault for _, fault in ordered])
         raise ValueError(f"{listed}\n  (all of them: {report})")
     digest = hashlib.sha256()
     for image in images:
-        digest.update(json.dumps([image[key] for key in FACTS]).encode())
+        digest.update(json.dumps([image[key] for key in CONTENT]).encode())
     summary = {
         "conversations": str(conversations),
-        "conversations_sha256": _sha256(conversations),
+        "conversations_sha256": sha256(conversations),
         "samples": len(samples),
         "samples_with_images": sum(bool(sample.images) for sample in samples),
         "images": len(images),
         "bytes": sum(image["size"] for image in images),
-        "found_under_another_suffix": sum(image["file"] != image["name"] for image in images),
+        "under_another_suffix": sum(image["file"] != image["name"] for image in images),
+        "adapted": dict(checked.adapted),
         "images_sha256": digest.hexdigest(),
     }
     text = json.dumps(summary, indent=2) + "\n"
-    if not out.is_file() or out.read_text() != text:
-        out.write_text(text)
+    if not out.is_file() or out.read_text(encoding="utf-8") != text:
+        out.write_text(text, encoding="utf-8")
     return summary
 
 
-def drop_faulty(conversations: str | Path, manifest: str | Path) -> int:
+def drop_faulty(conversations: Path, manifest: Path) -> int:
     """Take the entries that the last `write_manifest` found faulty out of a json file; returns how many.
 
     The file as it was is kept beside it, as `<name>.original`.  Nothing is dropped without this call.
     """
-    conversations, report = Path(conversations), Path(manifest).with_suffix(".faults.txt")
+    report = manifest.with_suffix(".faults.jsonl")
     if not report.is_file():
         return 0
-    faulty = {int(line.split("\t")[0]) for line in report.read_text().splitlines()}
-    entries = json.loads(conversations.read_text(encoding="utf-8"))
+    faulty = {line["position"] for line in read_entries(report)}
+    entries = read_entries(conversations)
     original = conversations.with_name(conversations.name + ".original")
     if not original.exists():
         conversations.rename(original)
-    kept = [entry for position, entry in enumerate(entries) if position not in faulty]
-    conversations.write_text(json.dumps(kept), encoding="utf-8")
+    good = [entry for position, entry in enumerate(entries) if position not in faulty]
+    conversations.write_text(json.dumps(good), encoding="utf-8")
     report.unlink()
     return len(faulty)
+
+
+def _write(file: Path, entries: list[dict]) -> None:
+    file.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
 
 
 def _open_all(names: list[str], folder: Path, details: Path, workers: int | None) -> tuple[list[dict], dict[str, str]]:
     """One line per image, in the order of `names`, and the faults of those that do not open, by name."""
     known = {}
-    if details.is_file():
-        for line in details.read_text().splitlines():
-            try:
-                image = json.loads(line)
-            except ValueError:  # the last line of an interrupted pass
-                continue
-            known[image["name"]] = image
+    lines = details.read_text(encoding="utf-8").splitlines() if details.is_file() else []
+    for line in lines:
+        try:
+            image = json.loads(line)
+        except ValueError:  # the last line of an interrupted pass
+            continue
+        known[image["name"]] = image
     files = {name: find_image(folder, name) for name in names}
-    stats = {name: file.stat() for name, file in files.items()}
-    changed = [
-        name for name in names
-        if name not in known
-        or (known[name]["file"], known[name]["size"], known[name]["mtime_ns"])
-        != (str(files[name].relative_to(folder)), stats[name].st_size, stats[name].st_mtime_ns)
-    ]  # fmt: skip
+    states = {}
+    for name, file in files.items():
+        stat = file.stat()
+        states[name] = {"file": str(file.relative_to(folder)), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    changed = [name for name in names if not states[name].items() <= known.get(name, {}).items()]
     unreadable = {}
     if changed:
-        workers = workers or 4 * (os.cpu_count() or 1)
-        with details.open("a") as kept, ThreadPoolExecutor(workers) as pool:
-            found = pool.map(_look, [files[name] for name in changed])
-            for name, facts in zip(changed, tqdm(found, "opening images", len(changed), unit="image"), strict=True):
-                if isinstance(facts, str):
-                    unreadable[name] = facts
+        pool = ThreadPoolExecutor(workers or 4 * (os.cpu_count() or 1))
+        with details.open("a", encoding="utf-8") as out, pool:
+            contents = pool.map(_look, [files[name] for name in changed])
+            progress = tqdm(contents, "opening images", len(changed), unit="image")
+            for name, content in zip(changed, progress, strict=True):
+                if isinstance(content, str):
+                    unreadable[name] = content
                     continue
-                image = {"name": name, "file": str(files[name].relative_to(folder)), **facts}
-                known[name] = {**image, "mtime_ns": stats[name].st_mtime_ns}
-                kept.write(json.dumps(known[name]) + "\n")
+                known[name] = {"name": name, **states[name], **content}
+                out.write(json.dumps(known[name]) + "\n")
         whole = details.with_suffix(".part")
-        whole.write_text("".join(json.dumps(known[name]) + "\n" for name in names if name in known))
+        _write(whole, [known[name] for name in names if name in known])
         os.replace(whole, details)
     return [known[name] for name in names if name not in unreadable], unreadable
 
 
 def _look(file: Path) -> dict | str:
-    """Size, sha256 and shape of an image file that decodes to its end; else what is wrong with it."""
+    """Sha256 and shape of an image file that decodes to its end; else what is wrong with it."""
     try:
         data = file.read_bytes()
         with Image.open(io.BytesIO(data)) as image:
@@ -135,9 +141,4 @@ def _look(file: Path) -> dict | str:
             image.load()
     except Exception as error:  # Pillow's decoders raise many kinds; whatever it is becomes a listed fault
         return f"image {file} cannot be read ({error})"
-    return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest(), "width": width, "height": height}
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+    return {"sha256": hashlib.sha256(data).hexdigest(), "width": width, "height": height}

@@ -263,9 +263,11 @@ def write_conversations(json_file: Path, images: Path) -> None:
     entries[3]["id"] = 33
     plain = {
         "sharegpt": turns("What is a dog?", "An animal.\n\n- four legs", "And a cat?", "Another one.\u2028"),
-        # "begins with gpt": turns("Yes.", "Hi, what is a dog?", "An animal.", first="gpt"),
-        # "ends with human": turns("Hi", "Hello.", "Thank you"),
-        # "over-long": turns("word " * 3000, "Too long."),
+        "begins with gpt": turns("Yes.", "Hi, what is a dog?", "An animal.", first="gpt"),
+        "ends with human": turns("Hi", "Hello.", "Thank you"),
+        "over-long": turns("word " * 3000, "Too long."),
+        "names a marker": turns("What does <image> mean?", "The place of a picture."),
+        "special strings": turns("Write </s> and <|im_end|>.", "</s><|im_end|> done"),
     }
     for name, talk in plain.items():
         entries.append({"id": name, "model": "", "conversations": talk})
