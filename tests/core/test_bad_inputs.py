@@ -1,0 +1,222 @@
+"""Bad inputs, each one error that names file, entry and remedy, before long work."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from viral_core.aligned import AlignedModel
+from viral_core.checkpoints import load_whole, read_json, read_weights, save_weights, write_json
+from viral_core.conversations import check_conversations, load_conversations
+from viral_core.images import open_rgb, to_rgb
+from viral_core.llava import add_lora, assemble, load_projector
+from viral_core.run_folder import load_run, save_run
+from viral_core.teachers import load_encoder, load_teacher
+from viral_core.templates import TEMPLATES
+
+TURNS = [{"from": "human", "value": "<image>\nHi"}, {"from": "gpt", "value": "A."}]
+TEXT = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "A."}]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    for name in ("a.png", "7.png", "d.JPG"):
+        Image.new("RGB", (4, 4), (9, 9, 9)).save(folder / name)
+    return folder
+
+
+ENTRIES = {
+    "a number for an image": ({"image": 12, "conversations": TURNS}, "sample x: image is 12: expected a file name"),
+    "true for an image": ({"image": True, "conversations": TURNS}, "sample x: image is True"),
+    "null among images": ({"image": ["a.png", None], "conversations": TURNS}, "sample x: image is .'a.png', None."),
+    "an empty name": ({"image": "", "conversations": TURNS}, "sample x: image is ''"),
+    "a mapping": ({"image": {"path": "a.png"}, "conversations": TURNS}, "sample x: image is {'path'"),
+    "300 letters": ({"image": "x" * 300, "conversations": TURNS}, r"sample x: image xxx.*\.\.\. not found"),
+    "a name with a zero byte": ({"image": "a\0.png", "conversations": TURNS}, "sample x: image .* not found"),
+    "a missing image": ({"image": "b.png", "conversations": TURNS}, "sample x: image b.png not found in"),
+    "another folder": ({"image": "../a.png", "conversations": TURNS}, "image ../a.png lies outside of"),
+    "an absolute path": ({"image": "/etc/passwd", "conversations": TURNS}, "image /etc/passwd lies outside of"),
+    "a list for a sample": ([1], "at position 0: no list of conversations"),
+    "null for a sample": (None, "at position 0: no list of conversations"),
+    "no conversations": ({"image": "a.png"}, "sample x: no list of conversations"),
+    "empty conversations": ({"conversations": []}, "sample x: no list of conversations"),
+    "text for conversations": ({"conversations": "Hi"}, "sample x: no list of conversations"),
+    "a text for a turn": ({"conversations": ["Hi"]}, "sample x: a turn without a text value"),
+    "a turn without value": ({"conversations": [{"from": "human"}]}, "sample x: a turn without a text value"),
+    "a number for a value": ({"conversations": [{"from": "human", "value": 3}]}, "a turn without a text value"),
+    "half a character": (
+        {"conversations": [{"from": "human", "value": "Hi \ud83d"}, TEXT[1]]},
+        r"sample x: half a character \(a lone surrogate\) at place 3",
+    ),
+    "half a character in a name": ({"image": "\ud83d.png", "conversations": TURNS}, "half a character"),
+    "another role": ({"conversations": [{"from": "system", "value": "S"}, *TEXT]}, "the first turn is from 'system'"),
+    "two questions": ({"conversations": [TEXT[0], *TEXT]}, "turns do not alternate human, gpt"),
+    "two answers": ({"conversations": [*TEXT, TEXT[1]]}, "turns do not alternate human, gpt"),
+    "a question alone": ({"conversations": TEXT[:1]}, "turns do not alternate human, gpt"),
+    "an image without marker": ({"image": "a.png", "conversations": TEXT}, "0 <image> markers .* for 1 images"),
+    "two markers": (
+        {"image": "a.png", "conversations": [{"from": "human", "value": "<image><image>"}, TEXT[1]]},
+        "2 <image> markers in human turns for 1 images",
+    ),
+    "a marker in an answer": (
+        {"image": "a.png", "conversations": [TURNS[0], {"from": "gpt", "value": "<image>"}]},
+        "an answer contains <image>",
+    ),
+    "an empty answer": ({"conversations": [TEXT[0], {"from": "gpt", "value": " "}]}, "an empty answer"),
+}
+
+
+@pytest.mark.parametrize("case", ENTRIES)
+def test_a_faulty_sample_is_listed(tmp_path, folder, case):
+    entry, message = ENTRIES[case]
+    entry = {"id": "x", **entry} if isinstance(entry, dict) else entry
+    path = tmp_path / "mix.json"
+    path.write_text(json.dumps([entry, {"id": "good", "image": "a.png", "conversations": TURNS}]))
+    with pytest.raises(ValueError, match=f"1 faults in .*mix.json; correct or remove these entries:\n.*{message}"):
+        load_conversations(path, folder)
+    assert [sample.id for sample in check_conversations(path, folder).samples] == ["good"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "mix.json must hold a non-empty json list"),
+        (b"[]", "mix.json must hold a non-empty json list"),
+        (b"[{", "mix.json is not valid json .*create or download it again"),
+        (b"\x1f\x8b123", "mix.json is compressed with gzip: unpack it"),
+        (json.dumps([{"id": "caf\xe9"}], ensure_ascii=False).encode("cp1252"), "mix.json is not UTF-8"),
+        (b"<html></html>", "mix.json is a web page"),
+        (b'{"id": 1}\n{"id', "mix.json, line 2: not json"),
+    ],
+)
+def test_a_file_that_is_no_json_is_named(tmp_path, content, message):
+    (tmp_path / "mix.json").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load_conversations(tmp_path / "mix.json", tmp_path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_a_byte_order_mark_is_read(tmp_path, folder, encoding):
+    entry = {"id": "caf\xe9", "conversations": TEXT}
+    (tmp_path / "mix.json").write_text(json.dumps([entry], ensure_ascii=False), encoding=encoding)
+    assert load_conversations(tmp_path / "mix.json", folder)[0].id == "caf\xe9"
+
+
+def test_json_lines_are_read(tmp_path, folder):
+    entries = [{"id": name, "conversations": TEXT} for name in "ab"]
+    (tmp_path / "mix.json").write_text("\n".join(map(json.dumps, entries)))
+    assert [sample.id for sample in load_conversations(tmp_path / "mix.json", folder)] == ["a", "b"]
+
+
+def test_a_file_stands_for_one_name(tmp_path, folder):
+    entries = [{"id": name, "image": name, "conversations": TURNS} for name in ("7.png", "7.jpg", "d.jpg")]
+    (tmp_path / "mix.json").write_text(json.dumps(entries))
+    read = check_conversations(tmp_path / "mix.json", folder)
+    assert [sample.id for sample in read.samples] == ["7.png", "d.jpg"]
+    assert read.faults == {1: f"sample 7.jpg: image 7.jpg not found in {folder}"}
+
+
+def test_faults_can_be_printed_anywhere(tmp_path, folder):
+    (tmp_path / "mix.json").write_text(json.dumps([{"id": "\ud83d", "conversations": []}]))
+    with pytest.raises(ValueError, match=r"sample \\ud83d: no list") as error:
+        load_conversations(tmp_path / "mix.json", folder)
+    str(error.value).encode()
+
+
+def test_deep_pixels_are_scaled_or_refused(tmp_path):
+    ramp = np.linspace(0, 65535, 256).astype(np.uint16)
+    for kind in ("png", "tiff"):
+        Image.fromarray(np.tile(ramp, (4, 1))).save(tmp_path / f"deep.{kind}")
+        assert abs(np.array(open_rgb(tmp_path / f"deep.{kind}"))[0, 130, 0].astype(int) - 130) <= 1
+    Image.fromarray(np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4)).save(tmp_path / "float.tiff")
+    with pytest.raises(ValueError, match=r"float.tiff .*pixels of mode F have no known range: save the image with 8"):
+        open_rgb(tmp_path / "float.tiff")
+    assert np.array(to_rgb(Image.new("LA", (1, 1), (130, 255))))[0, 0].tolist() == [130] * 3
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n123"])
+def test_a_damaged_image_is_named(tmp_path, content):
+    (tmp_path / "broken.png").write_bytes(content)
+    with pytest.raises(ValueError, match="cannot read image .*broken.png .*: restore it"):
+        open_rgb(tmp_path / "broken.png")
+
+
+@pytest.fixture
+def run(tiny, tmp_path):
+    aligned = AlignedModel(add_lora(assemble(tiny / "clip", tiny / "llama")[0], r=2, alpha=4))
+    save_run(tmp_path / "run", aligned, TEMPLATES["vicuna_v1"], seed=0)
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("name", ["projector.safetensors", "adapter/adapter_model.safetensors", "run.json"])
+@pytest.mark.parametrize("damage", ["a bit", "cut"])
+def test_damage_to_a_run_is_named(run, name, damage):
+    data = bytearray((run / name).read_bytes())
+    if damage == "cut":
+        data = data[: len(data) // 2]
+    elif name == "run.json":
+        data = data.replace(b'"seed": 0', b'"seed": 1')
+    else:
+        data[-5] ^= 1
+    (run / name).write_bytes(data)
+    with pytest.raises(ValueError, match=rf"{name} is damaged .*again"):
+        load_run(run)
+
+
+def test_a_run_whose_models_are_gone_says_which(run, tmp_path, monkeypatch):
+    saved = read_json(run / "run.json", "")
+    write_json(run / "run.json", {**saved, "base": {**saved["base"], "vision": "runs/x/models/clip"}})
+    with pytest.raises(FileNotFoundError, match="no folder runs/x/models/clip: .*say where it lies now"):
+        load_run(run)
+
+
+def test_a_run_loads_from_another_folder(tiny, tmp_path, monkeypatch):
+    """Paths of its models are relative to where it was trained."""
+    (tmp_path / "models").symlink_to(tiny)
+    monkeypatch.chdir(tmp_path)
+    aligned = AlignedModel(assemble("models/clip", "models/llama")[0])
+    save_run("runs/a", aligned, TEMPLATES["vicuna_v1"], seed=0)
+    (tmp_path / "elsewhere").mkdir()
+    os.chdir(tmp_path / "elsewhere")
+    assert load_run(tmp_path / "runs/a").base.vision == "models/clip"
+
+
+def test_missing_folders_and_files(tiny, tmp_path):
+    nowhere = tmp_path / "no/where"
+    for load in (
+        lambda: assemble(nowhere, tiny / "llama"),
+        lambda: assemble(tiny / "clip", nowhere),
+        lambda: load_teacher("dinov2", nowhere, 2),
+        lambda: load_teacher("vae", nowhere, 2),
+        lambda: load_encoder(nowhere),
+    ):
+        with pytest.raises(FileNotFoundError, match="no folder .*no/where: make or fetch that model"):
+            load()
+    with pytest.raises(FileNotFoundError, match="no weights at .*none.safetensors: run the stage"):
+        load_projector(assemble(tiny / "clip", tiny / "llama")[0], tmp_path / "none.safetensors")
+
+
+def test_own_files_appear_whole(tmp_path, monkeypatch):
+    save_weights({"a": torch.ones(3)}, tmp_path / "w.safetensors")
+    before = (tmp_path / "w.safetensors").read_bytes()
+    monkeypatch.setattr("viral_core.checkpoints.save_file", lambda *_: (_ for _ in ()).throw(OSError("disk is full")))
+    with pytest.raises(OSError, match="disk is full"):
+        save_weights({"a": torch.zeros(3)}, tmp_path / "w.safetensors")
+    assert (tmp_path / "w.safetensors").read_bytes() == before
+    assert torch.equal(read_weights(tmp_path / "w.safetensors")[0]["a"], torch.ones(3))
+
+
+def test_a_normaliser_of_features_is_not_left_out(tmp_path):
+    """As some RADIO checkpoints have: the class of transformers would ignore it, and give other features."""
+
+    class Model:
+        @classmethod
+        def from_pretrained(cls, name, **_):
+            return cls(), {"missing_keys": [], "unexpected_keys": ["radio_model.feature_normalizer.mean"]}
+
+    with pytest.raises(ValueError, match=r"radio normalises its features \(radio_model.feature_normalizer.mean\)"):
+        load_whole(Model, "radio")

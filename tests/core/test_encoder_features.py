@@ -1,0 +1,121 @@
+"""Cached features of the frozen encoder take the place of its forward pass, bit for bit."""
+
+import pytest
+import torch
+
+from viral_core.aligned import AlignedModel
+from viral_core.cache import FeatureCache, write_cache
+from viral_core.conversations import load_conversations
+from viral_core.data import Collator, ConversationDataset
+from viral_core.images import find_image, open_rgb
+from viral_core.llava import add_lora, assemble
+from viral_core.recipe import Recipe
+from viral_core.specs import Align, Reconstruct, Residual
+from viral_core.tap import base_llava
+from viral_core.teachers import load_encoder
+from viral_core.templates import TEMPLATES
+from viral_core.trainer import train_stage1, train_stage2
+
+TEMPLATE = TEMPLATES["vicuna_v1"]
+MIXED = (4, 7, 0, 1)  # two, no, one and one image
+
+
+@pytest.fixture(scope="module")
+def samples(conversations):
+    return load_conversations(*conversations)
+
+
+def build(tiny, vision="clip", align=None, residuals=(), reconstruct=None):
+    torch.manual_seed(1)
+    llava, processor = assemble(tiny / vision, tiny / "llama")
+    model = AlignedModel(add_lora(llava, r=4, alpha=8), align, residuals, reconstruct)
+    for p in model.parameters():
+        if p.requires_grad:  # LoRA's B and the denoiser's output start at 0
+            torch.nn.init.normal_(p, std=0.1)
+    return model.train(), processor
+
+
+def losses_and_gradients(model, batch, **sources):
+    torch.manual_seed(5)  # dropout, noise
+    losses = model(**batch, **sources)
+    model.zero_grad()
+    losses["loss"].backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    assert all(gradient is not None for gradient in gradients.values())
+    return losses, gradients
+
+
+SYSTEMS = {
+    "baseline": {},
+    "teacher": {"align": Align(layers=(2,), hidden=16, dim=6)},
+    "encoder": {"align": Align("encoder", layers=(1, 3), hidden=16)},
+    "projector": {"align": Align("projector", layers=(2,), hidden=16)},
+    "residual-post": {"residuals": (Residual(layer=2),)},
+    "residual-pre": {"residuals": (Residual("encoder", layer=2),)},
+    "ross": {"reconstruct": Reconstruct(layer=2, dim=6, grid=2, blocks=1, width=16, heads=4)},
+}
+
+
+@pytest.mark.parametrize("indices", [MIXED, (7, 9)], ids=["mixed", "text only"])
+@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("vision", ["clip", "siglip"])
+def test_a_step_with_cached_features_is_the_step_without(tiny, samples, vision, system, indices):
+    model, processor = build(tiny, vision, **SYSTEMS[system])
+    encoder = load_encoder(tiny / vision)
+    data = ConversationDataset(samples, processor, TEMPLATE, 512)
+    items = [data[i] for i in indices]
+    pixels = Collator(processor)(items)
+    images = {name: find_image(sample.folder, name) for sample in samples for name in sample.images}
+
+    def features(names):  # of the same batch, as the tower makes them
+        opened = [open_rgb(images[name]) for name in names]
+        return encoder(opened) if names else torch.zeros(0, 4, encoder.dim)
+
+    cached = Collator(processor, encoder=features)(items)
+    assert "pixel_values" not in cached
+    n = len(pixels["image_tokens"])
+    sources = {"teacher": {"teacher_features": torch.randn(n, 4, 6)}, "ross": {"latents": torch.randn(n, 4, 6)}}
+    given = sources.get(system, {}) if n else {}
+    calls = []
+    hook = base_llava(model.llava).model.vision_tower.register_forward_hook(lambda *_: calls.append(1))
+    expected, gradients = losses_and_gradients(model, pixels, **given)
+    assert calls.pop() == 1
+    found, others = losses_and_gradients(model, cached, **given)
+    assert not calls  # the vision tower is not run
+    hook.remove()
+    assert {name: float(value) for name, value in found.items()} == {k: float(v) for k, v in expected.items()}
+    assert all(torch.equal(gradients[name], others[name]) for name in gradients)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_trainings_read_the_cache(tiny, samples, tmp_path, dtype):
+    images = {name: find_image(sample.folder, name) for sample in samples for name in sample.images}
+    write_cache(load_encoder(tiny / "clip"), images, tmp_path / "cache", dtype, batch_size=4)
+    cache = FeatureCache(tmp_path / "cache")
+    assert cache.teacher["feature_layer"] == -2
+    recipe = Recipe(batch_size=4, lr=1e-3, steps=2, max_length=512, log_every=1, workers=0)
+    states = {}
+    for name, options in (("pixels", {}), ("cached", {"encoder_features": cache})):
+        torch.manual_seed(1)
+        llava, processor = assemble(tiny / "clip", tiny / "llama")
+        if name == "cached":
+            llava.model.vision_tower.forward = None  # nobody needs it
+        train_stage1(llava, processor, [s for s in samples if len(s.images) == 1], recipe, tmp_path / name, **options)
+        model = AlignedModel(add_lora(llava, r=4, alpha=8))
+        train_stage2(model, processor, samples, recipe, tmp_path / f"{name}-2", template=TEMPLATE, **options)
+        states[name] = model.state_dict()
+    tolerance = 1e-5 if dtype == "float32" else 1e-2
+    for name, value in states["pixels"].items():
+        torch.testing.assert_close(states["cached"][name], value, atol=tolerance, rtol=tolerance)
+
+
+def test_features_of_another_grid_are_refused(tiny, samples):
+    model, processor = build(tiny)
+    batch = Collator(processor, encoder=lambda names: torch.zeros(len(names), 9, 24))(
+        [ConversationDataset(samples, processor, TEMPLATE, 512)[0]]
+    )
+    with pytest.raises(ValueError, match="encoder features .* do not match 4 visual tokens"):
+        model(**batch)
+    tiled = assemble(tiny / "clip", tiny / "llama", tile_grids=[(1, 2)])[1]
+    with pytest.raises(ValueError, match="LLaVA-NeXT's tiles go through the vision tower"):
+        Collator(tiled, encoder=lambda names: None)
