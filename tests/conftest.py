@@ -1,7 +1,9 @@
 """Tiny random models of the real classes, saved as the real ones are, and a tiny data set in LLaVA's format."""
 
 import json
+import os
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -35,6 +37,8 @@ from viral_core.templates import SYSTEM, TEMPLATES
 from workbook.paths import ROOT
 
 torch.set_num_threads(1)
+# Tests reach this machine's own servers, whatever proxy is set.
+os.environ.update(no_proxy="127.0.0.1,localhost", NO_PROXY="127.0.0.1,localhost")
 
 VISION_SIZES = dict(hidden_size=24, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, image_size=28)
 TEXT_SIZES = dict(
@@ -133,5 +137,5 @@ def smoke_copy(tmp_path_factory):
     skipped = shutil.ignore_patterns(".git", ".venv", "runs", "__pycache__", "cache", "tmp", "*.egg-info", "dvc.lock")
     shutil.copytree(ROOT, folder, dirs_exist_ok=True, ignore=skipped)
     run(folder, "git", "init", "-q")
-    run(folder, "make", "pipeline", "PROFILE=smoke")
+    run(folder, sys.executable, "-m", "workbook", "repro", "smoke", "--jobs", "2")
     return folder

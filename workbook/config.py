@@ -6,345 +6,45 @@ from the baseline, or from the run that it `extends`: there null takes a key awa
 """
 
 import json
-import typing
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from types import NoneType
-from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import TypeAdapter, ValidationError
 
-from viral_core.recipe import Recipe
-from viral_core.specs import Align, Reconstruct, Residual
-from workbook.paths import DEEPSPEED, PROFILES
-from workbook.scale import hub
+from workbook.paths import PROFILES
+from workbook.sections import (
+    SYSTEMS,
+    Launch,
+    LearningCurve,
+    Profile,
+    ProfileError,
+    System,
+    TeacherModel,
+    deepspeed_names,
+    known,
+)
 
+__all__ = [
+    "PROFILES",
+    "Launch",
+    "Profile",
+    "ProfileError",
+    "System",
+    "TeacherModel",
+    "active",
+    "deepspeed_names",
+    "known",
+    "load",
+    "names",
+    "systems",
+    "validate",
+]
 PARAMS = "params.yaml"
-SYSTEMS = "profiles/runs.yaml"
-# Names of models and runs are parts of folders, and of keys that DVC separates with dots.
-Name = Annotated[str, Field(pattern=r"^[\w-]+$")]
-Count = Annotated[int, Field(gt=0)]
-Grid = Annotated[list[Count], Field(min_length=2, max_length=2)]  # rows, columns
-CacheType = Literal["float16", "int8"]
-
-
-class ProfileError(ValueError):
-    """A profile or a run has an unknown key or name, lacks one or contradicts itself; the message says where."""
-
-
-def known(what: str, name: str, valid, where: str) -> None:
-    """Raise ProfileError, with the valid names, unless `name` is one of them."""
-    if name not in valid:
-        raise ProfileError(f"{where}: no {what} {name!r}; there are: {', '.join(valid)}")
-
-
-def _keys(kind, data):
-    """Unknown keys are an error that lists the valid ones; null is "not given" where a field is never null.
-
-    YAML has no tuples: a list becomes one where the field is one.
-    """
-    if not isinstance(data, dict):
-        return data
-    if issubclass(kind, BaseModel):
-        hints = {name: field.annotation for name, field in kind.model_fields.items()}
-    else:
-        hints = typing.get_type_hints(kind)
-    if unknown := sorted(map(str, set(data) - set(hints))):
-        raise ValueError(f"unknown key {', '.join(unknown)}; valid keys: {', '.join(hints)}")
-    out = {key: value for key, value in data.items() if value is not None or NoneType in typing.get_args(hints[key])}
-    for key, value in out.items():
-        if isinstance(value, list) and "tuple" in str(hints[key]):
-            out[key] = tuple(value)
-    return out
-
-
-def _spec(kind):
-    """A dataclass of `viral_core` as the type of a key, with checked keys."""
-    return Annotated[kind, BeforeValidator(partial(_keys, kind))]
-
-
-class Section(BaseModel):
-    """A mapping of a profile: no unknown keys, no conversions between types."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _check_keys(cls, data):
-        return _keys(cls, data)
-
-
-class World(Section):
-    """The embedded world: how many scenes are drawn for what (`workbook.world`)."""
-
-    captions: int  # scenes with a stage-1 caption
-    conversations: int  # scenes of the instruction mix
-    turns: int  # questions per scene at the most
-    text_only: int  # conversations without an image
-    benchmarks: dict[str, int]  # rows per benchmark
-    probes: dict[str, int]  # scenes with labelled tokens per split, train, val and test
-
-
-class Data(Section):
-    """Training data in LLaVA's json format, and the folder of benchmarks.
-
-    `downloads` names the groups of `sources` that `fetch` brings there.
-    """
-
-    captions: str
-    caption_images: str
-    conversations: str
-    conversation_images: str
-    benchmarks: str
-    downloads: list[str] = []
-    sources: str = "profiles/reference/sources.yaml"
-
-
-class LanguageModel(Section):
-    """A language model: hub id or folder, and the template it is trained and asked with."""
-
-    path: str
-    template: str
-    blocks: int  # which layers a run aligns follows from it
-    revision: str | None = None
-    package: str | None = None  # pip requirement of a package that ships the model as GGUF (workbook.scale.pretrained)
-
-
-class VisionEncoder(Section):
-    """A vision encoder, which of its layers is the visual feature z, and how z is kept: computed anew, or cached."""
-
-    path: str
-    feature_layer: int = -2
-    cache: CacheType | None = None
-    revision: str | None = None
-
-
-class TeacherModel(Section):
-    """A vision foundation model, or ROSS's VAE, and how its features are kept: online, or cached as float16 or int8."""
-
-    kind: str
-    path: str
-    cache: CacheType | None = "float16"
-    revision: str | None = None
-    subfolder: str = ""  # of the hub repository, for the VAE of a diffusion model
-
-
-class Tiles(Section):
-    """LLaVA-NeXT's tiles, of the encoder's input size: the grids that an image may fill, and what follows from them.
-
-    An image takes the grid that keeps most of its pixels, of several the smallest.
-    """
-
-    grids: Annotated[list[Grid], Field(min_length=1)] = [[1, 2], [2, 1], [2, 2], [3, 1], [1, 3]]
-    cache: CacheType | None = None  # as a teacher's; null because the tiles of an image take the room of several images
-    max_length: int = 4096  # of stage 2.  LLaVA-NeXT's: its own grids give up to 2928 visual tokens of 576 a tile
-
-
-class Lora(Section):
-    """LoRA on the language model."""
-
-    r: int
-    alpha: int
-    dropout: float = 0.0
-
-
-class Evaluation(Section):
-    """What every run is asked."""
-
-    benchmarks: list[str]
-    batch_size: int = 64
-    max_new_tokens: int = 8
-    sampled: dict[str, int] = {}  # benchmarks answered by so many sampled runs, not greedily
-
-
-class LearningCurve(Section):
-    """Learning curves (Fig. 6): `runs` keep checkpoints after these fractions of stage 2, and are asked."""
-
-    runs: list[str]
-    fractions: list[float]
-    benchmarks: list[str]
-
-
-class Cknna(Section):
-    """Settings of the layer-wise CKNNA (Fig. 2d), which is measured of every run: images, and neighbours counted."""
-
-    benchmark: str
-    images: int
-    k: int = 10
-
-
-class Attention(Section):
-    """Settings of the spatial entropy (Fig. 4): the first `questions` of one category of a benchmark, of these runs."""
-
-    runs: list[str]
-    benchmark: str
-    category: str
-    questions: int
-    maps: int = 0  # attention maps of the first so many questions are kept, for Fig. 12
-
-
-class Permutation(Section):
-    """Settings of the patch permutation (Table 3): how often each of these runs is asked with shuffled features."""
-
-    runs: list[str]
-    benchmark: str
-    permutations: int
-
-
-class Probes(Section):
-    """Settings of the linear probes of every layer: of these runs, fitted to so many labelled scenes of the world."""
-
-    runs: list[str]
-    scenes: int
-
-
-class Compute(Section):
-    """How finished models answer and are measured, and which attention every model uses (trainings: `bf16`)."""
-
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    attention: Literal["sdpa", "flash_attention_2", "eager"] = "sdpa"  # flash needs the package flash-attn and a GPU
-
-
-class Launch(Section):
-    """How many processes share a stage, one GPU each (`workbook.scale.launch`).
-
-    It is no parameter of any stage: the global batch is kept, so that results do not depend on it.
-    """
-
-    gpus: Count = 1  # a node
-    nodes: Count = 1
-    hostfile: str | None = None  # DeepSpeed's list of nodes; without it several nodes are SLURM's
-    deepspeed: str | None = None  # for the trainings: a file of profiles/launch, such as zero2
-    cpu: bool = False  # where there are no GPUs the processes may run on the CPU
-
-    @model_validator(mode="after")
-    def _check_deepspeed(self):
-        if self.deepspeed is not None:
-            known("DeepSpeed configuration", self.deepspeed, deepspeed_names(), "launch.deepspeed")
-        return self
-
-
-class System(Section):
-    """One system of the paper, as it differs from the baseline.
-
-    `architecture`: "llava" (LLaVA-1.5) or "llava_next", which takes images in tiles and LLaVA's stage-1 projector.
-    """
-
-    architecture: Literal["llava", "llava_next"] = "llava"
-    language: str = "vicuna-7b"
-    vision: str = "clip"
-    images: Count | None = None  # stage 2 takes the conversations about the first so many images; null: all
-    align: _spec(Align) | None = None
-    residual: _spec(Residual) | None = None
-    reconstruct: _spec(Reconstruct) | None = None
-    checkpoints: list[float] = []  # fractions of stage 2 after which it is kept, from the profile's learning curve
-
-    @model_validator(mode="after")
-    def _check_tiles(self):
-        if self.tiled and (self.residual or self.reconstruct or (self.align and self.align.shuffled)):
-            raise ValueError("residual, reconstruct and shuffled take whole images: choose architecture llava")
-        return self
-
-    @property
-    def tiled(self) -> bool:
-        """Whether images are cut into tiles."""
-        return self.architecture == "llava_next"
-
-    @property
-    def teacher(self) -> str | None:
-        """Name of the teacher whose features this run needs."""
-        return self.align.teacher if self.align else None
-
-
-class Profile(Section):
-    """A profile, checked.  `runs` says which systems are trained, and with which seeds."""
-
-    name: str
-    label: str
-    data: Data
-    languages: dict[Name, LanguageModel]
-    visions: dict[Name, VisionEncoder]
-    teachers: dict[Name, TeacherModel]
-    stage1: _spec(Recipe)
-    stage2: _spec(Recipe)
-    lora: Lora
-    evaluation: Evaluation
-    cknna: Cknna
-    runs: dict[str, Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]]
-    systems: dict[Name, System] = Field(repr=False)
-    world: World | None = None
-    template: str | None = None  # of stage 1; null: the language model's own
-    projector_scale: float = 1.0  # of the projector that stage 1 starts from
-    tiles: Tiles = Tiles()
-    learning_curve: LearningCurve | None = None
-    attention: Attention | None = None
-    permutation: Permutation | None = None
-    probes: Probes | None = None
-    compute: Compute = Compute()
-    launch: Launch = Launch()
-    projectors: dict[str, str] = {}  # <language>-<vision>: weights to use instead of stage 1
-    seed: int = 0
-
-    def blocks(self, run: str) -> int:
-        """Number of blocks of a run's language model."""
-        return self.languages[self.systems[run].language].blocks
-
-    def recipe(self, run: str, seed: int) -> Recipe:
-        """Hyperparameters of a run's instruction tuning."""
-        system = self.systems[run]
-        changes = {"max_length": self.tiles.max_length} if system.tiled else {}
-        return replace(self.stage2, seed=seed, checkpoints=tuple(system.checkpoints), **changes)
-
-    def check(self, where: str) -> None:
-        """Names that a profile uses must be there, and what it says of them must be possible.
-
-        Raises:
-            ProfileError: an unknown run, model, teacher or measurement, a block that does not exist, repeated seeds.
-        """
-        for run, seeds in self.runs.items():
-            known("run", run, self.systems, SYSTEMS)
-            if len(set(seeds)) < len(seeds):
-                raise ProfileError(f"{where}: runs.{run}: seeds must differ, found {seeds}")
-            self._check_system(self.systems[run], f"run {run} of {self.name}")
-        for model in (*self.languages.values(), *self.visions.values(), *self.teachers.values()):
-            if hub.is_hub_id(model.path) and not hub.is_commit(model.revision):
-                raise ProfileError(
-                    f"{where}: no folder {model.path} here, and as a model of the hub it needs its commit as "
-                    f"`revision` (https://huggingface.co/{model.path}/commits lists them)"
-                )
-        pairs = [f"{language}-{vision}" for language in self.languages for vision in self.visions]
-        for pair in self.projectors:
-            known("pair of language and vision", pair, pairs, f"{where}: projectors")
-
-    def _check_system(self, system: System, where: str) -> None:
-        known("language", system.language, self.languages, where)
-        known("vision", system.vision, self.visions, where)
-        vaes = [name for name, model in self.teachers.items() if model.kind == "vae"]
-        if system.teacher:
-            known("teacher", system.teacher, [name for name in self.teachers if name not in vaes], where)
-        if system.reconstruct:
-            known("vae", system.reconstruct.vae, vaes, where)
-            if not self.teachers[system.reconstruct.vae].cache:
-                raise ProfileError(
-                    f"{where}: reconstruction reads cached latents: give {system.reconstruct.vae} a cache"
-                )
-        try:
-            if system.align:
-                system.align.blocks(self.languages[system.language].blocks)
-        except ValueError as error:
-            raise ProfileError(f"{where}: {error}") from error
 
 
 def names() -> list[str]:
     """Names of the profiles that exist."""
     return sorted(path.stem for path in PROFILES.glob("*.yaml") if path.stem != "runs")
-
-
-def deepspeed_names() -> list[str]:
-    """Names of the DeepSpeed configurations that a profile may choose."""
-    return sorted(path.stem for path in DEEPSPEED.glob("*.json"))
 
 
 def merge(base: dict, change: dict) -> dict:

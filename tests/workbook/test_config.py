@@ -1,12 +1,13 @@
 """Profiles and runs are data: checked keys, known names, one line of params.yaml per thing to make."""
 
 import ast
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from viral_core.specs import Align
-from workbook import config, paper, pipeline
+from workbook import config, paper, pipeline, stages
 from workbook.config import ProfileError
 from workbook.paths import ROOT
 
@@ -118,11 +119,11 @@ def test_the_profiles_that_exist():
 @pytest.mark.parametrize("name", config.names())
 def test_every_profile_loads_and_its_stages_are_its_own(name):
     profile = config.load(name)
-    stages = pipeline.stages(profile)
-    assert set(stages) == set(pipeline.INDEXED)
-    assert all(key.startswith(f"{name}-") for entries in stages.values() for key in entries)
-    assert {item["run"] for item in stages["stage2"].values()} == set(profile.runs)
-    outs = [item["out"] for entries in stages.values() for item in entries.values()]
+    index = pipeline.stages(profile)
+    assert set(index) == set(pipeline.INDEXED)
+    assert all(key.startswith(f"{name}-") for entries in index.values() for key in entries)
+    assert {item["run"] for item in index["stage2"].values()} == set(profile.runs)
+    outs = [item["out"] for entries in index.values() for item in entries.values()]
     assert len(set(outs)) == len(outs)
     assert all(out.startswith(f"runs/{name}/") for out in outs)
 
@@ -136,8 +137,8 @@ def test_params_are_the_profile_again(name, tmp_path, monkeypatch):
     assert not pipeline.select(name)
     text = (tmp_path / "params.yaml").read_text(encoding="utf-8")
     assert len(text.splitlines()) < 600
-    read, stages = config.active()
-    assert stages == pipeline.stages(profile)
+    read, index = config.active()
+    assert index == pipeline.stages(profile)
     assert read == profile.model_copy(update={"systems": {run: profile.systems[run] for run in profile.runs}})
     assert all((tmp_path / f"runs/{name}/evaluate/{run}").is_dir() for run in profile.systems)
 
@@ -227,6 +228,7 @@ AROUND = {
     "viral_core/measure",
     "workbook/scale/launch.py",
     "workbook/config.py",
+    "workbook/sections.py",
     "workbook/paths.py",
 }
 DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
@@ -386,29 +388,29 @@ def test_an_own_run_takes_one_entry(folder):
     align = {"teacher": "depth_anything", "depth": 0.75, "weight": 1.0, "objective": "relation"}
     entry = {"extends": "viral", "vision": "siglip2", "align": align}
     profile = mine(folder, {"runs": {"mine": [0, 3]}}, entry)
-    stages = pipeline.stages(profile)
-    assert list(stages["stage2"]) == ["mine-mine-s0", "mine-mine-s3"]
+    index = pipeline.stages(profile)
+    assert list(index["stage2"]) == ["mine-mine-s0", "mine-mine-s3"]
     system = profile.systems["mine"]
     assert system.align.blocks(profile.blocks("mine")) == (6,)  # 0.75 of 8 blocks
     assert (system.align.objective, system.align.weight, system.align.hidden) == ("relation", 1.0, 192)
     # only what it needs is made
-    assert list(stages["stage1"]) == ["mine-vicuna-7b-siglip2"]
-    assert list(stages["cache"]) == ["mine-depth_anything-siglip2"]
-    item = stages["stage2"]["mine-mine-s3"]
-    assert item["targets"] == stages["cache"]["mine-depth_anything-siglip2"]["out"]
+    assert list(index["stage1"]) == ["mine-vicuna-7b-siglip2"]
+    assert list(index["cache"]) == ["mine-depth_anything-siglip2"]
+    item = index["stage2"]["mine-mine-s3"]
+    assert item["targets"] == index["cache"]["mine-depth_anything-siglip2"]["out"]
     assert (item["seed"], item["vision"]) == (3, "siglip2")
 
 
 def test_an_encoder_may_be_cached_for_both_stages(folder):
-    stages = pipeline.stages(mine(folder, {"visions": {"clip": {"cache": "float16"}}, "runs": {"viral": [0]}}))
-    assert list(stages["cache"]) == [
+    index = pipeline.stages(mine(folder, {"visions": {"clip": {"cache": "float16"}}, "runs": {"viral": [0]}}))
+    assert list(index["cache"]) == [
         "mine-dinov2-clip",
         "mine-encoder-clip-captions",
         "mine-encoder-clip-conversations",
     ]
-    caches = stages["cache"]
-    assert stages["stage1"]["mine-vicuna-7b-clip"]["features"] == caches["mine-encoder-clip-captions"]["out"]
-    assert stages["stage2"]["mine-viral-s0"]["features"] == caches["mine-encoder-clip-conversations"]["out"]
+    caches = index["cache"]
+    assert index["stage1"]["mine-vicuna-7b-clip"]["features"] == caches["mine-encoder-clip-captions"]["out"]
+    assert index["stage2"]["mine-viral-s0"]["features"] == caches["mine-encoder-clip-conversations"]["out"]
 
 
 def test_null_takes_a_key_away(paper_profile):
@@ -422,6 +424,15 @@ def test_runs_of_the_learning_curve_keep_checkpoints(folder):
     assert profile.recipe("viral", 3).checkpoints == (0.25, 0.5)
     assert profile.recipe("relation", 0).checkpoints == ()
     assert profile.recipe("viral", 3).seed == 3
+
+
+def test_a_run_may_take_a_part_of_the_mix():
+    samples = [SimpleNamespace(images=names) for names in ((), ("a",), ("b",), (), ("c",), (), ("d",), ())]
+    images, texts = samples[1:3] + [samples[4], samples[6]], [samples[0], samples[3], samples[5], samples[7]]
+    assert stages.first_images(samples, 2) == images[:2] + texts[:2]
+    assert stages.first_images(samples, 4) == images + texts
+    with pytest.raises(ValueError, match="has 4 images, not 5"):
+        stages.first_images(samples, 5)
 
 
 def test_changing_one_run_changes_what_its_stages_read_only(folder):
