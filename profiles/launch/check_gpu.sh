@@ -1,5 +1,5 @@
 #!/bin/bash
-# What this project does on this machine's GPU, in about five minutes on an H100:
+# What this project does on this machine's GPU, in about three minutes on an H200:
 #
 #     bash profiles/launch/check_gpu.sh OUT         # or, to try the script: check_gpu.sh OUT tiny
 #

@@ -132,12 +132,12 @@ def test_a_measured_step_replaces_the_stated_utilisation(here):
     }
     step["environment"] = {"gpus": [{"model": "NVIDIA H100 80GB HBM3"}]}
     before = plan.table(PAPER).loc["viral"]
-    file = here / "runs/gpu/benchmark/step.json"
+    file = here / "runs/gpu/results/benchmark/step.json"
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps(step))
     found, notes = plan.gpus()
     assert found["H100"]["utilisation"]["stage2"] == pytest.approx(3 * 2 * 6.6e9 * 16384 / (2.0 * 989e12), rel=0.2)
-    assert "measured by runs/gpu/benchmark/step.json" in notes[0]
+    assert "measured by runs/gpu/results/benchmark/step.json" in notes[0]
     after = plan.table(PAPER).loc["viral"]
     assert after["8 x H100, h"] < before["8 x H100, h"]
     assert after["8 x A100-80, h"] == before["8 x A100-80, h"]

@@ -135,7 +135,7 @@ def costs(profile: str, runs: Iterable[str]) -> pd.DataFrame:
 
 
 def gpu_benchmarks() -> pd.DataFrame:
-    """The small measurements of `runs/gpu/benchmark/*.json`, one row per file, nested keys joined by a dot."""
-    files = sorted((Paths("gpu").root / "benchmark").glob("*.json"))
+    """The small measurements of `runs/gpu/results/benchmark/*.json`, one row per file, nested keys joined by a dot."""
+    files = sorted(Paths("gpu").results("benchmark").glob("*.json"))
     tables = [pd.json_normalize(json.loads(file.read_text())).assign(file=file.name) for file in files]
     return pd.concat(tables, ignore_index=True).set_index("file") if tables else pd.DataFrame()

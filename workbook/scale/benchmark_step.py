@@ -1,6 +1,6 @@
 """Time and memory of one stage-2 step: without alignment, with it, and with it as it is usually transcribed.
 
-    python -m workbook.scale.benchmark_step --shape 7b --out runs/gpu/benchmark/step.json
+    python -m workbook.scale.benchmark_step --shape 7b --out runs/gpu/results/benchmark/step.json
 
 Random weights in the real architectures: what a step costs does not depend on their values.  Four arms:
 
@@ -270,7 +270,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3, help="measured steps of an arm in a round")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", type=Path, default=Path("runs/gpu/benchmark/step.json"))
+    parser.add_argument("--out", type=Path, default=Path("runs/gpu/results/benchmark/step.json"))
     arguments = parser.parse_args()
     if arguments.shape == "7b" and not arguments.device.startswith("cuda"):
         parser.error("the 7b shape needs a GPU of 40 GB or more: try --shape tiny here")

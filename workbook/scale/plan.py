@@ -2,7 +2,7 @@
 
 Times on "this machine" are measured: the wall times that stages have noted, and the logs of trainings, from which those
 of the same models follow.  For the machines of profiles/reference/hardware.yaml they come from operations, peak and
-utilisation; where runs/gpu/benchmark holds a step that was measured on such a GPU, its utilisation is used for stage 2.
+utilisation; where runs/gpu/results/benchmark holds a step that was measured on such a GPU, it gives that of stage 2.
 """
 
 import json
@@ -143,7 +143,7 @@ def _rows(profile: Profile, benchmarks: list[str]) -> int:
 def gpus() -> tuple[dict[str, dict], list[str]]:
     """The GPUs of hardware.yaml, with the utilisation of stage 2 that benchmarks have reached, and a note on each."""
     cards, notes = deepcopy(estimates.reference("hardware")["gpus"]), []
-    for file in sorted(Path("runs/gpu/benchmark").glob("*.json")):
+    for file in sorted(Path("runs/gpu/results/benchmark").glob("*.json")):
         step = json.loads(file.read_text(encoding="utf-8"))
         if "shape" not in step or not (devices := step["environment"]["gpus"]):
             continue
