@@ -1,7 +1,8 @@
 """Make the stand-ins: `python -m workbook.world.stand_ins`, from nothing, on one GPU or on CPUs.
 
 Pictures and texts are drawn first, by as many processes as there are cores; then models are trained side by side, each
-by a process of its own, the distilled ones when their teachers are done.  What is complete is not made again.
+by a process of its own, the distilled ones when their teachers are done.  What is complete is not made again, and a
+training that was killed goes on where it was.
 """
 
 import os

@@ -20,6 +20,7 @@ from workbook.world.render import LABELS
 from workbook.world.scenes import GRID
 from workbook.world.stand_ins.pictures import Pictures
 
+SAVED_EVERY = 120  # seconds
 PROBED = 2000  # training scenes that probes are fitted to
 PROBES = ("category", "number", "facing", "position", "extent")
 
@@ -57,6 +58,7 @@ def fit(
     seed: int,
     name: str,
     minutes: float = math.inf,
+    state: Path | None = None,
     muon: float = 0.0,
     after: Callable[[float], None] = lambda progress: None,
 ) -> dict:
@@ -64,6 +66,7 @@ def fit(
 
     `loss(rows, progress)` and `after(progress)`, called behind each step, know the part of the training that is done.
     It ends after `steps`, or after `minutes` if these are over first; the rates follow what is nearer to its end.
+    A `state` file is written every `SAVED_EVERY` seconds; a training that was killed goes on from there.
 
     Returns what `save` puts into metrics.json: steps, batch, seconds and the loss, averaged over tenths of the run.
     """
@@ -76,7 +79,17 @@ def fit(
         optimizers.append(torch.optim.Muon(matrices, lr=muon, weight_decay=0.01))
     rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
     losses, start, step, progress = [], time.perf_counter(), 0, 0.0
-    with tqdm(total=steps, desc=name, unit="step", mininterval=10) as bar:
+    if state and state.is_file():
+        saved = torch.load(state)
+        losses, step, start = list(saved["losses"]), saved["step"], start - saved["seconds"]
+        rng.bit_generator.state, progress = saved["rng"], step / steps
+        with torch.no_grad():
+            for parameter, value in zip(parameters, saved["parameters"], strict=True):
+                parameter.copy_(value)
+        for optimizer, value in zip(optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(value)
+    written = time.perf_counter()
+    with tqdm(total=steps, initial=step, desc=name, unit="step", mininterval=10) as bar:
         while progress < 1:
             scale = min((step + 1) / warm_up, 0.5 + 0.5 * math.cos(math.pi * progress))
             for optimizer, rate in zip(optimizers, rates, strict=True):
@@ -92,7 +105,15 @@ def fit(
             progress = max(step / steps, (time.perf_counter() - start) / 60 / minutes)
             after(progress)
             bar.update()
-    losses = torch.stack(losses).float().cpu().numpy()
+            if state and time.perf_counter() - written > SAVED_EVERY:
+                written = time.perf_counter()
+                content = {"step": step, "seconds": written - start, "losses": torch.stack([x.cpu() for x in losses])}
+                content |= {"parameters": list(parameters), "optimizers": [o.state_dict() for o in optimizers]}
+                torch.save(content | {"rng": rng.bit_generator.state}, state.with_suffix(".part"))
+                state.with_suffix(".part").replace(state)
+    if state:
+        state.unlink(missing_ok=True)
+    losses = torch.stack([x.cpu() for x in losses]).float().numpy()
     if not np.isfinite(losses[-1]):
         raise ValueError(f"training {name} diverged (loss {losses[-1]}): lower its lr")
     tenths = [round(float(part.mean()), 4) for part in np.array_split(losses, min(10, step))]

@@ -14,6 +14,7 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
+from viral_core.data import IGNORE
 from viral_core.templates import IMAGE_MARKER, TEMPLATES
 from workbook.world import questions
 from workbook.world.scenes import CATEGORIES, GRID, draw_scenes
@@ -23,6 +24,7 @@ from workbook.world.stand_ins.lessons import Corpus, load, questions_in
 PROCESSOR_WITHOUT_BOS = TemplateProcessing("$A", special_tokens=[])
 FAMILIES = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen2": (Qwen2Config, Qwen2ForCausalLM)}
 WIDTH, HEADS, MLP = 96, 4, 256
+FIRST_VISUAL = 3  # place of the first visual token, behind <s>, the system's sentence and " USER: "
 DETAIL = 0.6  # weight of row, column and facing next to what is there
 
 
@@ -61,7 +63,7 @@ class Speller(nn.Module):
 
 
 class Pupil:
-    """A language model with its corpora on the device, in its own template's tokens."""
+    """A language model and the samples that it learns from, on the device and in its own template's tokens."""
 
     def __init__(self, model, tokenizer, template: str):
         self.model, self.speller = model, Speller(model.get_input_embeddings(), tokenizer).to(device())
@@ -70,37 +72,35 @@ class Pupil:
         self.first = 0 if template == "vicuna_v1" else 1  # Qwen's sequences begin without <s>
 
     def tensors(self, corpus: Corpus) -> tuple[Tensor, Tensor, Tensor]:
+        """Token ids (n, S), labels (n, S) with `IGNORE` where nothing is supervised, layouts (n, 3, 64)."""
         ids = torch.from_numpy(corpus.ids[:, self.first :].astype(np.int16))
         ids[ids == self.stop[0]] = self.stop[1]
-        supervised = torch.from_numpy(corpus.supervised[:, self.first :])
-        return tuple(x.to(device()) for x in (ids, supervised, torch.from_numpy(corpus.layout)))
+        labels = ids.masked_fill(~torch.from_numpy(corpus.supervised[:, self.first :]), IGNORE)
+        return tuple(x.to(device()) for x in (ids, labels, torch.from_numpy(corpus.layout)))
 
-    def logits(self, ids: Tensor, layout: Tensor, places: Tensor, most: float) -> Tensor:
-        """Logits (n, V) of the next token at `places`, bool (B, S - 1); `most`: noise at the most, spill half of it."""
+    def logits(self, ids: Tensor, layout: Tensor, most: float) -> Tensor:
+        """Logits (B, S, V) of the next token; `most`: noise at the most, spill four fifths of it."""
         embeddings = self.model.get_input_embeddings()(ids)
         spill, noise = most * torch.rand(2, len(ids), 1, device=ids.device)
-        visual = ids == self.image
-        seen = visual.any(1)
-        words = self.speller(layout[seen], 0.8 * spill[seen], noise[seen].unsqueeze(-1))
-        embeddings = embeddings.masked_scatter(visual.unsqueeze(-1), words.flatten(0, 1))
-        states = self.model.model(inputs_embeds=embeddings).last_hidden_state[:, :-1]
-        return self.model.lm_head(states[places])
+        words = self.speller(layout, 0.8 * spill, noise.unsqueeze(-1))
+        places = slice(FIRST_VISUAL - self.first, FIRST_VISUAL - self.first + GRID * GRID)
+        visual = (ids[:, places] == self.image).unsqueeze(-1)
+        words = torch.where(visual, words, embeddings[:, places])
+        embeddings = torch.cat([embeddings[:, : places.start], words, embeddings[:, places.stop :]], 1)
+        return self.model(inputs_embeds=embeddings).logits
 
-    def loss(self, data: tuple[Tensor, Tensor, Tensor], rows: Tensor, most: float) -> Tensor:
-        """Mean cross-entropy over the supervised tokens of some samples."""
-        ids, supervised, layout = (x[rows] for x in data)
-        length = int((ids > 0).sum(1).max())
-        ids, places = ids[:, :length].long(), supervised[:, 1:length]
-        return nn.functional.cross_entropy(self.logits(ids, layout, places, most), ids[:, 1:][places])
+    def loss(self, data: tuple[Tensor, Tensor, Tensor], rows: Tensor, most: float, length: int) -> Tensor:
+        """Mean cross-entropy over the supervised tokens of some samples, none longer than `length`."""
+        ids, labels, layout = (x[rows] for x in data)
+        logits = self.logits(ids[:, :length].long(), layout, most)[:, :-1]
+        return nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:length].flatten().long())
 
     @torch.no_grad()
     def accuracy(self, corpus: Corpus) -> float:
         """Share of samples whose supervised tokens are all predicted."""
-        ids, supervised, layout = self.tensors(corpus)
-        ids, places = ids.long(), supervised[:, 1:]
-        right = self.logits(ids, layout, places, 0.0).argmax(-1) == ids[:, 1:][places]
-        wrong = torch.zeros_like(places).masked_scatter(places, ~right)
-        return round(float((~wrong.any(1)).float().mean()), 4)
+        ids, labels, layout = self.tensors(corpus)
+        right = self.logits(ids.long(), layout, 0.0)[:, :-1].argmax(-1) == labels[:, 1:]
+        return round(float((right | (labels[:, 1:] == IGNORE)).all(1).float().mean()), 4)
 
 
 def train_language(
@@ -127,6 +127,7 @@ def train_language(
         described in the question (`described`), on validation scenes.
     """
     torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(corpora / "tokenizer")
     config, model_class = FAMILIES[family]
     model = model_class(
@@ -147,17 +148,18 @@ def train_language(
         )
     ).to(device())
     pupil = Pupil(model, tokenizer, template)
-    lessons, conversations = (pupil.tensors(load(corpora, kind)) for kind in ("lessons", "conversations"))
+    corpus = [load(corpora, kind) for kind in ("lessons", "conversations")]
+    data = tuple(torch.cat(pair) for pair in zip(*map(pupil.tensors, corpus), strict=True))
+    samples, lengths = len(corpus[0]), np.concatenate([(part.ids > 0).sum(1) for part in corpus])
 
     def loss(drawn: np.ndarray, progress: float) -> Tensor:
         """Lessons are four in five samples at first, from a quarter of the training on three in ten."""
-        cut = int(len(drawn) * (0.8 if progress < 0.25 else 0.3))
-        drawn = torch.from_numpy(np.random.default_rng(int(drawn.sum())).permutation(drawn)).to(device())
-        most = noise * min(1.0, 2 * progress)
-        parts = ((lessons, drawn[:cut]), (conversations, drawn[cut:]))
-        return sum(pupil.loss(data, rows, most) * len(rows) / len(drawn) for data, rows in parts)
+        conversing = rng.random(len(drawn)) > (0.8 if progress < 0.25 else 0.3)
+        drawn = drawn + samples * conversing
+        length = int(lengths[drawn].max())
+        return pupil.loss(data, torch.from_numpy(drawn).to(device()), noise * min(1.0, 2 * progress), length)
 
-    record = fit(list(model.parameters()), loss, len(lessons[0]), seed=seed, **recipe)
+    record = fit(list(model.parameters()), loss, samples, seed=seed, **recipe)
     model.eval()
     scenes = list(draw_scenes(2 * rows, (seed, 20), "val"))
     accuracies = {
@@ -171,7 +173,7 @@ def train_language(
         "note": "stand-in: a tiny model trained from scratch on the embedded world's text",
         "parameters": sum(p.numel() for p in model.parameters()),
         **record,
-        "samples": len(lessons[0]) + len(conversations[0]),
+        "samples": 2 * samples,
         "text_accuracy": accuracies,
         **provenance(),
     }

@@ -120,7 +120,8 @@ def train_dinov2(
         for average, current in ((teacher, student), (teacher_head, head)):
             torch._foreach_lerp_(list(average.parameters()), list(current.parameters()), 1 - rate)
 
-    record = fit([*student.parameters(), *head.parameters()], loss, len(train), seed=seed, after=average, **recipe)
+    parts = [student, head, teacher, teacher_head]  # the averages too, so that a training that was killed has them
+    record = fit([p for part in parts for p in part.parameters()], loss, len(train), seed=seed, after=average, **recipe)
     processor = BitImageProcessor(size={"shortest_edge": SIZE}, crop_size=SIZE, resample=3)
     processor.image_mean, processor.image_std = MEAN, STD
     return save(out, "dinov2", pictures, record, teacher, processor)
