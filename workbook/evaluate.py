@@ -6,7 +6,7 @@ Design choices:
   rows come back in their own order.  Padding does not change an answer (tested).
 - Nothing is asked twice: answers are appended after every batch, and a finished file is only read.
 - Processes that were launched together share the batches, whole, so that every answer is what one process would give;
-  each appends to a part of its own, and the parts are merged.
+  the main one appends them all.
 """
 
 import hashlib
@@ -26,15 +26,7 @@ from viral_core.run_folder import PROJECTOR, Run, load_run
 from viral_core.templates import IMAGE_MARKER, TEMPLATES, Template, prompt, stop_token_id
 from viral_core.tiles import view_of
 from workbook.benchmarks import load_rows, open_image
-from workbook.benchmarks.answers import (
-    append,
-    continue_file,
-    merge_parts,
-    part_file,
-    read_answers,
-    set_outdated_aside,
-    settings,
-)
+from workbook.benchmarks.answers import append, continue_file, read_answers, set_outdated_aside, settings
 from workbook.config import Profile
 from workbook.logs import read_log
 from workbook.paths import Paths
@@ -193,10 +185,10 @@ def evaluate(
     lengths = [len(tokens) for tokens in processor.tokenizer(prompts)["input_ids"]]
     order = sorted(range(len(rows)), key=lambda i: -lengths[i])
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    if distributed.is_main():  # what processes of an interrupted evaluation have left
+    if distributed.is_main():
         if renew:
             set_outdated_aside(out, header)
-        merge_parts(out, header, [ids[i] for i in order])
+        continue_file(out, header)
     distributed.barrier()
     answered = continue_file(out, header)
     todo = []  # (run, number of the batch, rows without an answer)
@@ -205,35 +197,34 @@ def evaluate(
             missing = [i for i in batch if (run, ids[i]) not in answered]
             if missing:
                 todo.append((run, number, missing))
-    own = distributed.share(todo)
-    target = part_file(out, distributed.rank()) if distributed.world_size() > 1 else out
-    if own:
-        continue_file(target, header)
-    total = len(answered) + sum(len(missing) for *_, missing in own)
-    quiet = not (own and progress and distributed.is_main())
+
+    def answer(run: int, number: int, missing: list[int]) -> list[dict]:
+        # A sampled answer depends on its batch: then the whole batch is drawn again.
+        batch = batches[number] if protocol else missing
+        if protocol:
+            torch.manual_seed(protocol["seed"] + run * len(batches) + number)
+        if on_batch is not None:
+            on_batch([ids[i] for i in batch])
+        responses = generate(
+            model,
+            processor,
+            template,
+            [open_image(rows[i]["image"]) for i in batch],
+            [prompts[i] for i in batch],
+            max_new_tokens=max_new_tokens,
+            temperature=protocol["temperature"] if protocol else None,
+        )
+        by_row = dict(zip(batch, responses, strict=True))
+        return [rows[i] | {"run": run, "response": by_row[i]} for i in missing]
+
+    total = len(answered) + sum(len(missing) for *_, missing in todo)
+    quiet = not (progress and distributed.is_main())
     with tqdm(total=total, initial=len(answered), desc=benchmark, unit="q", disable=quiet) as bar:
-        for run, number, missing in own:
-            # A sampled answer depends on its batch: then the whole batch is drawn again.
-            batch = batches[number] if protocol else missing
-            if protocol:
-                torch.manual_seed(protocol["seed"] + run * len(batches) + number)
-            if on_batch is not None:
-                on_batch([ids[i] for i in batch])
-            responses = generate(
-                model,
-                processor,
-                template,
-                [open_image(rows[i]["image"]) for i in batch],
-                [prompts[i] for i in batch],
-                max_new_tokens=max_new_tokens,
-                temperature=protocol["temperature"] if protocol else None,
-            )
-            by_row = dict(zip(batch, responses, strict=True))
-            append(target, [rows[i] | {"run": run, "response": by_row[i]} for i in missing])
-            bar.update(len(missing))
-    distributed.barrier()
-    if distributed.is_main():
-        merge_parts(out, header, [ids[i] for i in order])
+        for first in range(0, len(todo), distributed.world_size()):  # a batch for each process
+            own = todo[first + distributed.rank() :][:1]
+            for part in distributed.gather([row for batch in own for row in answer(*batch)]) or ():
+                append(out, part)
+                bar.update(len(part))
     distributed.barrier()
     _, runs = read_answers(out)
     place = {name: i for i, name in enumerate(ids)}

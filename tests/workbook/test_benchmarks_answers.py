@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from workbook.benchmarks.answers import append, continue_file, merge_parts, part_file, read_answers
+from workbook.benchmarks.answers import append, continue_file, read_answers
 
 SETTINGS = {"benchmark": "pope_random", "model": "m", "rows": 3, "runs": 1}
 TEXTS = ["Yes", "a\u2028b\u2029c\u0085d\r\ne", "\u7b54\u6848\u662f\u5426 \U0001f600"]
@@ -83,12 +83,3 @@ def test_faults_name_file_line_and_remedy(file, tmp_path):
         continue_file(tmp_path / "answers" / "b.jsonl", SETTINGS) or continue_file(
             tmp_path / "answers" / "b.jsonl", SETTINGS | {"model": "n"}
         )
-
-
-def test_parts_are_merged_in_order(file):
-    append_to = part_file(file, 0)
-    continue_file(append_to, SETTINGS)
-    append(append_to, [{"id": "3", "run": 0, "response": "late"}, {"id": "0", "run": 0, "response": "Yes"}])
-    merge_parts(file, SETTINGS, ["3", "2", "1", "0"])
-    assert [row["id"] for row in read_answers(file)[1][0]] == ["3", "2", "1", "0"]
-    assert not append_to.exists()

@@ -169,27 +169,36 @@ def test_predictions_of_vlmevalkit(rows, tmp_path, benchmark, full, suffix):
         official_score(benchmark, file, rows)
 
 
-def own_answers(rows, file, response=None, limit=None, runs=1):
-    questions = load_rows("mmvp", rows, photos=False)
-    continue_file(file, {"benchmark": "mmvp", "limit": limit, "rows": len(questions), "runs": runs})
-    append(file, [r | {"run": run, "response": response or r["answer"]} for run in range(runs) for r in questions])
+def own_answers(benchmark, rows, file, response=None, runs=1):
+    questions = load_rows(benchmark, rows, photos=False)
+    continue_file(file, {"benchmark": benchmark, "rows": len(questions), "runs": runs})
+    answers = [r | {"run": run, "response": response or r["answer"]} for run in range(runs) for r in questions]
+    append(file, answers[::-1])  # the workbook's answers stand in the order in which they were given
     return file
 
 
-def test_the_workbooks_own_answers_and_the_difference_of_two_files(rows, tmp_path):
-    good, bad = own_answers(rows, tmp_path / "a.jsonl", runs=2), own_answers(rows, tmp_path / "b.jsonl", "(a)", runs=2)
+@pytest.mark.parametrize(("benchmark", "full"), (BENCHMARKS | {"whats_up_one": 1}).items())
+def test_the_workbooks_own_answers(rows, tmp_path, benchmark, full):
+    file = own_answers(benchmark, rows, tmp_path / "a.jsonl")
+    assert official_score(benchmark, file, rows) == full
+    file.write_text("".join(file.read_text(encoding="utf-8").splitlines(keepends=True)[:-1]), encoding="utf-8")
+    with pytest.raises(ValueError, match="no answer to 1|answers to"):
+        official_score(benchmark, file, rows)
+
+
+def test_the_difference_of_two_files_is_paired(rows, tmp_path):
+    good, bad = own_answers("mmvp", rows, tmp_path / "a.jsonl"), own_answers("mmvp", rows, tmp_path / "b.jsonl", "(a)")
     table = score_files("mmvp", [good, bad], rows)
     assert table.loc["pair", "official"] == 1
     assert table.loc["single", ["official", "strict"]].tolist() == [0.5, 0.5]
-    assert score_files("mmvp", [bad], rows).loc["single", "official"] == 0.5
-    with pytest.raises(ValueError, match="is a trial"):
-        score_files("mmvp", [own_answers(rows, tmp_path / "c.jsonl", limit=2)], rows)
+    with pytest.raises(ValueError, match="2 sampled runs: compare greedy answers"):
+        score_files("mmvp", [own_answers("mmvp", rows, tmp_path / "c.jsonl", runs=2)], rows)
     with pytest.raises(FileNotFoundError, match="no answers at"):
         score_files("mmvp", [tmp_path / "none.jsonl"], rows)
 
 
 def test_the_command(rows, tmp_path):
-    file = own_answers(rows, tmp_path / "a.jsonl", "(a)")
+    file = own_answers("mmvp", rows, tmp_path / "a.jsonl", "(a)")
     result = CliRunner().invoke(app, ["score", "mmvp", str(file), "--rows", str(rows)])
     assert result.exit_code == 0
     assert "4 questions; 0.00% of the answers" in result.output

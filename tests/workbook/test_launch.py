@@ -22,7 +22,7 @@ from viral_core.specs import Align
 from viral_core.templates import TEMPLATES
 from viral_core.trainer import AlignmentTrainer, train_stage2
 from workbook import config as profiles
-from workbook.benchmarks.answers import append, part_file, read_answers
+from workbook.benchmarks.answers import append, read_answers
 from workbook.config import Launch, ProfileError, deepspeed_names
 from workbook.scale import launch
 from workbook.scale.launch import deepspeed_config, launcher
@@ -166,16 +166,15 @@ def test_answers_of_a_killed_group_are_kept(tiny, tmp_path):
     ask(tmp_path, whole)
     settings, *answers = whole.read_text().splitlines(keepends=True)
     killed.write_text(settings + "".join(answers[:2]))
-    part_file(killed, 0).write_text(settings + answers[4] + answers[5][:20])  # the last line half written
     marked = json.loads(answers[3]) | {"response": "kept"}
     del marked["crc32"]
-    part_file(killed, 1).write_text(settings)
-    append(part_file(killed, 1), [marked])
+    append(killed, [marked])
+    with killed.open("a", encoding="utf-8") as file:
+        file.write(answers[5][:20])  # the last line half written
     ask(tmp_path, killed)
     said = {row["id"]: row["response"] for row in read_answers(killed)[1][0]}
     expected = {row["id"]: row["response"] for row in read_answers(whole)[1][0]}
     assert said == expected | {marked["id"]: "kept"}
-    assert not list(tmp_path.glob("*.part-*"))
 
 
 def test_a_state_of_another_number_of_processes_is_refused_and_kept(tiny, conversations, tmp_path):

@@ -71,45 +71,10 @@ def continue_file(path: Path, wanted: Mapping) -> set[tuple[int, str]]:
 
 
 def set_outdated_aside(path: Path, wanted: Mapping) -> None:
-    """Rename the file and its parts where they were made under other settings, with a warning that says so."""
-    for file in (path, *_parts(path)):
-        if file.is_file() and file.read_bytes().strip() and _settings(file) != wanted:
-            place = set_aside(file, "other-settings")
-            warnings.warn(f"{file} was made under other settings, and is now {place.name}: asking again", stacklevel=2)
-
-
-def part_file(path: Path, rank: int) -> Path:
-    """Where one of several processes appends its answers to `path`."""
-    return path.with_name(f"{path.name}.part-{rank:04d}")
-
-
-def _parts(path: Path) -> list[Path]:
-    return sorted(path.parent.glob(f"{path.name}.part-????"))
-
-
-def merge_parts(path: Path, wanted: Mapping, order: Sequence[str]) -> None:
-    """Move what the part files hold into `path`, its rows in `order` of their ids, run by run; parts are removed.
-
-    Interrupted and called again, it goes on: a row that is in several files is kept once.
-
-    Raises:
-        ValueError: a file was made under other settings.
-    """
-    parts = _parts(path)
-    if not parts:
-        return
-    rows = {}
-    for file in (path, *parts):
-        continue_file(file, wanted)
-        rows |= {(row["run"], row["id"]): row for run in read_answers(file)[1] for row in run}
-    place = {name: i for i, name in enumerate(order)}
-    temporary = path.with_name(f"{path.name}.merging")
-    temporary.unlink(missing_ok=True)
-    continue_file(temporary, wanted)
-    append(temporary, [rows[key] for key in sorted(rows, key=lambda key: (key[0], place[key[1]]))])
-    os.replace(temporary, path)
-    for part in parts:
-        part.unlink()
+    """Rename the file where it was made under other settings, with a warning that says so."""
+    if path.is_file() and path.read_bytes().strip() and _settings(path) != wanted:
+        place = set_aside(path, "other-settings")
+        warnings.warn(f"{path} was made under other settings, and is now {place.name}: asking again", stacklevel=2)
 
 
 def append(path: Path, answered: Sequence[Mapping]) -> None:

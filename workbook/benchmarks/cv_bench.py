@@ -12,7 +12,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field
 
-from workbook.benchmarks.sources import LETTER_INSTRUCTION, Faults, Id, Text, embedded_bytes, parquet_rows
+from workbook.benchmarks.sources import LETTER_INSTRUCTION, Faults, Id, Photo, Text, new_row, parquet_rows, tally
 
 CATEGORIES = ("Count", "Relation")
 COLUMNS = ("source",)  # of a row, beyond those that all benchmarks have
@@ -24,7 +24,7 @@ class Item(BaseModel):
 
     idx: Id
     task: Text
-    image: object = None
+    image: Photo = None
     question: Text
     choices: Annotated[list[Id], Field(min_length=2, max_length=6)]
     answer: Text  # "(C)"
@@ -38,17 +38,9 @@ def read(name: str, folder: Path, faults: Faults, photos: bool) -> tuple[Path, I
 
 
 def row(name: str, item: Item, folder: Path) -> dict:
-    return {
-        "id": item.idx,
-        "image": embedded_bytes(item.image),
-        "question": item.question,
-        "prompt": f"{item.prompt}\n{LETTER_INSTRUCTION}",
-        "options": item.choices,
-        "answer": item.answer,
-        "group": item.source_filename,
-        "category": item.task,
-        "source": item.source,
-    }
+    place = {"group": item.source_filename, "category": item.task, "source": item.source}
+    prompt = f"{item.prompt}\n{LETTER_INSTRUCTION}"
+    return new_row(item.idx, item.image, item.question, item.choices, item.answer, prompt=prompt, **place)
 
 
 def official(row: Mapping) -> str:
@@ -60,11 +52,7 @@ def official(row: Mapping) -> str:
 
 
 def counts(members: Sequence[tuple[Mapping, str | None]]) -> Counter:
-    total = Counter()
-    for row, answer in members:
-        for part in (row["category"], row["source"]):
-            total.update({f"{part}/n": 1, f"{part}/right": int(answer == row["answer"])})
-    return total
+    return tally(members, lambda row: (row["category"], row["source"]))
 
 
 def scores(sums: Mapping) -> dict:

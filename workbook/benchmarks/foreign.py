@@ -12,10 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import pandas
 
-from viral_core.files import read_entries, read_text
+from viral_core.files import read_entries
 from workbook.benchmarks import load_rows, score
 from workbook.benchmarks.answers import read_answers
 from workbook.benchmarks.pope import INSTRUCTION
@@ -36,65 +35,43 @@ class Answer:
     categories: frozenset[str] = frozenset()
 
 
-def score_files(benchmark: str, files: Sequence[str | Path], rows: str | Path) -> pandas.DataFrame:
+def score_files(benchmark: str, files: Sequence[str | Path], folder: str | Path) -> pandas.DataFrame:
     """Scores with 95 % intervals of an answer file; of two, the paired difference, first minus second.
 
     Args:
         benchmark: one of `BENCHMARKS`, or of `PAPER` (all its files' questions).
-        rows: the folder of benchmarks, or the benchmark's own, with its official files; images are not needed.  LLaVA's
-            question files, if they lie there too, say which image an answer is about.
+        folder: the folder of benchmarks, or the benchmark's own, with its official files; images are not needed.
+            LLaVA's question files, if they lie there too, say which image an answer is about.
 
     Returns:
-        A row for each of the benchmark's scores; columns `official`, `low`, `high`, `strict`, `strict low`,
-        `strict high`.  The first is the benchmark's number.  `attrs`: `questions`, and for each file `unparsed`, the
-        share of answers that the strict rule cannot read.
+        A row for each of the benchmark's scores, the first being its number; columns `official`, `low`, `high`,
+        `strict`, `strict low`, `strict high`.  `attrs`: `questions`, and for each file `unparsed`, the share of answers
+        that the strict rule cannot read.
 
     Raises:
         FileNotFoundError: no such file, or no official rows.
         ValueError: a file of another kind, or answers that do not belong to the rows, or not one to each.
     """
-    questions = [load_rows(part, rows, photos=False) for part in PAPER.get(benchmark, (benchmark,))]
-    sides = [_answered(benchmark, Path(file), questions, Path(rows)) for file in files]
+    parts = [load_rows(part, folder, photos=False) for part in PAPER.get(benchmark, (benchmark,))]
+    sides = []
+    for file in map(Path, files):
+        answers = _read(file, Path(folder))
+        sides.append([row for rows in parts for row in join(rows, answers, file)])
+    results = [score(benchmark, rows) for rows in sides]
     table: dict[str, dict] = {}
     for rule, prefix in (("official", ""), ("strict", "strict ")):
-        scores = [_means(benchmark, runs, rule) for runs in sides]
+        values = [result["strict_scores"] if rule == "strict" else result for result in results]
         if len(sides) == 1:
-            bounds = intervals(benchmark, [sides[0]], rule)
-            values = scores[0]
+            bounds = intervals(benchmark, [[sides[0]]], rule)
+            table[rule] = {name: values[0][name] for name in bounds}
         else:
-            bounds = differences(benchmark, [sides[0]], [sides[1]], rule)
-            values = {name: scores[0][name] - scores[1][name] for name in bounds}
-        table[rule] = {name: values[name] for name in bounds}
+            bounds = differences(benchmark, [[sides[0]]], [[sides[1]]], rule)
+            table[rule] = {name: values[0][name] - values[1][name] for name in bounds}
         table[f"{prefix}low"] = {name: interval.low for name, interval in bounds.items()}
         table[f"{prefix}high"] = {name: interval.high for name, interval in bounds.items()}
     frame = pandas.DataFrame(table)
-    frame.attrs["questions"] = sum(map(len, questions))
-    frame.attrs["unparsed"] = [float(np.mean([score(benchmark, run)["unparsed"] for run in runs])) for runs in sides]
+    frame.attrs = {"questions": len(sides[0]), "unparsed": [result["unparsed"] for result in results]}
     return frame
-
-
-def _means(benchmark: str, runs: Sequence[Sequence[Mapping]], rule: str) -> dict[str, float]:
-    results = [score(benchmark, run) for run in runs]
-    parts = [result["strict_scores"] if rule == "strict" else result for result in results]
-    return {name: float(np.mean([part[name] for part in parts])) for name in results[0]["strict_scores"]}
-
-
-def _answered(benchmark: str, file: Path, questions: Sequence[list[dict]], folder: Path) -> list[list[dict]]:
-    """The rows with a response each, once for each of the file's sampled runs."""
-    if not file.is_file():
-        raise FileNotFoundError(f"no answers at {file}")
-    if file.suffix not in (".xlsx", ".tsv") and '"settings"' in read_text(file)[:12]:
-        settings, runs = read_answers(file)
-        if settings["limit"] is not None or any(len(run) != settings["rows"] for run in runs):
-            raise ValueError(f"{file} is a trial, or not finished: evaluate the benchmark in full")
-        wanted = [(row["category"], row["id"]) for rows in questions for row in rows]
-        answers = [{(row["category"], row["id"]): row["response"] for row in run} for run in runs]
-        if any(set(run) != set(wanted) for run in answers):
-            raise ValueError(f"{file} answers other questions than those of {benchmark} in {folder}")
-        joined = [row for rows in questions for row in rows]
-        return [[row | {"response": run[key]} for row, key in zip(joined, wanted, strict=True)] for run in answers]
-    answers = list(_table(file) if file.suffix in (".xlsx", ".tsv") else _json_lines(file, folder))
-    return [[row for rows in questions for row in join(rows, answers, file)]]
 
 
 def join(rows: Sequence[Mapping], answers: Sequence[Answer], file: Path) -> list[dict]:
@@ -187,13 +164,37 @@ def _table(file: Path) -> Iterator[Answer]:
         )
 
 
-def _json_lines(file: Path, folder: Path) -> list[Answer]:
+def _read(file: Path, folder: Path) -> list[Answer]:
+    if not file.is_file():
+        raise FileNotFoundError(f"no answers at {file}")
+    if file.suffix in (".xlsx", ".tsv"):
+        return list(_table(file))
     entries = read_entries(file)
-    for kind, read in (({"question_id", "prompt", "text"}, _llava), ({"resps"}, _lmms), ({"filtered_resps"}, _lmms)):
-        if all(isinstance(entry, dict) and kind <= entry.keys() for entry in entries):
-            answers = [read(entry, f"entry {number}") for number, entry in enumerate(entries, 1)]
-            return _with_images(answers, entries, folder) if read is _llava else answers
+    if "settings" in entries[0]:
+        return _own(file)
+    for columns, kind in (({"question_id", "prompt", "text"}, _llava), ({"resps"}, _lmms), ({"filtered_resps"}, _lmms)):
+        if all(isinstance(entry, dict) and columns <= entry.keys() for entry in entries):
+            answers = [kind(entry, f"entry {number}") for number, entry in enumerate(entries, 1)]
+            return _with_images(answers, entries, folder) if kind is _llava else answers
     raise ValueError(f"{file}: not every entry is an answer as LLaVA's scripts, lmms-eval or the workbook write them")
+
+
+def _own(file: Path) -> list[Answer]:
+    """The workbook's answers; MME's rows are named by image, the others numbered."""
+    _, runs = read_answers(file)
+    if len(runs) > 1:
+        raise ValueError(f"{file} holds {len(runs)} sampled runs: compare greedy answers")
+    return [
+        Answer(
+            place=f"row {row['id']}",
+            response=row["response"],
+            question=row["question"],
+            number=int(row["id"]) if row["id"].isdigit() else None,
+            image=None if row["id"].isdigit() else _image(row),
+            categories=frozenset([row["category"]]),
+        )
+        for row in runs[0]
+    ]
 
 
 def _image_and_category(name: object) -> tuple[str | None, frozenset[str]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from viral_core.files import read_text
-from workbook.benchmarks.sources import AGAIN, Faults, Text, embedded_bytes, parquet_rows
+from workbook.benchmarks.sources import AGAIN, Faults, Photo, Text, new_row, parquet_rows
 
 PERCEPTION = {
     "existence": 60,
@@ -40,7 +40,7 @@ class Item(BaseModel):
     """A row of the snapshot, or a line of the release's text files."""
 
     question_id: Text  # "artwork/1.jpg", the image's name
-    image: object = None
+    image: Photo = None
     question: Text
     answer: Text
     category: Text
@@ -78,17 +78,10 @@ def _release(folder: Path, faults: Faults, photos: bool) -> Iterator[dict]:
 
 
 def row(name: str, item: Item, folder: Path) -> dict:
-    image = f"{item.category}/{item.question_id.rsplit('/', 1)[-1]}"
-    return {
-        "id": image,  # `check` adds the number of the question
-        "image": embedded_bytes(item.image),
-        "question": item.question.strip(),
-        "prompt": item.question.strip(),
-        "options": ["yes", "no"],
-        "answer": item.answer,
-        "group": image,
-        "category": item.category,
-    }
+    image = f"{item.category}/{item.question_id.rsplit('/', 1)[-1]}"  # `check` adds the question's number to the id
+    question = item.question.strip()
+    place = {"group": image, "category": item.category}
+    return new_row(image, item.image, question, ["yes", "no"], item.answer, prompt=question, **place)
 
 
 def check(rows: Sequence[dict], file: object, faults: Faults) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from workbook.benchmarks.sources import LETTER_INSTRUCTION, Faults, Id, Text, embedded_bytes, parquet_rows
+from workbook.benchmarks.sources import LETTER_INSTRUCTION, Faults, Id, Photo, Text, new_row, parquet_rows, tally
 
 CATEGORIES = (
     "coarse perception",
@@ -40,7 +40,7 @@ class Item(BaseModel):
 
     index: Id
     question: Text
-    image: object = None
+    image: Photo = None
     answer: Text
     category: Text
     l2_category: Text
@@ -52,17 +52,9 @@ def read(name: str, folder: Path, faults: Faults, photos: bool) -> tuple[Path, I
 
 def row(name: str, item: Item, folder: Path) -> dict:
     question = item.question.replace("<image>", "").strip()
-    return {
-        "id": item.index,
-        "image": embedded_bytes(item.image),
-        "question": question,
-        "prompt": f"{question}\n{LETTER_INSTRUCTION}",
-        "options": options(question),
-        "answer": item.answer,
-        "group": item.index,
-        "category": item.category,
-        "subcategory": item.l2_category,
-    }
+    place = {"group": item.index, "category": item.category, "subcategory": item.l2_category}
+    prompt = f"{question}\n{LETTER_INSTRUCTION}"
+    return new_row(item.index, item.image, question, options(question), item.answer, prompt=prompt, **place)
 
 
 def options(question: str) -> list[str]:
@@ -92,11 +84,7 @@ def official(row: Mapping) -> str | None:
 
 
 def counts(members: Sequence[tuple[Mapping, str | None]]) -> Counter:
-    total = Counter()
-    for row, answer in members:
-        path = f"{row['category']}/{row['subcategory']}"
-        total.update({f"{path}/n": 1, f"{path}/right": int(answer == row["answer"])})
-    return total
+    return tally(members, lambda row: [f"{row['category']}/{row['subcategory']}"])
 
 
 def scores(sums: Mapping) -> dict:

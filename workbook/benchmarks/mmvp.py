@@ -18,7 +18,7 @@ from pydantic import AfterValidator, AliasChoices, BaseModel, Field
 
 from viral_core.files import read_text
 from workbook.benchmarks.parse import key
-from workbook.benchmarks.sources import LETTER_INSTRUCTION, Faults, Text, require
+from workbook.benchmarks.sources import LETTER_INSTRUCTION, Faults, Text, new_row, require
 
 EXPECTED = {"mmvp": {"rows": 300, "swapped_keys": [99, 100, 279, 280]}}
 FIRST_ID = 1
@@ -58,19 +58,12 @@ def read(name: str, folder: Path, faults: Faults, photos: bool) -> tuple[Path, I
 
 
 def row(name: str, item: Item, folder: Path, swapped: Sequence[int] = ()) -> dict:
-    answer = key(name, item.answer, ["a", "b"])
-    other = {"(a)": "(b)", "(b)": "(a)"}.get(answer)
-    return {
-        "id": str(item.index),
-        "image": str(folder / "MMVP Images" / f"{item.index}.jpg"),
-        "question": item.question.strip(),
-        "prompt": f"{item.question.strip()}\n{item.options}\n{LETTER_INSTRUCTION}",
-        "options": _MARK.split(item.options)[1:],
-        "answer": answer,
-        "corrected_answer": other if item.index in swapped else answer,
-        "group": f"pair {(item.index + 1) // 2}",
-        "category": "",
-    }
+    question, answer = item.question.strip(), key(name, item.answer, ["a", "b"])
+    photo = str(folder / "MMVP Images" / f"{item.index}.jpg")
+    corrected = {"(a)": "(b)", "(b)": "(a)"}.get(answer) if item.index in swapped else answer
+    place = {"group": f"pair {(item.index + 1) // 2}", "category": "", "corrected_answer": corrected}
+    prompt = f"{question}\n{item.options}\n{LETTER_INSTRUCTION}"
+    return new_row(str(item.index), photo, question, _MARK.split(item.options)[1:], answer, prompt=prompt, **place)
 
 
 def check(rows: Sequence[dict], file: object, faults: Faults) -> None:

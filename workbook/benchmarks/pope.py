@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from viral_core.files import read_entries
-from workbook.benchmarks.sources import Faults, Id, Text, require
+from workbook.benchmarks.sources import Faults, Id, Text, new_row, require
 
 CATEGORIES = ("random", "popular", "adversarial")
 EXPECTED = {
@@ -40,16 +40,10 @@ def read(name: str, folder: Path, faults: Faults, photos: bool) -> tuple[Path, I
 
 
 def row(name: str, item: Item, folder: Path) -> dict:
-    return {
-        "id": item.question_id,
-        "image": str(folder / "val2014" / item.image),
-        "question": item.text,
-        "prompt": f"{item.text}\n{INSTRUCTION}",
-        "options": ["yes", "no"],
-        "answer": item.label,
-        "group": item.image,
-        "category": name.removeprefix("pope_"),
-    }
+    photo = str(folder / "val2014" / item.image)
+    place = {"group": item.image, "category": name.removeprefix("pope_")}
+    prompt = f"{item.text}\n{INSTRUCTION}"
+    return new_row(item.question_id, photo, item.text, ["yes", "no"], item.label, prompt=prompt, **place)
 
 
 def official(row: Mapping) -> str:

@@ -6,12 +6,12 @@ Each benchmark states the columns of its file as a pydantic model, which is what
 
 import io
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
 from PIL import Image
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 LETTER_INSTRUCTION = "Answer with the option's letter from the given choices directly."
 AGAIN = "download the file again"
@@ -19,6 +19,33 @@ _LISTED = 50  # faults shown in full by one error message
 
 Text = Annotated[str, Field(pattern=r"\S")]
 Id = Annotated[str, Field(pattern=r"\S", coerce_numbers_to_str=True)]
+# a parquet file's cell {"bytes": ..., "path": ...}, or a path
+Photo = Annotated[object, BeforeValidator(lambda cell: cell.get("bytes") if isinstance(cell, dict) else cell)]
+
+
+def new_row(
+    name: str,
+    image: object,
+    question: str,
+    options: list[str],
+    answer: str,
+    group: str,
+    category: str,
+    prompt: str,
+    **more,
+) -> dict:
+    """A row in the form that all benchmarks share, `answer` as the file writes it, and what one of them adds."""
+    shared = {"id": name, "image": image, "question": question, "prompt": prompt, "options": options}
+    return shared | {"answer": answer, "group": group, "category": category} | more
+
+
+def tally(members: Iterable[tuple[Mapping, str | None]], parts: Callable[[Mapping], Iterable[str]]) -> Counter:
+    """Questions (`<part>/n`) and right answers (`<part>/right`) of each part that answered rows belong to."""
+    total = Counter()
+    for row, answer in members:
+        for part in parts(row):
+            total.update({f"{part}/n": 1, f"{part}/right": int(answer == row["answer"])})
+    return total
 
 
 class Faults:
@@ -108,11 +135,6 @@ def image_fault(image: str | Path | bytes | None) -> str | None:
     except Exception as error:  # Pillow's decoders raise many kinds; whatever it is becomes a listed fault
         return f"image {'' if isinstance(image, bytes) else image} cannot be read ({error})"
     return None
-
-
-def embedded_bytes(image: object) -> bytes | None:
-    """The bytes of a parquet image cell, None where it holds none."""
-    return image.get("bytes") if isinstance(image, Mapping) else image
 
 
 def check_rows(rows: Sequence[dict], expected: Mapping, file: object, faults: Faults, first: int | None) -> None:

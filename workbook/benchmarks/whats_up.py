@@ -15,7 +15,7 @@ from typing import Annotated
 from pydantic import BaseModel, Field
 
 from viral_core.files import read_entries
-from workbook.benchmarks.sources import Faults, Id, Text, require
+from workbook.benchmarks.sources import Faults, Id, Text, new_row, require, tally
 
 CATEGORIES = ("one", "two")
 EXPECTED = {"whats_up_one": {"rows": 2247}, "whats_up_two": {"rows": 440}}
@@ -54,16 +54,10 @@ def read(name: str, folder: Path, faults: Faults, photos: bool) -> tuple[str, It
 def row(name: str, item: Item, folder: Path) -> dict:
     question = re.sub(r"^<image>\s*USER:|ASSISTANT:\s*$", "", item.question.question.strip()).strip()
     image_id = item.captions[0]
-    return {
-        "id": item.question.id,
-        "image": str(folder / "data" / "val2017" / f"{image_id:012d}.jpg"),
-        "question": question,
-        "prompt": question,
-        "options": OPTIONS[name],
-        "answer": item.question.answer[0],
-        "group": str(image_id),
-        "category": name.removeprefix("whats_up_"),
-    }
+    photo = str(folder / "data" / "val2017" / f"{image_id:012d}.jpg")
+    place = {"group": str(image_id), "category": name.removeprefix("whats_up_")}
+    answer = item.question.answer[0]
+    return new_row(item.question.id, photo, question, OPTIONS[name], answer, prompt=question, **place)
 
 
 def official(row: Mapping) -> str | None:
@@ -72,10 +66,7 @@ def official(row: Mapping) -> str | None:
 
 
 def counts(members: Sequence[tuple[Mapping, str | None]]) -> Counter:
-    total = Counter()
-    for row, answer in members:
-        total.update({f"{row['category']}/n": 1, f"{row['category']}/right": int(answer == row["answer"])})
-    return total
+    return tally(members, lambda row: [row["category"]])
 
 
 def scores(sums: Mapping) -> dict:
