@@ -16,35 +16,152 @@
 # **Question.** VIRAL aligns the middle layer with DINOv2 by cosine similarity. What do another teacher, another layer,
 # several layers or another objective change? And, ours: is it the teacher's content that helps, or any regularisation?
 #
-# > **The paper's answer**: DINOv2 is the most versatile teacher, layer 16 of 32 the best layer, one layer better than
-# > several, cosine better than relation. By its own numbers layer 16 is not the best on POPE or MME, aligning to CLIP
-# > costs 101.7 points of MME, and relation beats cosine on What's Up.
+# > *The paper's answer:* "DINOv2 consistently emerges as the most effective and versatile"; "the 16th layer of the
+# > 32-layer model consistently yielding stronger results across multiple benchmarks"; "applying alignment solely at
+# > the 16th layer achieves the best performance"; "simple cosine similarity-based alignment loss yields higher
+# > performance".
 #
-# **How we measure.** As in the main table: official scores, and paired gains over the baseline, and over `viral` for
-# the controls. Layers are named as in the paper's 32 blocks and lie at the same relative depth.
+# By its own numbers layer 16 is not the best on POPE and MME, aligning to CLIP costs 101.7 points of MME, and relation
+# beats cosine on What's Up.
 
 # %% tags=["parameters"]
 profile = "laptop"
 
 # %%
+import pandas as pd
+import seaborn as sns
+import torch
+import yaml
 from IPython.display import Markdown, display
+from matplotlib import pyplot as plt
+from transformers import AutoConfig
 
-from workbook import plots, results
-from workbook.notebook import begin, conclude
+from viral_core import distributed, losses
+from viral_core.aligned import AlignedModel
+from viral_core.data import load_conversations
+from viral_core.specs import Align
+from viral_core.teachers import load_teacher, randomise_linears
+from workbook import claims, plots, runs, scores, tables
+from workbook.notebook import begin, show
+from workbook.paths import PROFILES
 
 settings, out = begin(profile, "ablations")
+controls = {
+    "viral": "VIRAL",
+    "as-released": "as the code was released",
+    "shuffled-teacher": "features of another image",
+    "lambda-0_1": "λ = 0.1",
+    "lambda-0_25": "λ = 0.25",
+    "lambda-1": "λ = 1",
+}
+
+# %% [markdown]
+# ## What a run may change
+#
+# A run states how it differs from the run that it extends. `Align` is the one statement of an alignment, in
+# `profiles/runs.yaml`, in the saved run and in the model:
+
+# %%
+show(Align)
+
+# %%
+entries = yaml.safe_load((PROFILES / "runs.yaml").read_text(encoding="utf-8"))
+chosen = {name: entry for name, entry in entries.items() if entry and "align" in entry and name in settings.systems}
+pd.Series({name: str(entry["align"]) for name, entry in chosen.items()}, name="align, over what it extends").to_frame()
+
+# %% [markdown]
+# Layers are named as in the paper's 32 blocks and lie at the same relative depth. Several layers have one loss and one
+# head each, averaged:
+
+# %%
+blocks = settings.blocks("viral")
+layers = {
+    name: system.align.blocks(blocks)
+    for name, system in settings.systems.items()
+    if system.align and (name.startswith("layer") or name == "viral")
+}
+pd.Series(layers, name=f"aligned blocks of {blocks}").astype(str).to_frame()
+
+# %%
+show(AlignedModel._alignment)
+
+# %% [markdown]
+# ## Cosine and relation on one image, live
+#
+# Cosine pulls each token towards its own target. Relation compares the two tables of similarities *among* the tokens,
+# and leaves the direction of the space free:
+
+# %%
+show(losses.cosine)
+show(losses.relation)
+
+# %%
+samples = load_conversations(settings.data.conversations, settings.data.conversation_images)
+image = next(sample for sample in samples if sample.images).open_images()[0]
+vision = settings.visions[settings.systems["viral"].vision]
+config = AutoConfig.from_pretrained(vision.path, revision=vision.revision)
+config = getattr(config, "vision_config", config)
+grid = config.image_size // config.patch_size
+features = {}
+for name in dict.fromkeys(settings.systems[run].teacher for run in settings.runs if settings.systems[run].teacher):
+    spec = settings.teachers[name]
+    teacher = load_teacher(spec.kind, spec.path, grid, revision=spec.revision, device=distributed.device())
+    features[name] = teacher([image])[0].cpu()
+y = features["dinov2"]
+one_image = torch.zeros(len(y), dtype=torch.long)
+rotation = torch.linalg.qr(torch.randn(y.shape[1], y.shape[1], generator=torch.Generator().manual_seed(0)))[0]
+noise = torch.randn(y.shape, generator=torch.Generator().manual_seed(0)) * y.std()
+predictions = {"the target itself": y, "the target, turned": y @ rotation, "half noise": y + noise, "noise": noise}
+pd.DataFrame(
+    {
+        name: {
+            "cosine": losses.cosine(pred, y, one_image).item(),
+            "relation": losses.relation(pred, y, one_image).item(),
+        }
+        for name, pred in predictions.items()
+    }
+).round(3)
+
+# %% [markdown]
+# ## What the teachers see (live)
+#
+# Similarity of the token in the middle to all others, as each teacher has it, and as DINOv2 has it after what the
+# released code does to it: its linear layers drawn anew, since the loader re-initialises what the language model's
+# checkpoint lacks.
+
+# %%
+show(randomise_linears)
+
+# %%
+spec = settings.teachers["dinov2"]
+released = load_teacher(spec.kind, spec.path, grid, revision=spec.revision, clip_pixels=True)
+randomise_linears(released, seed=0)
+features["dinov2, as released"] = released([image])[0]
+similar = {}
+for name, values in features.items():
+    values = torch.nn.functional.normalize(values - values.mean(0), dim=-1)
+    similar[name] = (values @ values[grid * (grid // 2) + grid // 2]).view(grid, grid)
+figure, axes = plt.subplots(1, 1 + len(similar), figsize=(1.25 * (1 + len(similar)), 1.6))  # teachers
+axes[0].imshow(plots.pixels(image))
+axes[0].set_axis_off()
+for axis, (name, values) in zip(axes[1:], similar.items(), strict=True):
+    sns.heatmap(
+        values, vmin=-1, vmax=1, cmap="vlag", square=True, cbar=False, ax=axis, xticklabels=False, yticklabels=False
+    )
+    axis.set_title(plots.wrap(name, 14), fontsize="x-small")
+plots.save(figure, out, "teachers")
 
 # %% [markdown]
 # ## Teachers and layers (Table 2)
 
 # %%
-teachers_and_layers = results.side_by_side(profile, 2)
-teachers_and_layers.to_csv(out / "table_2.csv", index=False, float_format="%.4f")
-results.styled(teachers_and_layers, f"Table 2, the paper's numbers beside ours. Ours: {settings.label}.")
+second = tables.side_by_side(profile, 2)
+second.to_csv(out / "table_2.csv", index=False, float_format="%.4f")
+tables.styled(second, f"Table 2, the paper's numbers beside ours. Ours: {settings.label}.")
 
 # %%
-once = teachers_and_layers.drop_duplicates(["run", "benchmark"])
-figure = plots.score_panels(once[once["run"] != "baseline"], results.TITLES, "gain", zero=True)
+once = second.drop_duplicates(["run", "benchmark"])
+figure = plots.score_panels(once[once["run"] != "baseline"], scores.TITLES, "gain", zero=True)  # table_2_gains
 figure.suptitle(plots.wrap(f"{settings.label}; gain over the baseline; filled: excludes 0", 90), fontsize="small")
 plots.save(figure, out, "table_2_gains")
 
@@ -52,51 +169,44 @@ plots.save(figure, out, "table_2_gains")
 # ## Several layers, another objective (Table 5)
 
 # %%
-layers_and_objective = results.side_by_side(profile, 5)
-layers_and_objective.to_csv(out / "table_5.csv", index=False, float_format="%.4f")
-results.styled(layers_and_objective, f"Table 5, the paper's numbers beside ours. Ours: {settings.label}.")
+fifth = tables.side_by_side(profile, 5)
+fifth.to_csv(out / "table_5.csv", index=False, float_format="%.4f")
+tables.styled(fifth, f"Table 5, the paper's numbers beside ours. Ours: {settings.label}.")
 
 # %% [markdown]
 # ## Our controls
 #
-# - `as-released`: what the released code trains, a teacher whose linear layers are random and a head that never
-# learns. - `shuffled-teacher`: the right teacher's features of the wrong image. A gain that stays is not the
-# teacher's content. - `lambda-...`: the weight of the alignment loss; `viral` has 0.5.
+# - `as-released`: what the released code trains: the teacher above, and a head that never learns.
+# - `shuffled-teacher`: the right teacher's features of the wrong image. A gain that stays is not the teacher's content.
+# - `lambda-...`: the weight of the alignment loss; `viral` has 0.5.
 
 # %%
-labels = {"viral": "VIRAL", "as-released": "as the code was released", "shuffled-teacher": "features of another image",
-          "lambda-0_1": "λ = 0.1", "lambda-0_25": "λ = 0.25", "lambda-1": "λ = 1"}  # fmt: skip
-controls = results.side_by_side(profile, 2, labels)
-controls = controls[controls["run"].isin(["baseline", *labels])]
-controls.to_csv(out / "controls.csv", index=False, float_format="%.4f")
-results.styled(controls, f"Controls of ours; only the first two rows are the paper's. Ours: {settings.label}.")
+table = tables.side_by_side(profile, 2, controls)
+table = table[table["run"].isin(["baseline", *controls])]
+table.to_csv(out / "controls.csv", index=False, float_format="%.4f")
+tables.styled(table, f"Controls of ours; only the first two rows are the paper's. Ours: {settings.label}.")
 
 # %%
-figure = plots.score_panels(controls[controls["run"] != "baseline"], results.TITLES, "gain", zero=True)
+figure = plots.score_panels(table[table["run"] != "baseline"], scores.TITLES, "gain", zero=True)  # controls_gains
 figure.suptitle(plots.wrap(f"{settings.label}; gain over the baseline; filled: excludes 0", 90), fontsize="small")
 plots.save(figure, out, "controls_gains")
 
+# %% [markdown]
+# ## Runs of your own
+#
+# Runs of `profiles/runs.yaml` that the profile trains and that supply nothing of the tables above: gains over the run
+# without alignment of the same models.
+
 # %%
-own = results.own_runs(profile, labels)
-if own:
-    pairs = [name for run in own for name in (results.reference(run), run)]
-    table = results.side_by_side(profile, 1, {run: "own run" if run in own else "its reference" for run in pairs})
-    table = table[table["run"].isin(pairs)]
-    table.to_csv(out / "own_runs.csv", index=False, float_format="%.4f")
-    display(Markdown("## Own runs\n\nRuns of the registry that supply nothing of the paper and are no control above, "
-                     "each below the run without alignment of the same models."))  # fmt: skip
-    display(results.styled(table, f"Own runs; gains over the row's reference. Ours: {settings.label}."))
+own = [run for run in tables.own_runs(profile) if run not in controls]
+gains = scores.differences(profile, {run: scores.reference(profile, run) for run in own})
+gains.to_csv(out / "own_runs.csv", index=False, float_format="%.4f")
+gains[["run", "reference", "benchmark", "difference", "low", "high", "p", "n", "seeds"]].round(3)
 
 # %% [markdown]
-# ## What these numbers say
-#
-# First each run against the baseline of the same models, then the controls against `viral`.
+# ## Differences and claims
 
 # %%
-runs = dict.fromkeys([*teachers_and_layers["run"], *layers_and_objective["run"], *labels, *own])
-against_baseline = results.gains(profile, runs, {run: results.reference(run) for run in runs})
-against_viral = results.gains(profile, [run for run in labels if run != "viral"], "viral")
-for name, gains in (("gains", against_baseline), ("gains_over_viral", against_viral)):
-    gains.to_csv(out / f"{name}.csv", index=False, float_format="%.4f")
-conclude(results.gain_lines(against_baseline))
-conclude(results.gain_lines(against_viral) + results.missing_line(results.not_run(profile, runs=runs)))
+missing = runs.not_run(profile, dict.fromkeys([*second["run"], *fifth["run"], *controls]))
+display(Markdown(f"Not run: {', '.join(missing) or 'nothing'}."))
+claims.write(out, claims.gains(profile, "ablations")).drop(columns=["error", "df", "clusters"])

@@ -13,115 +13,225 @@
 # %% [markdown]
 # # Does alignment focus the attention on the image? (Section 5.4, Figures 4 and 12)
 #
-# **Question.** When a model answers, how are its looks at the image spread? Spatial entropy counts the patches of high
-# attention: one compact region has entropy 0, many scattered ones a high entropy.
+# **Question.** When a model answers, how are its looks at the image spread: over one compact region, or over many
+# scattered patches?
 #
-# > **The paper's answer**: LLaVA-1.5-7B has high entropy "across layers and heads"; the aligned model "consistently
-# > lower", most at the aligned layer. No number is printed.
+# > *The paper's answer:* "LLaVA-1.5-7B exhibits high entropy across layers and heads, reflecting dispersed attention
+# > patterns, whereas our model shows consistently lower entropy -- particularly at the aligned intermediate layer".
 #
-# **How we measure.** At each step of a greedy answer, the attention of the position that predicts the next token,
-# stop token excluded, to the visual tokens. $S$ is that row as a map, $B = \max(S - \mathrm{mean}\, S, 0)$; the
-# 8-connected components of $\{B > \tau\}$ have shares $p_c$ of all $B$, and the entropy is $-\sum p_c \ln p_c$. Mean
-# over tokens, then questions. Two readings: *renormalised* to sum 1 over the image with $\tau = 0$ (ours, primary),
-# and *raw* with $\tau = 0.001$ (the reference's), where a head that hardly looks at the image scores 0, as if
-# perfectly focussed. The paper asks GQA questions of the category Relation; here they are CV-Bench2D's.
+# No number is printed. The paper asks GQA questions of the category Relation; here they are CV-Bench2D's.
 
 # %% tags=["parameters"]
 profile = "laptop"
 
 # %%
-import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import seaborn as sns
+import torch
 from IPython.display import Markdown, display
+from matplotlib import pyplot as plt
+from scipy import ndimage
 
-from viral_core.images import pad_to_square
-from workbook import plots, results
+from viral_core import distributed
+from viral_core.data import pad_to_square
+from viral_core.measure.attention import READINGS, generate_with_attention, spatial_entropies
+from viral_core.measure.inputs import batches
+from viral_core.measure.intervals import interval
+from viral_core.run_folder import load_run
+from viral_core.templates import IMAGE_MARKER, prompt, stop_token_id
+from workbook import claims, plots, runs
 from workbook.benchmarks import load_rows, open_image
-from workbook.notebook import begin, conclude
+from workbook.notebook import begin, show
+from workbook.paths import Paths
 
 settings, out = begin(profile, "attention")
 systems = {"baseline": "baseline", "viral": "VIRAL"}
-if missing := results.not_run(profile, "attention", systems):
-    display(Markdown(f"Not run in this profile: {', '.join(missing)}."))
+aligned = settings.systems["viral"].align.blocks(settings.blocks("viral"))[0]
+display(Markdown(f"Not run: {', '.join(runs.not_run(profile, systems)) or 'nothing'}."))
+
+# %% [markdown]
+# ## Spatial entropy
+#
+# At each step of a greedy answer, the attention of the position that predicts the next token, to the visual tokens, is
+# a map $S$ over the image. With $B = \max(S - \mathrm{mean}\,S,\, 0)$ and $c$ the 8-connected components of $\{B >
+# \tau\}$,
+#
+# $$p_c = \frac{\sum_{i \in c} B_i}{\sum_i B_i}, \qquad H = -\sum_c p_c \ln p_c .$$
+#
+# One region has $H = 0$. Two readings: *renormalised*, where $S$ sums to 1 over the image and $\tau = 0$; and the
+# published one, *raw* attention with $\tau = 0.001$, where a head that hardly looks at the image falls under $\tau$
+# everywhere and scores 0, as if perfectly focussed. The first is ours and decides.
+
+# %%
+show(spatial_entropies)
+pd.DataFrame(READINGS).T
+
+# %% [markdown]
+# ## One answer, live
+#
+# The first question of the category, asked of the first trained system; hooks keep the last query's row of every head.
+
+# %%
+show(generate_with_attention)
+
+# %%
+section = settings.attention
+rows = [row for row in load_rows(section.benchmark, settings.data.benchmarks) if row["category"] == section.category]
+row, picture = rows[0], pad_to_square(open_image(rows[0]["image"]))
+trained = next(
+    (
+        run
+        for run in systems
+        if run in settings.runs and Paths(profile).run(run, settings.runs[run][0]).joinpath("run.json").is_file()
+    ),
+    None,
+)
+maps = None
+if trained:
+    run = load_run(
+        Paths(profile).run(trained, settings.runs[trained][0]),
+        device=distributed.device(),
+        dtype=getattr(torch, settings.compute.dtype),
+    )
+    question = prompt(run.template, f"{IMAGE_MARKER}\n{row['prompt']}")
+    [(_, inputs)] = batches(run.model, run.processor, [picture], question, 1, "attention")
+    stop = stop_token_id(run.processor.tokenizer, run.template)
+    [answer] = generate_with_attention(run.model, inputs, settings.evaluation.max_new_tokens, stop)
+    print(f"{row['prompt']}\n{trained}: {run.processor.tokenizer.decode(answer.tokens)}  | right: {row['answer']}")
+    if answer.tokens:
+        side = round(answer.attention.shape[-1] ** 0.5)
+        maps = answer.attention[0].unflatten(-1, (side, side)).numpy()  # first token: (layers, heads, H, W)
+    del run
+
+# %% [markdown]
+# The head of the middle layer that looks at the image most: its map, what stands above the mean, and the components
+# with their shares.
+
+# %%
+if maps is not None:
+    middle = maps[len(maps) // 2 - 1]
+    S = middle[middle.sum((1, 2)).argmax()]
+    S = S / S.sum()
+    B = np.maximum(S - S.mean(), 0)
+    components, count = ndimage.label(B > 0, structure=np.ones((3, 3)))
+    shares = pd.Series([B[components == c].sum() / B.sum() for c in range(1, count + 1)], name="p_c")
+    by_hand = float(-(shares * np.log(shares)).sum())
+    print(f"{count} components; H by hand {by_hand:.4f}, by the library {spatial_entropies(S):.4f}")
+    figure, axes = plt.subplots(1, 4, figsize=(6.6, 1.8))  # one_map
+    axes[0].imshow(plots.pixels(picture))
+    for axis, values, cmap in zip(
+        axes[1:], (S, B, np.where(components, components, np.nan)), ("Greys", "Greys", "tab10"), strict=True
+    ):
+        axis.imshow(values, cmap=cmap, interpolation="nearest")
+    for axis, title in zip(axes, ("image", "attention S", "B", f"{count} components"), strict=True):
+        axis.set(xticks=[], yticks=[], title=title)
+    plots.save(figure, out, "one_map")
 
 # %% [markdown]
 # ## Entropy, layer by layer (Figure 4, right)
+#
+# Mean over an answer's tokens and the heads, then over questions; 95 % intervals over questions and seeds.
 
 # %%
-questions = results.measured(profile, "attention", "questions.csv", systems)
-curves = {
-    reading: results.layer_curve(group, "entropy", "question").assign(reading=reading)
-    for reading, group in (questions.groupby("reading", sort=False) if len(questions) else ())
-}
-for reading, curve in curves.items():
-    curve.to_csv(out / f"figure_4_{reading}.csv", index=False, float_format="%.5f")
+questions = runs.measured(profile, "attention/questions", systems)
+curves = []
+for (reading, name, layer), group in (
+    questions.groupby(["reading", "run", "layer"], sort=False) if len(questions) else ()
+):
+    cells = group.pivot(index="seed", columns="question", values="entropy")
+    curves.append({"reading": reading, "run": name, "layer": layer, **interval(cells).columns()})
+curves = pd.DataFrame(curves, columns=["reading", "run", "layer", "value", "low", "high", "n", "seeds"])
+curves.to_csv(out / "figure_4.csv", index=False, float_format="%.5f")
 
 # %%
-if curves:
-    figure, axes = plt.subplots(1, len(curves), figsize=(4 * len(curves), 3.4), squeeze=False)
-    for axis, (reading, curve) in zip(axes[0], curves.items(), strict=True):
-        plots.curves(axis, curve, "layer", "entropy", systems)
-        plots.mark_layers(axis, results.aligned_layers(profile, systems))
-        axis.set(
-            xlabel="layer", ylabel="spatial entropy (nats)", title=f"{reading}, n = {curve['items'].max()} questions"
-        )
-    axes[0, 0].legend()
-    figure.suptitle(plots.wrap(f"{settings.label}; mean over heads; dashed: aligned layer", 90), fontsize="small")
+if len(curves):
+    figure, axes = plt.subplots(1, 2, figsize=(7, 2.8))  # figure_4
+    for axis, reading in zip(axes, READINGS, strict=True):
+        plots.curves(axis, curves[curves["reading"] == reading], "layer", "value", systems)
+        plots.mark_layers(axis, [aligned])
+        axis.set(xlabel="layer", ylabel="spatial entropy (nats)", title=reading)
+    axes[0].legend()
+    figure.suptitle(
+        plots.wrap(
+            f"{settings.label}; mean over heads; n = {curves['n'].max()} questions, "
+            f"{curves['seeds'].max()} seed(s); dashed: aligned layer",
+            90,
+        ),
+        fontsize="small",
+    )
     plots.save(figure, out, "figure_4")
 
 # %% [markdown]
 # ## Layers and heads
 
 # %%
-heads = results.measured(profile, "attention", "heads.csv", systems)
-heads.to_csv(out / "figure_4_heads.csv", index=False, float_format="%.5f")
+heads = runs.measured(profile, "attention/heads", systems)
 if len(heads):
-    primary = heads[heads["reading"] == "renormalised"]
-    maps = {
-        run: group.pivot_table(index="layer", columns="head", values="entropy", dropna=False)
-        for run, group in primary.groupby("run")
+    heads = heads[heads["reading"] == "renormalised"]
+    heads.to_csv(out / "figure_4_heads.csv", index=False, float_format="%.5f")
+    grids = {
+        name: group.pivot_table(index="layer", columns="head", values="entropy") for name, group in heads.groupby("run")
     }
-    top = np.nanmax([np.nanmax(grid) for grid in maps.values()])
-    figure, axes = plt.subplots(1, len(maps), figsize=(3.2 * len(maps), 3.4), squeeze=False)
-    for axis, run in zip(axes[0], maps, strict=True):
-        last = axis is axes[0, -1]
-        sns.heatmap(maps[run], ax=axis, cmap="Greys", vmin=0, vmax=top, cbar=last, square=True,
-                    cbar_kws={"label": "spatial entropy (nats)"} if last else None)  # fmt: skip
-        axis.set_title(systems[run])
+    top = max(grid.max().max() for grid in grids.values())
+    figure, axes = plt.subplots(1, len(grids), figsize=(3 * len(grids), 2.8), squeeze=False)  # figure_4_heads
+    for axis, (name, grid) in zip(axes[0], grids.items(), strict=True):
+        sns.heatmap(grid, ax=axis, cmap="Greys", vmin=0, vmax=top, cbar_kws={"label": "entropy (nats)"})
+        axis.set_title(systems[name])
     plots.save(figure, out, "figure_4_heads")
 
 # %% [markdown]
 # ## Maps of a few questions (Figure 4, left; Figure 12)
 #
-# The first questions of the category, not chosen by us: mean over the answer's tokens and over heads, seed by seed the
-# first. Darker is more attention; each map has its own scale.
+# The first questions of the category, not chosen by us: mean over the answer's tokens and the heads, of the first seed.
+# Darker is more attention; each map has its own scale.
 
 # %%
-kept = {run: results.attention_maps(profile, run, settings.runs[run][0]) for run in systems if run in settings.runs}
-shown = list(next((maps for maps in kept.values() if maps), {}))
-rows = {row["id"]: row for row in load_rows(settings.attention.benchmark, settings.data.benchmarks)} if shown else {}
-for question in shown:
-    layers = len(next(maps for maps in kept.values() if maps)[question])
-    chosen = range(1, layers + 1) if layers <= 8 else range(layers - 7, layers + 1)
-    picture = pad_to_square(open_image(rows[question]["image"]))
-    columns = {"image": [plots.pixels(picture)] * len(systems)}
-    for layer in chosen:
-        columns[f"layer {layer}"] = [kept[run][question][layer - 1] if kept.get(run) else None for run in systems]
+stored = {name: runs.attention_maps(profile, name, settings.runs[name][0]) for name in systems if name in settings.runs}
+shown = list(next((maps for maps in stored.values() if maps), {}))
+by_id = {row["id"]: row for row in rows}
+for number, name in enumerate(shown):
+    depth = len(next(maps for maps in stored.values() if maps)[name])
+    columns = {"image": [plots.pixels(pad_to_square(open_image(by_id[name]["image"])))] * len(systems)}
+    for layer in range(max(1, depth - 7), depth + 1):
+        columns[f"layer {layer}"] = [stored[run][name][layer - 1] if stored.get(run) else None for run in systems]
     figure = plots.tiles(columns, list(systems.values()))
-    figure.suptitle(plots.wrap(rows[question]["question"], 110), fontsize="x-small")
-    plots.save(figure, out, f"figure_12_{shown.index(question)}")
+    figure.suptitle(plots.wrap(by_id[name]["question"], 110), fontsize="x-small")
+    plots.save(figure, out, f"figure_12_{number}")
 
 # %% [markdown]
-# ## What these numbers say
+# ## Differences and claims
+#
+# VIRAL minus baseline on the same questions and seeds, layer by layer and over all layers; and how many rows had no
+# attention above their mean, hence no entropy, and are left out.
 
 # %%
-lines = []
+differences, overall = [], {}
 for reading, group in questions.groupby("reading", sort=False) if len(questions) else ():
-    difference = results.layer_difference(group, "entropy", "question", "viral")
-    difference.to_csv(out / f"difference_{reading}.csv", index=False, float_format="%.5f")
-    lines += results.difference_lines(difference, "viral", "baseline", f"spatial entropy, {reading}")
-    undefined = group.groupby("run", sort=False)["undefined"].sum()
-    lines += [f"{reading}: undefined and left out, over all layers and heads: " + ", ".join(
-        f"`{run}` {count}" for run, count in undefined.items()) + "."]  # fmt: skip
-conclude(lines + results.missing_line(missing))
+    if set(systems) <= set(group["run"]):
+        cells = group.pivot_table(index=["layer", "run", "seed"], columns="question", values="entropy")
+        change = cells.xs("viral", level="run") - cells.xs("baseline", level="run")  # (layer, seed) x question
+        parts = {f"layer {layer}": change.loc[layer] for layer in change.index.unique("layer")}
+        parts["all layers"] = change.groupby("seed").mean()
+        level = cells.xs("baseline", level="run")
+        levels = {part: level.loc[int(part[6:])] if part[6:].isdigit() else level for part in parts}
+        for part, values in parts.items():
+            estimate = interval(values)
+            overall[reading, part] = estimate.scaled(100 / np.nanmean(levels[part]))  # in % of the baseline's entropy
+            row = {"reading": reading, "comparison": "viral - baseline", "part": part, **estimate.columns()}
+            differences.append(row | {"percent": overall[reading, part].value})
+columns = ["reading", "comparison", "part", "value", "low", "high", "percent", "n", "seeds", "p"]
+differences = pd.DataFrame(differences, columns=columns)
+differences.to_csv(out / "differences.csv", index=False, float_format="%.5f")
+differences.round(4)
+
+# %%
+if len(questions):
+    display(questions.groupby(["reading", "run"], sort=False)["undefined"].sum().to_frame())
+found = []
+for claim, part in (("entropy-lower", "all layers"), ("entropy-lower-middle", f"layer {aligned}")):
+    for reading in READINGS:
+        estimate = overall.get((reading, part))
+        missing = "" if estimate else "attention of viral or baseline"
+        found.append(claims.row(claim, estimate, part=reading, missing=missing))
+claims.write(out, found).drop(columns=["error", "df", "clusters"])

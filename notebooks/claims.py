@@ -14,47 +14,112 @@
 # # The paper's claims, one by one
 #
 # **Question.** Which of the paper's claims do the runs of this profile reproduce? The ledger `workbook/claims.yaml`
-# lists them in our words, each with its section and the quantity that decides it, before anything has been run.
+# lists them in our words, each with its section, the quantity that decides it, the side of a threshold that it is
+# claimed on and the *smallest effect of interest*, before anything has been run.
 #
-# **Rule.** A claim says on which side of a threshold (0 unless stated) a quantity lies: **reproduced** where it does,
-# **contradicted** where it lies on the other side. Smaller than the smallest effect of interest, which the ledger
-# states: **no difference**. Otherwise **inconclusive**, or **not run**. Differences are paired, over questions or
-# images and over seeds. At most 5 % of all decisions are expected to be false: the p-values of all rows are adjusted
-# together. A claim whose premises do not hold says so in its row.
+# > *The paper's own value* of a quantity stands beside ours, grey. It has no interval.
 #
-# > *The paper's own value* of a quantity, where its tables give one, stands apart in italics. It has no interval.
-#
-# What no number decides, such as whether a PCA map looks more structured (Section 5.6), is in the qualitative notebook.
+# Each notebook has computed its own claims; here they are put together and decided by one rule.
 
 # %% tags=["parameters"]
 profile = "laptop"
 
 # %%
-from IPython.display import Markdown, display
+import pandas as pd
+import seaborn as sns
+from matplotlib import pyplot as plt
 
-import workbook.config
-from workbook import claims
-from workbook.paths import Paths
+from viral_core.measure.intervals import p_difference, p_equivalence
+from workbook import claims, plots
+from workbook.notebook import begin, show
 
-settings = workbook.config.load(profile)
-out = Paths(profile).results("claims")
-out.mkdir(parents=True, exist_ok=True)
-display(Markdown(f"Profile **{profile}**: {settings.label}."))
+settings, out = begin(profile, "claims")
+
+# %% [markdown]
+# ## The rule
+#
+# With $d$ the measured quantity minus the threshold, $\mathrm{se}$ its standard error over questions and seeds, and
+# $\delta$ the smallest effect of interest (2 points of accuracy, 40 of MME, 0.02 CKNNA, 5 % of an entropy):
+#
+# - **no difference** if $|d| \ge \delta$ can be excluded (two one-sided tests), whether or not $d$ differs from 0;
+# - else **reproduced** if $d$ differs from 0 on the claimed side, **contradicted** on the other;
+# - else **inconclusive**; **not run** if something is missing.
+
+# %%
+show(p_difference)
+show(p_equivalence)
+
+# %% [markdown]
+# A ledger of a hundred rows at 5 % would decide several by chance alone. The rate of false decisions among all
+# decisions is controlled over the whole ledger:
+
+# %%
+show(claims.decide)
+pd.Series(claims.ledger()[1], name="smallest effect of interest").rename_axis("unit").to_frame()
 
 # %% [markdown]
 # ## Every claim and what decided it
 
 # %%
 ledger = claims.decide(claims.read(profile))
-ledger.to_csv(out / "claims.csv", index=False, float_format="%.5g")
+ledger.to_csv(out / "claims.csv", index=False, float_format="%.6g")
 claims.styled(ledger, settings.label)
 
 # %% [markdown]
-# ## Verdicts per claim
+# ## All of them at a glance
+#
+# Each row in units of its smallest effect of interest: left of -1 and right of 1 is an effect that would matter. The
+# claimed side is to the right.
 
 # %%
-counts = ledger.groupby(["id", "verdict"], sort=False).size().unstack(fill_value=0)
-counts = counts.reindex(columns=claims.VERDICTS, fill_value=0)
-counts.to_csv(out / "summary.csv")
-display(counts)
-counts.sum().rename("rows")
+smallest = ledger["unit"].map(claims.ledger()[1])
+side = ledger["expect"].map({"above": 1, "below": -1})
+effects = ledger[["id", "part", "verdict"]].copy()
+for column in ("value", "low", "high", "paper"):
+    effects[column] = side * (ledger[column] - ledger["threshold"]) / smallest
+effects["row"] = effects["id"] + ", " + effects["part"].astype(str)
+effects = effects[effects["value"].notna()].reset_index(drop=True)
+
+# %%
+if len(effects):
+    ends = effects[["low", "high"]].clip(-6, 6)
+    figure, axis = plt.subplots(figsize=(6.6, 0.14 * len(effects) + 0.9))  # claims
+    axis.axvspan(-1, 1, color="0.93", zorder=0)
+    axis.hlines(effects.index, ends.min(axis=1), ends.max(axis=1), color="0.4", linewidth=0.9)
+    axis.plot(effects["paper"].clip(-6, 6), effects.index, "|", color="0.6", markersize=5, label="the paper's value")
+    shown = {"x": effects["value"].clip(-6, 6), "y": effects.index}
+    sns.scatterplot(**shown, hue=effects["verdict"], palette=claims.COLOURS, s=14, ax=axis)
+    axis.set_yticks(effects.index, effects["row"], fontsize=5)
+    axis.set_ylim(len(effects) - 0.5, -0.5)
+    axis.axvline(0, color="black", linewidth=0.7)
+    axis.set(xlabel="effect on the claimed side, in smallest effects of interest (cut off at 6)", ylabel="")
+    axis.set_title(plots.wrap(settings.label), fontsize="small")
+    axis.legend(fontsize="x-small", loc="lower right")
+    plots.save(figure, out, "claims")
+
+# %% [markdown]
+# ## How many were decided
+
+# %%
+counts = ledger["verdict"].value_counts().reindex(claims.VERDICTS, fill_value=0)
+run = counts.drop("not run")
+share = run.drop("inconclusive").sum() / max(run.sum(), 1)
+summary = counts.rename("rows").to_frame()
+summary.loc["decided, of those that were run (%)"] = round(100 * share, 1)
+summary.to_csv(out / "summary.csv")
+summary
+
+# %%
+per_claim = ledger.groupby(["id", "verdict"], sort=False).size().unstack(fill_value=0)
+per_claim = per_claim.reindex(columns=claims.VERDICTS, fill_value=0)
+ledger.drop_duplicates("id").set_index("id")[["section", "claim"]].join(per_claim)
+
+# %% [markdown]
+# ## Premises that fail
+#
+# What is decided above means something for the paper only where its premises hold: the last column of the ledger names
+# those of a claim that do not. Rows by verdict, without and with a failing premise:
+
+# %%
+ledger["premises"] = (ledger["fails"] == "").map({True: "hold", False: "one or more do not hold"})
+pd.crosstab(ledger["verdict"], ledger["premises"]).reindex(claims.VERDICTS, fill_value=0)

@@ -13,12 +13,15 @@
 # %% [markdown]
 # # The method, step by step in code (Section 4.3, Figure 3)
 #
-# One image and its conversation go through everything that VIRAL adds to LLaVA: visual tokens, tap, alignment head,
-# teacher, loss, and one training step. The models are the active profile's own, before stage 2.
+# **Question.** What exactly does VIRAL add to LLaVA's visual instruction tuning?
 #
-# > The paper: "we align intermediate MLLM visual representations with features from a pretrained VFM" by
-# > $\mathcal{L}_\mathrm{VRA} = -\frac{1}{N}\sum_i \mathrm{sim}(P_\pi(e_{\ell,i}), y_i)$ (Eq. 6) and trains
-# > $\mathcal{L}_\mathrm{LM} + \lambda \mathcal{L}_\mathrm{VRA}$ (Eq. 5), $\lambda = 0.5$, $\ell = 16$ of 32.
+# > *The paper's answer:* "we align intermediate MLLM visual representations with features from a pretrained VFM" by
+# > $\mathcal{L}_\mathrm{VRA} = -\frac{1}{N}\sum_i \mathrm{sim}(P_\pi(e_{\ell,i}), y_i)$ (Eq. 6), and train
+# > $\mathcal{L}_\mathrm{LM} + \lambda \mathcal{L}_\mathrm{VRA}$ (Eq. 5).
+#
+# One image and its conversation go through everything: visual tokens, tap, teacher, head, loss, one training step. The
+# models are the active profile's own, before stage 2. Each piece of the library is shown as it is running, with the
+# file and line where it lies, and then run.
 
 # %% tags=["parameters"]
 profile = "laptop"
@@ -26,130 +29,233 @@ profile = "laptop"
 # %%
 from dataclasses import replace
 
+import pandas as pd
+import seaborn as sns
 import torch
 import torch.nn.functional as F
 from IPython.display import display
+from matplotlib import pyplot as plt
 
+from viral_core import distributed, losses
 from viral_core.aligned import AlignedModel
-from viral_core.conversations import load_conversations
-from viral_core.data import Collator, ConversationDataset
+from viral_core.data import Collator, ConversationDataset, image_token_count, load_conversations
+from viral_core.head import AlignmentHead
 from viral_core.llava import add_lora, assemble
 from viral_core.measure.pca import pca_map
 from viral_core.tap import VisualTap
+from viral_core.teachers import Teacher, load_teacher
 from viral_core.templates import TEMPLATES
-from viral_core.tiles import view_of
 from workbook import plots
-from workbook.notebook import begin, conclude
+from workbook.notebook import begin, show
 from workbook.paths import Paths
-from workbook.results.qualitative import teacher_of
 
 settings, out = begin(profile, "method_walkthrough")
 torch.manual_seed(settings.seed)
-language, vision = settings.languages["vicuna-7b"], settings.visions["clip"]
+device, dtype = distributed.device(), getattr(torch, settings.compute.dtype)
+system = settings.systems["viral"]
+language, vision = settings.languages[system.language], settings.visions[system.vision]
 
 # %% [markdown]
 # ## A LLaVA
 #
-# A vision encoder, a projector and a language model, in transformers' own class. The projector comes from stage 1.
+# A vision encoder $V_\psi$, a projector $P_\phi$ and a language model $LM_\theta$ in transformers' own class. Encoder
+# and language model are pretrained; the projector comes from stage 1, which trains it alone, on captions.
 
 # %%
-projector = Paths(profile).stage1("vicuna-7b", "clip") / "projector.safetensors"
-llava, processor = assemble(vision.path, language.path, projector=projector,
-                            vision_revision=vision.revision, language_revision=language.revision)  # fmt: skip
+projector = Paths(profile).stage1(system.language, system.vision) / "projector.safetensors"
+llava, processor = assemble(
+    vision.path,
+    language.path,
+    vision_revision=vision.revision,
+    language_revision=language.revision,
+    projector=projector,
+    dtype=dtype,
+    device=device,
+)
+llava.to(device)
 blocks, width = llava.config.text_config.num_hidden_layers, llava.config.text_config.hidden_size
-n = view_of(processor).tokens()
-print(f"{blocks} blocks of width {width}; {n} visual tokens; encoder width {llava.config.vision_config.hidden_size}")
+n = image_token_count(processor)
+grid = round(n**0.5)
+middle = system.align.blocks(blocks)[0]
+sizes = {
+    "blocks of the language model": blocks,
+    "width D": width,
+    "width Dz of the encoder": llava.config.vision_config.hidden_size,
+    "visual tokens N": n,
+    "aligned block": middle,
+}
+pd.Series(sizes, name="size").to_frame()
 
 # %% [markdown]
 # ## One image and its conversation
 #
-# The image is padded to a square; `<image>` becomes one position per patch; only the answers and the stop token are
-# supervised.
+# The image is padded to a square, `<image>` becomes one position per patch, and only the answers and the stop token are
+# supervised. So of a sequence that is mostly visual, the language loss
+# $\mathcal{L}_\mathrm{LM} = -\frac{1}{K}\sum_i \log p(e_i^\mathrm{text} \mid e_{<i}^\mathrm{text}, e^\mathrm{img})$
+# (Eq. 2) looks at a few text tokens only.
 
 # %%
 samples = load_conversations(settings.data.conversations, settings.data.conversation_images)
 sample = next(sample for sample in samples if len(sample.images) == 1)
-image = view_of(processor).prepare(sample.open_images()[0])
-dataset = ConversationDataset(
-    [sample], processor, TEMPLATES[language.template], settings.stage2.max_length
-)
-item = dataset[0]
-supervised = item["labels"][item["labels"] >= 0]
-print(f"{len(item['input_ids'])} tokens, {(item['input_ids'] == llava.config.image_token_id).sum()} of them visual")
-print("supervised:", processor.tokenizer.decode(supervised)[:200])
-display(image)
+image = sample.open_images()[0]
+template = TEMPLATES[language.template]
+item = ConversationDataset([sample], processor, template, settings.stage2.max_length)[0]
+visual = item["input_ids"] == llava.config.image_token_id
+supervised = item["labels"] >= 0
+display(image.reduce(max(1, image.width // 192)))
+pd.Series(
+    {"visual": visual.sum(), "supervised text": supervised.sum(), "other text": (~visual & ~supervised).sum()},
+    name="tokens",
+).astype(int).to_frame()
+
+# %%
+for turn in sample.turns[:4]:
+    print(f"{turn['from']:>6}: {turn['value'][:160]}")
+print("supervised:", processor.tokenizer.decode(item["labels"][supervised])[:200])
 
 # %% [markdown]
 # ## The tap
 #
-# Hooks on the chosen blocks keep the hidden states at the visual positions, and on the projector the features $z$ that
-# it got. Nothing of the model's own code is changed.
+# $e_\ell \in \mathbb{R}^{N \times D}$, the hidden states at the visual positions after block $\ell$, and the encoder's
+# features $z$ are read by hooks on the blocks and on the projector. Nothing of the model's own code is changed, so the
+# same tap works under LoRA, gradient checkpointing and DeepSpeed.
 
 # %%
-middle = settings.systems["viral"].align.blocks(blocks)[0]
+show(VisualTap._visit)
+
+# %%
 batch = Collator(processor)([item])
+batch = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
 inputs = {key: batch[key] for key in ("input_ids", "attention_mask", "pixel_values")}
 with torch.inference_mode(), VisualTap(llava, range(blocks + 1)) as tap:
     llava(**inputs, use_cache=False)
-    states, z = dict(tap.states), tap.features[0]
-print(f"z: {tuple(z.shape)}; layer 0 and layer {middle}: {tuple(states[0].shape)}, {tuple(states[middle].shape)}")
+    states, z = {layer: state.float() for layer, state in tap.states.items()}, tap.features[0].float()
+print(f"z: {tuple(z.shape)}; layer 0 (the projector's output): {tuple(states[0].shape)}; layer {middle}: the same")
 
 # %% [markdown]
 # ## The teacher
 #
-# DINOv2 sees the same padded square, with its own preprocessing, and gives one feature per patch on the same grid.
+# $y = E(I)$: a frozen vision foundation model, DINOv2 by default, sees the same padded square with its *own*
+# normalisation and input size, and gives one feature per visual token, on the same grid.
 
 # %%
-teacher = teacher_of(profile, settings.systems["viral"].align.teacher)
+show(Teacher.preprocess)
+show(Teacher.encode)
+
+# %%
+spec = settings.teachers[system.align.teacher]
+teacher = load_teacher(spec.kind, spec.path, grid, revision=spec.revision, device=device)
 y = teacher([image])[0]
-print(f"y: {tuple(y.shape)}")
-figure = plots.tiles({"image": [plots.pixels(image)], "encoder z": [pca_map(z)], "layer 0": [pca_map(states[0])],
-                      f"layer {middle}": [pca_map(states[middle])], "teacher y": [pca_map(y)]}, [""])  # fmt: skip
+print(f"y: {tuple(y.shape)} from an input of {teacher.size} px")
+
+# %% [markdown]
+# The tokens as colours, three principal components each (Figure 3, with real tensors in place of its boxes):
+
+# %%
+tokens = {"encoder z": z, "layer 0": states[0], f"layer {middle}": states[middle], "teacher y": y}
+maps = {name: [pca_map(values.cpu())] for name, values in tokens.items()}
+figure = plots.tiles({"image": [plots.pixels(image)], **maps}, [""])
 plots.save(figure, out, "figure_3")
 
 # %% [markdown]
-# ## Head and loss
-#
-# $P_\pi$ is a three-layer MLP with SiLU. The loss is the mean of $-\cos$ over the visual tokens; no gradient reaches
-# the teacher. `AlignedModel` computes it with the language loss in one forward pass; below it is computed by hand
-# too.
+# Which tokens does a token resemble? Cosine similarity of the token in the middle of the image to all others. What the
+# loss asks for is that the third picture becomes more like the fourth:
 
 # %%
-wanted = settings.systems["viral"].align
-llava = add_lora(llava, **dict(settings.lora))
-align = replace(wanted, dim=y.shape[-1])
-aligned = AlignedModel(llava, align).train()
+centre = grid * (grid // 2) + grid // 2
+similar = {}
+for name, values in tokens.items():
+    values = F.normalize(values - values.mean(0), dim=-1)
+    similar[name] = (values @ values[centre]).view(grid, grid).cpu()
+figure, axes = plt.subplots(1, 4, figsize=(6.4, 1.8))  # similarity
+for axis, (name, values) in zip(axes, similar.items(), strict=True):
+    sns.heatmap(
+        values,
+        vmin=-1,
+        vmax=1,
+        cmap="vlag",
+        square=True,
+        cbar=axis is axes[-1],
+        ax=axis,
+        xticklabels=False,
+        yticklabels=False,
+    )
+    axis.set_title(name, fontsize="small")
+plots.save(figure, out, "similarity")
+
+# %% [markdown]
+# ## The head
+#
+# $P_\pi$: three linear layers with SiLU between them, from the language model's width to the teacher's.
+
+# %%
+show(AlignmentHead)
+
+# %% [markdown]
+# ## The loss
+#
+# The mean of $-\cos$ over the visual tokens of an image, averaged over images; no gradient reaches the teacher (Eq. 6).
+
+# %%
+show(losses.cosine)
+
+# %% [markdown]
+# ## Both losses in one forward pass
+#
+# `AlignedModel` wraps the LLaVA: it owns tap and head and returns both losses of a batch. Without `align` it is the
+# baseline, and the same code runs.
+
+# %%
+show(AlignedModel.forward)
+
+# %%
+llava = add_lora(llava, settings.lora.r, settings.lora.alpha, settings.lora.dropout)
+aligned = AlignedModel(llava, replace(system.align, dim=y.shape[-1])).to(device).train()
 step = {key: batch[key] for key in ("input_ids", "attention_mask", "pixel_values", "labels", "image_tokens")}
-losses = aligned(**step, teacher_features=y[None])
-by_hand = -F.cosine_similarity(aligned.heads[str(middle)](aligned.tap.states[middle]), y, dim=-1).mean()
-{name: round(value.item(), 4) for name, value in losses.items()} | {"vra_loss by hand": round(by_hand.item(), 4)}
+first = aligned(**step, teacher_features=y[None])
+
+# %% [markdown]
+# By hand, from the states that the tap has just read:
+
+# %%
+head = aligned.heads[str(middle)]
+by_hand = -F.cosine_similarity(head(aligned.tap.states[middle]), y, dim=-1).mean()
+print(f"L_VRA of the model {first['vra_loss'].item():.6f}, by hand {by_hand.item():.6f}")
 
 # %% [markdown]
 # ## One training step
 #
-# What trains: LoRA in the language model, the projector, and the head. What does not: encoder, language model,
+# What trains: LoRA in the language model, the projector and the head. What must not change: encoder, language model,
 # teacher.
 
 # %%
-trained = {name: p for name, p in aligned.named_parameters() if p.requires_grad}
-frozen = {name: p for name, p in aligned.named_parameters() if not p.requires_grad}
-before = {name: p.detach().double().sum() for name, p in {**trained, **frozen}.items()}
-optimizer = torch.optim.AdamW(trained.values(), lr=settings.stage2.lr, weight_decay=0)
-losses["loss"].backward()
+parameters = dict(aligned.named_parameters())
+before = {name: p.detach().double().sum().item() for name, p in parameters.items()}
+optimizer = torch.optim.AdamW([p for p in parameters.values() if p.requires_grad], settings.stage2.lr, weight_decay=0)
+first["loss"].backward()
 optimizer.step()
-changed = {name for name, p in {**trained, **frozen}.items() if p.detach().double().sum() != before[name]}
-after = aligned(**step, teacher_features=y[None])
-
-# %% [markdown]
-# ## What these numbers say
+with torch.no_grad():
+    after = aligned(**step, teacher_features=y[None])
 
 # %%
-count = sum(p.numel() for p in trained.values()), sum(p.numel() for p in frozen.values())
-conclude([
-    f"One step changes {len(changed & set(trained))} of {len(trained)} tensors that train ({count[0]:,} parameters) "
-    f"and {len(changed & set(frozen))} of {len(frozen)} frozen ones ({count[1]:,} parameters).",
-    f"The loss of this one sample goes from {losses['loss'].item():.4f} to {after['loss'].item():.4f}, the language "
-    f"part from {losses['lm_loss'].item():.4f} to {after['lm_loss'].item():.4f}, the alignment part from "
-    f"{losses['vra_loss'].item():.4f} to {after['vra_loss'].item():.4f}.",
-    f"The loss by hand differs from the model's by {abs((by_hand - losses['vra_loss']).item()):.1e}.",
-])  # fmt: skip
+rows = []
+for name, p in parameters.items():
+    part = "encoder" if "vision_tower" in name else "language model"
+    part = "head" if "heads." in name else "projector" if "projector" in name else "LoRA" if "lora_" in name else part
+    changed = p.detach().double().sum().item() != before[name]
+    rows.append({"part": part, "trains": p.requires_grad, "parameters": p.numel(), "tensors": 1, "changed": changed})
+parts = (
+    pd.DataFrame(rows).groupby("part").agg({"trains": "any", "parameters": "sum", "tensors": "sum", "changed": "sum"})
+)
+parts.to_csv(out / "parts.csv")
+parts
+
+# %% [markdown]
+# LoRA's second factors start at zero, so in the very first step its first factors have no gradient yet: half of its
+# tensors change. The losses of this one sample, before and after the step (dropout makes them vary a little):
+
+# %%
+change = {name: {"before": value.item(), "after": after[name].item()} for name, value in first.items()}
+change = pd.DataFrame(change).T
+change.to_csv(out / "losses.csv", float_format="%.5f")
+change.round(4)

@@ -153,11 +153,19 @@ for name, n in EXPECTED["cv_bench"]["categories"].items():
         errors = np.sqrt((n * shares * (1 - shares)).sum(axis=1))
         difference = counts.loc[viral, "drop"] - counts.loc[baseline, "drop"]
         error = np.hypot(*errors)
-        comparisons.append({
-            "n": n, "category": name, "run": viral, "drop of the baseline": counts.loc[baseline, "drop"],
-            "drop": counts.loc[viral, "drop"], "error of a drop": errors[viral], "difference": difference,
-            "error of the difference": error, "errors": difference / error,
-        })  # fmt: skip
+        comparisons.append(
+            {
+                "n": n,
+                "category": name,
+                "run": viral,
+                "drop of the baseline": counts.loc[baseline, "drop"],
+                "drop": counts.loc[viral, "drop"],
+                "error of a drop": errors[viral],
+                "difference": difference,
+                "error of the difference": error,
+                "errors": difference / error,
+            }
+        )
 drops = pd.DataFrame(comparisons)
 drops.to_csv(out / "table_3_errors.csv", index=False, float_format="%.4f")
 drops.round(1)

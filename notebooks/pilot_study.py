@@ -11,34 +11,39 @@
 # ---
 
 # %% [markdown]
-# # Do multimodal models lose visual information? (Section 4.1, Figure 2)
+# # Do visual tokens lose what the encoder saw, and does giving it back help? (Section 4, Figure 2)
 #
-# **Question.** A LLaVA is trained on text alone: nothing asks its visual tokens to stay visual. Do they drift away
-# from what the vision encoder gave them, and do re-injecting or aligning visual features in the middle layer change
-# that?
+# **Question.** LLaVA is trained on text alone. Do its visual tokens, layer by layer, become less similar to the
+# encoder's features? And does a model answer better that has been made to keep the similarity?
 #
-# > **The paper's answer** *(typeset like this throughout)*: similarity to the encoder's features, measured by CKNNA,
-# > drops sharply after the early layers and stays low, with a slight rise in the middle layers. Re-injecting the
-# > projected features (b) preserves it better, aligning to the encoder's features (c) better still, and both improve
-# > POPE and CV-Bench2D; on MMVP (b) loses 1.5 points.
+# > *The paper's answer:* "similarity to CLIP features drops sharply after the early layers and remains low in deeper
+# > layers"; in the middle layers "a clear attenuation of this trend, with even slight increase"; and alignment
+# > "outperforms residual connection in both CKNNA similarity and multimodal benchmarks."
 #
-# **How we measure.** For each image the $N$ visual tokens are the samples. At every layer $\ell = 0 \ldots L$ (layer
-# 0 is the language model's input, layer $\ell$ the output of block $\ell$, before any final norm) we compute the
-# mutual nearest-neighbour alignment CKNNA (Huh et al., 2024; unbiased HSIC) between the hidden states and the encoder
-# features $z$ that the projector got, and average over images. The dotted line is chance: the same features in
-# arbitrary order.
+# Three of the systems here are the paper's (a), (b) and (c); the fourth is VIRAL itself, aligned to DINOv2, which
+# Figure 2 does not have.
 
 # %% tags=["parameters"]
 profile = "laptop"
 
 # %%
-import matplotlib.pyplot as plt
 import pandas as pd
+import torch
 from IPython.display import Markdown, display
+from matplotlib import pyplot as plt
 
-from workbook import plots, results
-from workbook.notebook import begin, conclude
-from workbook.results.tables import NOT_RUN, number
+from viral_core import distributed
+from viral_core.data import pad_to_square
+from viral_core.measure.cknna import _hsic, cknna_batch, clamp_outliers
+from viral_core.measure.intervals import interval
+from viral_core.measure.permutation import patch_order
+from viral_core.measure.states import stream_states
+from viral_core.run_folder import load_run
+from viral_core.templates import IMAGE_MARKER, prompt
+from workbook import claims, plots, runs, scores, tables
+from workbook.benchmarks import load_rows, open_image
+from workbook.notebook import begin, show
+from workbook.paths import Paths
 
 settings, out = begin(profile, "pilot_study")
 systems = {
@@ -47,97 +52,161 @@ systems = {
     "align-encoder": "(c) alignment to the encoder (Eq. 4)",
     "viral": "VIRAL, alignment to DINOv2 (Eq. 6)",
 }
+display(Markdown(f"Not run: {', '.join(runs.not_run(profile, systems)) or 'nothing'}."))
 
 # %% [markdown]
-# ## Similarity to the encoder, layer by layer (Figure 2d)
+# ## CKNNA
 #
-# One row per run, seed, image and layer. The band is the 95 % interval of the mean over images and seeds.
+# Two representations of the same $n$ samples, $A$ and $B$ with rows of unit length, have the kernels $K = AA^\top$ and
+# $L = BB^\top$. CKNNA asks whether they agree on *who is near whom*: let $m$ be the mask of pairs that are among the
+# $k$ nearest neighbours in both, then
+#
+# $$\mathrm{CKNNA} = \frac{H(m \cdot K, m \cdot L)}{\sqrt{H(m_K \cdot K, m_K \cdot K)\, H(m_L \cdot L, m_L \cdot L)}}$$
+#
+# with $H$ the unbiased HSIC. 1 is the same neighbourhood; independent features have nearly 0, the less the smaller
+# $k / n$ is. The samples are the $N$ visual tokens of *one image*: $A$ their hidden states after block $\ell$, $B$ the
+# encoder's raw features $z$, before the projector.
 
 # %%
-similarity = results.similarity(profile, systems)
-curve = results.similarity_curve(similarity)
+show(cknna_batch)
+show(_hsic)
+
+# %% [markdown]
+# ## One image, live
+#
+# Through the tap of each trained system: a forward pass, the hidden states at the visual positions of every layer, and
+# their CKNNA to $z$; dotted, to $z$ in an arbitrary order.
+
+# %%
+rows = load_rows(settings.cknna.benchmark, settings.data.benchmarks)
+picture = pad_to_square(open_image(rows[0]["image"]))
+one = []
+for run in systems:
+    folder = Paths(profile).run(run, settings.runs[run][0]) if run in settings.runs else None
+    if folder is None or not (folder / "run.json").is_file():
+        continue
+    trained = load_run(folder, dtype=getattr(torch, settings.compute.dtype), device=distributed.device())
+    layers = range(trained.model.config.text_config.num_hidden_layers + 1)
+    question = prompt(trained.template, IMAGE_MARKER)
+    [image] = stream_states(trained.model, trained.processor, [picture], question, layers, 1, run)
+    order = torch.from_numpy(patch_order(0, "chance", len(image.features)))
+    for name, target in ((systems[run], image.features), ("chance", image.features[order])):
+        values, _ = cknna_batch(image.states.float(), target.float(), settings.cknna.k)
+        one += [{"system": name, "layer": layer, "cknna": value} for layer, value in enumerate(values.tolist())]
+    del trained, image
+one = pd.DataFrame(one, columns=["system", "layer", "cknna"])
+
+# %%
+figure, (left, right) = plt.subplots(1, 2, figsize=(7, 2.6), width_ratios=[1, 2.4])  # one_image
+left.imshow(plots.pixels(picture))
+left.axis("off")
+for name in dict.fromkeys(one["system"]):
+    mean = one[one["system"] == name].groupby("layer")["cknna"].mean()
+    style = {"color": "grey", "linestyle": ":"} if name == "chance" else plots.line(list(systems.values()).index(name))
+    right.plot(mean.index, mean, label=name, markersize=3, **style)
+right.set(xlabel="layer", ylabel=f"CKNNA, k = {settings.cknna.k}", title="this image")
+if len(one):
+    right.legend(fontsize="x-small")
+plots.save(figure, out, "one_image")
+
+# %% [markdown]
+# ## Over many images (Figure 2d)
+#
+# The `measure` stage did the same for every image and seed. The band is the 95 % interval of the mean over images and
+# seeds.
+
+# %%
+similarity = runs.measured(profile, "cknna", systems)
+unclamped = similarity[similarity["clamp"] == 1] if len(similarity) else similarity
+curve = []
+for (run, layer), group in unclamped.groupby(["run", "layer"], sort=False) if len(unclamped) else ():
+    cells = group.pivot(index="seed", columns="image", values="cknna")  # (seeds, images)
+    curve.append({"run": run, "layer": layer, **interval(cells).columns(), "chance": group["chance"].mean()})
+curve = pd.DataFrame(curve, columns=["run", "layer", "value", "low", "high", "n", "seeds", "chance"])
 curve.to_csv(out / "figure_2d.csv", index=False, float_format="%.5f")
-display(
-    curve.pivot_table(index="layer", columns="run", values="cknna", sort=False).round(3)
-    if len(curve) else Markdown("Not run in this profile.")
-)  # fmt: skip
+curve.pivot(index="layer", columns="run", values="value").round(3)
 
 # %%
 if len(curve):
-    facts = f"k = {similarity['k'].iat[0]}, n = {similarity['n'].iat[0]}"
-    figure, axis = plt.subplots(figsize=(5.8, 4))
-    plots.curves(axis, curve, "layer", "cknna", systems)
-    plots.mark_layers(axis, results.aligned_layers(profile, systems), curve["chance"].mean())
-    axis.set(
-        xlabel="layer (0 = input of the language model)",
-        ylabel=f"CKNNA to the encoder's z\n({facts}; tokens of each image, no clamp)",
-    )
+    figure, axis = plt.subplots(figsize=(5.8, 3.6))  # figure_2d
+    plots.curves(axis, curve, "layer", "value", systems)
+    middle = settings.systems["viral"].align.blocks(settings.blocks("viral"))
+    plots.mark_layers(axis, middle, curve["chance"].mean())
+    axis.set(xlabel="layer (0 = input of the language model)", ylabel="CKNNA to the encoder's z")
     axis.legend(fontsize="x-small")
-    axis.set_title(plots.wrap(f"{settings.label}; dashed: layer of re-injection or alignment"), fontsize="small")
+    size = f"k = {settings.cknna.k} of {unclamped['n'].iat[0]} tokens; n = {curve['n'].max()} images"
+    caption = f"{settings.label}; {size}, {curve['seeds'].max()} seed(s); dashed: layer of re-injection or alignment"
+    axis.set_title(plots.wrap(caption), fontsize="small")
     plots.save(figure, out, "figure_2d")
 
 # %% [markdown]
 # ## With and without clamp
 #
-# The reference clamps both sides to the 0.95 quantile of their magnitudes before CKNNA, so that a few channels of
-# massive activations do not decide every neighbour. The curves above do not clamp; here are both, at the middle and
-# the last layer.
+# The published code clamps both sides to the 0.95 quantile of their magnitudes first, so that a few channels of massive
+# activations do not decide every neighbour. The curves above do not.
 
 # %%
-images = results.measured(profile, "cknna", None, systems)
-if len(images):
-    images = images[images["reading"] == "tokens"]
-    clamps = pd.concat(results.similarity_curve(rows).assign(clamp=clamp) for clamp, rows in images.groupby("clamp"))
-    last = clamps.groupby("run")["layer"].transform("max")
-    clamps = clamps[(clamps["layer"] == last // 2) | (clamps["layer"] == last)]
-    clamps = clamps.sort_values(["layer", "clamp"], ascending=[True, False], kind="stable")
-    clamps.to_csv(out / "clamps.csv", index=False, float_format="%.5f")
-    cells = clamps.assign(
-        cell=[number(row.cknna, row.low, row.high, 3) for row in clamps.itertuples()],
-        clamp=clamps["clamp"].map(lambda q: "no clamp" if q == 1 else f"clamp {q:g}"),
-        layer="layer " + clamps["layer"].astype(str),
-    )
-    order = pd.MultiIndex.from_frame(cells[["layer", "clamp"]].drop_duplicates())
-    cells = cells.pivot(index="run", columns=["layer", "clamp"], values="cell").reindex(systems, columns=order)
-    display(
-        cells.fillna(NOT_RUN).style.set_caption(
-            f"CKNNA to the encoder's z, {facts}; tokens of each image, mean over images and seeds. {settings.label}."
-        ).set_uuid("clamps")
-    )  # fmt: skip
-else:
-    display(Markdown("Not run in this profile."))
+show(clamp_outliers)
+
+# %%
+cells = []
+for (run, clamp, layer), group in similarity.groupby(["run", "clamp", "layer"]) if len(similarity) else ():
+    if layer in (middle[0], similarity["layer"].max()):
+        estimate = interval(group.pivot(index="seed", columns="image", values="cknna"))
+        cells.append({"run": run, "layer": layer, "clamp": clamp, "cknna": estimate.value})
+cells = pd.DataFrame(cells, columns=["run", "layer", "clamp", "cknna"])
+cells.to_csv(out / "clamps.csv", index=False, float_format="%.5f")
+cells.pivot(index="run", columns=["layer", "clamp"], values="cknna").round(3)
 
 # %% [markdown]
 # ## Benchmarks of the same runs (Figure 2e)
 #
-# Official scores with 95 % bootstrap intervals over questions (in clusters where questions share an image) and seeds;
-# dotted: what always giving one answer scores at the best. The paper's numbers are those of its Table 4.
+# Official scores with 95 % intervals over questions and seeds; dotted: the best constant answer. The paper's numbers
+# are those of its Table 4.
 
 # %%
-table = results.side_by_side(profile, 4, {"viral": systems["viral"]})
+table = tables.side_by_side(profile, 4, {"viral": systems["viral"]})
 table = table[table["run"].isin(systems)]
 table.to_csv(out / "figure_2e.csv", index=False, float_format="%.4f")
-results.styled(table, f"Numbers of Figure 2e, the paper's beside ours. Ours: {settings.label}.")
+tables.styled(table, f"Numbers of Figure 2e, the paper's beside ours. Ours: {settings.label}.")
 
 # %%
-figure = plots.score_panels(table, results.TITLES)
+figure = plots.score_panels(table, scores.TITLES)  # figure_2e
 figure.suptitle(plots.wrap(f"{settings.label}; dotted: best constant answer", 70), fontsize="small")
 plots.save(figure, out, "figure_2e")
 
 # %% [markdown]
-# ## What these numbers say
+# ## Differences in CKNNA, and their claims
 #
-# The sentences below are computed from the tables above.
+# On the same images and seeds: the baseline's change from one depth to another, and the difference of two systems, mean
+# over the layers from the middle to the last.
 
 # %%
-conclude(results.similarity_lines(similarity, curve))
-for run in list(systems)[1:]:
-    difference = results.layer_difference(similarity, "cknna", "image", run)
-    conclude(results.difference_lines(difference, run, "baseline", "CKNNA"))
+found, middle, last = [], 0, 0
+cells = late = pd.DataFrame()
+if len(unclamped):
+    last = unclamped["layer"].max()
+    middle = round(last / 2)
+    cells = unclamped.pivot_table(index=["run", "seed"], columns=["layer", "image"], values="cknna")
+    late = cells.loc[:, middle:last].T.groupby("image").mean().T  # mean over layers
+comparisons = {  # claim: the values of one run minus those of another
+    "cknna-falls": ("baseline", cells.get(last), "baseline", cells.get(0)),
+    "cknna-middle-rise": ("baseline", cells.get(middle), "baseline", cells.get(round(0.375 * last))),
+    "residual-keeps-cknna": ("residual-post", late, "baseline", late),
+    "align-beats-residual-cknna": ("align-encoder", late, "residual-post", late),
+}
+for claim, (run, values, reference, other) in comparisons.items():
+    absent = {run, reference} - set(curve["run"])
+    estimate = None if absent else interval(values.loc[run] - other.loc[reference])
+    found.append(claims.row(claim, estimate, missing=f"cknna of {', '.join(sorted(absent))}" if absent else ""))
+pd.DataFrame(found)[["id", "value", "low", "high", "n", "seeds", "missing"]].round(4)
+
+# %% [markdown]
+# ## Differences in answers, and their claims
+#
+# Paired: the same questions, the same seeds.
 
 # %%
-gains = results.gains(
-    profile, systems, benchmarks=[name for name in results.asked(profile) if name in set(table["benchmark"])]
-)
-gains.to_csv(out / "gains.csv", index=False, float_format="%.4f")
-conclude(results.gain_lines(gains) + results.missing_line(results.not_run(profile, runs=systems)))
+rows = claims.gains(profile, "pilot_study")
+claims.write(out, found + rows)
+pd.DataFrame(rows)[["id", "part", "unit", "value", "low", "high", "n", "seeds", "paper", "missing"]].round(3)

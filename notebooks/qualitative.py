@@ -11,91 +11,213 @@
 # ---
 
 # %% [markdown]
-# # What do the visual tokens look like? (Section 5.6, Figures 5, 10 and 11)
+# # What do the visual tokens look like? (Section 5.6, Appendix F, Figures 5, 10 and 11)
 #
 # **Question.** Drawn as colours, are the visual tokens of an aligned model more ordered than the baseline's?
 #
-# > **The paper's answer**: yes, "more structured and semantically coherent", and the aligned model answers counting
-# > and spatial questions where the baseline fails. The examples are chosen.
+# > *The paper's answer:* VIRAL gives "more structured and semantically coherent embeddings", and "correctly answers
+# > challenging visual questions related to the number of objects and spatial positioning, whereas the baseline model
+# > [...] frequently fails."
 #
-# **How we measure.** PCA of the $N$ tokens of one image in one layer: three components, each scaled robustly and
-# squashed into a colour channel, the sign of a component fixed. Pictures are no evidence; how similar tokens are to
-# the encoder's is measured in the pilot study. The examples are found by a rule: the first questions of CV-Bench2D
-# that the aligned model answers right and the baseline wrong, and as many the other way round.
+# The paper's examples are chosen. Here a rule chooses them: the first questions of CV-Bench2D that the aligned model
+# answers right and the baseline wrong, and as many the other way round. Pictures are no evidence; a number stands
+# beside each kind of picture.
 
 # %% tags=["parameters"]
 profile = "laptop"
 
 # %%
+import numpy as np
+import pandas as pd
+import seaborn as sns
+import torch
+import torch.nn.functional as F
 from IPython.display import Markdown, display
+from matplotlib import pyplot as plt
 
-from viral_core.images import pad_to_square
-from workbook import plots, results
+from viral_core import distributed
+from viral_core.data import pad_to_square
+from viral_core.measure.cknna import cknna_batch
+from viral_core.measure.intervals import interval
+from viral_core.measure.pca import pca_map, pca_maps
+from viral_core.measure.states import stream_states
+from viral_core.run_folder import load_run
+from viral_core.teachers import load_teacher
+from viral_core.templates import IMAGE_MARKER, prompt
+from workbook import plots, runs
 from workbook.benchmarks import load_rows, open_image
-from workbook.notebook import begin, conclude
-from workbook.results.qualitative import layer_states, teacher_tokens, token_colours
+from workbook.benchmarks.registry import read
+from workbook.notebook import begin, show
+from workbook.paths import Paths
 
 settings, out = begin(profile, "qualitative")
-systems = {"baseline": "baseline", "viral": "VIRAL"}
-rows = {row["id"]: row for row in load_rows("cv_bench", settings.data.benchmarks)}
-examples = results.disagreements(profile, "viral", "baseline", "cv_bench", 2)
-if examples.empty:
-    display(Markdown("Baseline and VIRAL answer alike, or have not been evaluated: the first questions are shown."))
-chosen = list(examples["id"]) or list(rows)[:2]
-pictures = [pad_to_square(open_image(rows[question]["image"])) for question in chosen]
-middle = results.aligned_layers(profile, ["viral"])[0]
+teachers = {
+    "clip": "teacher-clip",
+    "dinov2": "viral",
+    "sam": "teacher-sam",
+    "depth_anything": "teacher-depth_anything",
+    "radio": "teacher-radio",
+}
+systems = ["baseline", *teachers.values()]
+middle = settings.systems["viral"].align.blocks(settings.blocks("viral"))[0]
+display(Markdown(f"Not run: {', '.join(runs.not_run(profile, systems)) or 'nothing'}."))
+
+# %% [markdown]
+# ## Which questions
+#
+# Both answer all of CV-Bench2D (`evaluate`, the first seed that both have). The 2 x 2 table says how often they
+# disagree at all:
+
+# %%
+benchmark = "cv_bench"
+rows = {row["id"]: row for row in load_rows(benchmark, settings.data.benchmarks)}
+answered = {run: runs.answers(profile, run, benchmark) for run in ("baseline", "viral")}
+shared = [seed for seed in answered["baseline"] if seed in answered["viral"]]
+right = {}
+for run, seeds in answered.items():
+    if shared:
+        given = seeds[shared[0]][0]
+        readings = read(benchmark, given, "official")
+        right[run] = pd.Series(
+            {row["id"]: answer == row["answer"] for row, answer in zip(given, readings, strict=True)}
+        )
+right = pd.DataFrame(right, columns=["baseline", "viral"])
+pd.crosstab(right["baseline"], right["viral"])
+
+# %%
+only = {run: right[right[run] & ~right[other]].index for run, other in (("viral", "baseline"), ("baseline", "viral"))}
+chosen = [*only["viral"][:2], *only["baseline"][:2]] or list(rows)[:2]
+pictures = [pad_to_square(open_image(rows[name]["image"])) for name in chosen]
+examples = pd.DataFrame([rows[name] for name in chosen])[["id", "question", "answer"]]
+for run, seeds in answered.items():
+    given = {row["id"]: row["response"] for row in seeds[shared[0]][0]} if shared else {}
+    examples[run] = examples["id"].map(given)
+examples.to_csv(out / "figure_5.csv", index=False)
+examples
+
+# %% [markdown]
+# ## Tokens as colours
+#
+# Three principal components of the $N$ tokens, each scaled robustly, $x \mapsto (x - \mathrm{median}) / \mathrm{IQR}$,
+# and squashed into a colour channel by $(1 + \tanh x) / 2$. With a *shared* basis a colour means the same in all maps
+# that share it.
+
+# %%
+show(pca_map)
+
+# %% [markdown]
+# The hidden states of every layer, of each trained system, for the chosen pictures: one system at a time is in memory.
+
+# %%
+states, features = {}, None
+for run in systems:
+    folder = Paths(profile).run(run, settings.runs[run][0]) if run in settings.runs else None
+    if folder is None or not (folder / "run.json").is_file():
+        continue
+    loaded = load_run(folder, dtype=getattr(torch, settings.compute.dtype), device=distributed.device())
+    layers = range(settings.blocks(run) + 1)
+    question = prompt(loaded.template, IMAGE_MARKER)
+    images = list(stream_states(loaded.model, loaded.processor, pictures, question, layers, 8, run))
+    states[run] = [image.states.float().cpu() for image in images]  # each (layers, N, D)
+    features = [image.features.float().cpu() for image in images]  # each (N, Dz): the encoder's z
+    del loaded, images
 
 # %% [markdown]
 # ## Questions that the two answer differently (Figure 5)
 
 # %%
-states = {run: layer_states(profile, run, pictures) for run in systems}
-figure = plots.tiles(
-    {"image": [plots.pixels(picture) for picture in pictures]}
-    | {f"{name}, layer {middle}": token_colours(states[run], middle, len(pictures)) for run, name in systems.items()},
-    [plots.wrap(rows[question]["question"], 45) for question in chosen],
-)
+columns = {"image": [plots.pixels(picture) for picture in pictures]}
+for run in ("baseline", "viral"):
+    tokens = [image[middle] for image in states.get(run, ())]
+    columns[f"{run}, layer {middle}"] = [pca_map(values) for values in tokens] or [None] * len(pictures)
+figure = plots.tiles(columns, [plots.wrap(rows[name]["question"], 45) for name in chosen])
 figure.suptitle(plots.wrap(settings.label, 60), fontsize="small")
 plots.save(figure, out, "figure_5")
-examples.to_csv(out / "figure_5.csv", index=False)
-display(examples)
 
 # %% [markdown]
 # ## Layer by layer (Figure 10)
 #
-# The first example. Every map has a basis of its own: a colour means nothing across maps.
+# The first example; all maps of a row share one basis, since the layers of a model share a residual stream.
 
 # %%
-layers = next((len(found[0]) for found in states.values() if found), 1)
-shown = range(layers) if layers <= 12 else [*range(layers // 4, layers // 2), *range(3 * layers // 4, layers)]
-columns = {f"layer {layer}": [(token_colours(states[run], layer, 1))[0] for run in systems] for layer in shown}
-figure = plots.tiles({"image": [plots.pixels(pictures[0])] * len(systems)} | columns, list(systems.values()), 0.95)
+depth = settings.blocks("baseline")
+drawn = range(depth + 1) if depth <= 12 else [*range(depth // 4, depth // 2), *range(3 * depth // 4, depth)]
+columns = {"image": [plots.pixels(pictures[0])] * 2}
+maps = {
+    run: pca_maps([states[run][0][layer] for layer in drawn], shared=True)
+    for run in ("baseline", "viral")
+    if run in states
+}
+for number, layer in enumerate(drawn):
+    columns[f"layer {layer}"] = [maps[run][number] if run in maps else None for run in ("baseline", "viral")]
+figure = plots.tiles(columns, ["baseline", "VIRAL"], 0.95)
 figure.suptitle(plots.wrap(settings.label, 90), fontsize="small")
 plots.save(figure, out, "figure_10")
 
 # %% [markdown]
 # ## Aligned with different teachers (Figure 11)
 #
-# Above, the teacher's own features of the image; below, the aligned layer of the model that was trained with it.
+# Above, the teacher's own features of the image; below, the aligned layer of the system that was trained with it.
 
 # %%
-teachers = {"clip": "teacher-clip", "dinov2": "viral", "sam": "teacher-sam", "depth_anything": "teacher-depth_anything",
-            "radio": "teacher-radio"}  # fmt: skip
-columns = {
-    "image": [plots.pixels(pictures[0]), ""],
-    "baseline": ["", token_colours(states["baseline"], middle, 1)[0]],
-}
+grid = round(len(features[0]) ** 0.5) if features else None
+seen = {}
 for teacher, run in teachers.items():
-    trained = states[run] if run in states else layer_states(profile, run, pictures[:1])
-    columns[teacher] = [teacher_tokens(profile, teacher, pictures[0]), token_colours(trained, middle, 1)[0]]
+    if run in states:
+        spec = settings.teachers[teacher]
+        model = load_teacher(spec.kind, spec.path, grid, revision=spec.revision, device=distributed.device())
+        seen[teacher] = model(pictures[:1])[0].cpu()
+columns = {"image": [plots.pixels(pictures[0]), ""]}
+columns["baseline"] = ["", pca_map(states["baseline"][0][middle]) if "baseline" in states else None]
+for teacher, run in teachers.items():
+    above = pca_map(seen[teacher]) if teacher in seen else None
+    columns[teacher] = [above, pca_map(states[run][0][middle]) if run in states else None]
 figure = plots.tiles(columns, ["teacher", f"layer {middle}"])
 figure.suptitle(plots.wrap(settings.label, 90), fontsize="small")
 plots.save(figure, out, "figure_11")
 
 # %% [markdown]
-# ## What these numbers say
+# ## A token and those that resemble it
 #
-# How often the two disagree, over all questions of CV-Bench2D; the examples above are the first of each kind.
+# PCA shows three directions; the loss speaks of all. Cosine similarity of the token in the middle of the first picture
+# to the others, tokens centred, at the aligned layer and in the teacher:
 
 # %%
-conclude(results.disagreement_lines(profile, "viral", "baseline", "cv_bench"))
+sources = {"encoder z": features[0]} if features else {}
+sources |= {run: states[run][0][middle] for run in ("baseline", "viral") if run in states}
+sources |= {"teacher dinov2": seen["dinov2"]} if "dinov2" in seen else {}
+figure, axes = plt.subplots(1, 1 + len(sources), figsize=(1.5 * (1 + len(sources)), 1.8), squeeze=False)  # similarity
+axes[0, 0].imshow(plots.pixels(pictures[0]))
+axes[0, 0].set_axis_off()
+for axis, (name, values) in zip(axes[0, 1:], sources.items(), strict=True):
+    values = F.normalize(values - values.mean(0), dim=-1)
+    similar = (values @ values[grid * (grid // 2) + grid // 2]).view(grid, grid)
+    ticks = {"xticklabels": False, "yticklabels": False}
+    sns.heatmap(similar, vmin=-1, vmax=1, cmap="vlag", square=True, cbar=False, ax=axis, **ticks)
+    axis.set_title(name, fontsize="x-small")
+plots.save(figure, out, "similarity")
+
+# %% [markdown]
+# ## The number beside the pictures
+#
+# If an aligned layer shows the teacher's structure, its tokens have the teacher's neighbourhoods: CKNNA at the aligned
+# layer to the system's own teacher, of the examples above, beside the baseline's.
+
+# %%
+numbers = []
+for teacher, run in teachers.items():
+    for name in ("baseline", run) if teacher in seen and "baseline" in states else ():
+        model = load_teacher(
+            settings.teachers[teacher].kind,
+            settings.teachers[teacher].path,
+            grid,
+            revision=settings.teachers[teacher].revision,
+            device=distributed.device(),
+        )
+        target = model(pictures).cpu()
+        tokens = torch.stack([image[middle] for image in states[name]])
+        values, _ = cknna_batch(tokens, target, settings.cknna.k)
+        numbers.append({"teacher": teacher, "run": name, **interval(np.array(values)).columns()})
+numbers = pd.DataFrame(numbers, columns=["teacher", "run", "value", "low", "high", "n"])
+numbers.to_csv(out / "cknna_to_teachers.csv", index=False, float_format="%.5f")
+numbers.round(3)

@@ -11,32 +11,47 @@
 # ---
 
 # %% [markdown]
-# # Re-injection and alignment, before and after the projector (Sections 4.2 and 4.3, Appendix B, Table 4, Figure 8)
+# # Four ways to give visual information back (Appendix B, Table 4, Figure 8)
 #
-# **Question.** Visual information can be given back to the middle layer in two ways, by adding features to its visual
-# tokens or by a loss that asks the tokens to stay similar to features; and the features can be taken after the
+# **Question.** Visual information can be given back to the middle layer in two ways, by *adding* features to its visual
+# tokens or by a *loss* that asks the tokens to stay similar to features; and the features can be taken after the
 # projector or before it. Which of the four helps?
 #
-# | | adds features (part of the model) | aligns to features (a loss) |
+# > *The paper's answer:* re-injecting raw features "generally performs worse than the baseline", since it "disrupts
+# > vision-language alignment in the intermediate layers"; aligning to projected features "generally improves
+# > performance over the baseline [...], yet underperforms compared to leveraging raw features".
+#
+# With $e_i$ short for $e_{\ell,i}$, the state of visual token $i$ after block $\ell$:
+#
+# | | features after the projector | features before it |
 # |---|---|---|
-# | after the projector | (b) $e_i \leftarrow e_i + P_\phi(z_i)$, Eq. 3 | (e) $-\cos(P_\pi(e_i), P_\phi(z_i))$, Eq. 8 |
-# | before the projector | (d) $e_i \leftarrow e_i + P_{\phi'}(z_i)$, Eq. 7 | (c) $-\cos(P_\pi(e_i), z_i)$, Eq. 4 |
-#
-# > **The paper's answer**: (c) is best; (b) and (e) help on POPE and CV-Bench2D; (d) disturbs the model and falls
-# > below the baseline, on MMVP by 8.9 points.
-#
-# **How we measure.** As in the pilot study. A residual is active in training and in every answer and measurement. Only
-# the visual positions are changed.
+# | add (model) | (b) $e_i \leftarrow e_i + P_\phi(z_i)$, Eq. 3 | (d) $e_i \leftarrow e_i + P_{\phi'}(z_i)$, Eq. 7|
+# | align (loss) | (e) $-\mathrm{sim}(P_\pi(e_i), P_\phi(z_i))$, Eq. 8 | (c) $-\mathrm{sim}(P_\pi(e_i), z_i)$, Eq. 4 |
 
 # %% tags=["parameters"]
 profile = "laptop"
 
 # %%
-import matplotlib.pyplot as plt
+import pandas as pd
+import torch
 from IPython.display import Markdown, display
+from matplotlib import pyplot as plt
 
-from workbook import plots, results
-from workbook.notebook import begin, conclude
+from viral_core import distributed
+from viral_core.aligned import AlignedModel
+from viral_core.data import image_token_count, pad_to_square
+from viral_core.head import AlignmentHead
+from viral_core.llava import assemble
+from viral_core.losses import cosine
+from viral_core.measure.cknna import cknna_batch
+from viral_core.measure.inputs import batches
+from viral_core.measure.intervals import interval
+from viral_core.tap import VisualTap
+from viral_core.templates import IMAGE_MARKER, TEMPLATES, prompt
+from workbook import claims, plots, runs, scores, tables
+from workbook.benchmarks import load_rows, open_image
+from workbook.notebook import begin, show
+from workbook.paths import Paths
 
 settings, out = begin(profile, "residual_variants")
 systems = {
@@ -46,61 +61,146 @@ systems = {
     "residual-pre": "(d) residual, pre-projection (Eq. 7)",
     "align-projector": "(e) alignment, post-projection (Eq. 8)",
 }
+display(Markdown(f"Not run: {', '.join(runs.not_run(profile, systems)) or 'nothing'}."))
 
 # %% [markdown]
-# ## Benchmarks (Table 4, Figure 2e)
+# ## The four equations as four lines
+#
+# The tap has layer 0, which is $P_\phi(z)$, the encoder's features $z$, and the states of block $\ell$. The model is
+# the one before stage 2, adapter and head are new.
 
 # %%
-table = results.side_by_side(profile, 4)
+device, dtype = distributed.device(), getattr(torch, settings.compute.dtype)
+system = settings.systems["baseline"]
+language, vision = settings.languages[system.language], settings.visions[system.vision]
+llava, processor = assemble(
+    vision.path,
+    language.path,
+    vision_revision=vision.revision,
+    language_revision=language.revision,
+    projector=Paths(profile).stage1(system.language, system.vision) / "projector.safetensors",
+    dtype=dtype,
+    device=device,
+)
+llava.to(device)
+blocks, width = llava.config.text_config.num_hidden_layers, llava.config.text_config.hidden_size
+encoder_width, middle = llava.config.vision_config.hidden_size, settings.systems["residual-post"].residual.block(blocks)
+torch.manual_seed(settings.seed)
+adapter = torch.nn.Linear(encoder_width, width, dtype=dtype, device=device)  # P_phi'
+head_z = AlignmentHead(width, encoder_width).to(device)  # P_pi
+head_projected = AlignmentHead(width, width).to(device)
+
+row = load_rows(settings.cknna.benchmark, settings.data.benchmarks)[0]
+picture = pad_to_square(open_image(row["image"]))
+question = prompt(TEMPLATES[language.template], IMAGE_MARKER)
+[(_, inputs)] = batches(llava, processor, [picture], question, 1, "image")
+image_ids = torch.zeros(image_token_count(processor), dtype=torch.long)
+
+# %%
+variants = {
+    "(a)": lambda tap: None,
+    "(b)": lambda tap: tap.edit(middle, lambda tap: tap.states[0]),  # Eq. 3
+    "(d)": lambda tap: tap.edit(middle, lambda tap: adapter(tap.features[0])),  # Eq. 7
+}
+states = {}
+for name, attach in variants.items():
+    with torch.inference_mode(), VisualTap(llava, range(blocks + 1)) as tap:
+        attach(tap)
+        llava(**inputs, use_cache=False)
+        states[name] = torch.stack([tap.states[layer] for layer in range(blocks + 1)]).float()  # (L + 1, N, D)
+        z = tap.features[0].float()
+
+# %%
+with torch.inference_mode():
+    e, projected = states["(a)"][middle], states["(a)"][0]
+    loss_c = cosine(head_z(e), z, image_ids)  # Eq. 4
+    loss_e = cosine(head_projected(e), projected, image_ids)  # Eq. 8
+print(f"losses of new heads: (c) {loss_c.item():.4f}, (e) {loss_e.item():.4f}")
+
+# %% [markdown]
+# The same in the library, where a residual belongs to the model, active in every training step and every answer; only
+# the visual positions are changed, never text.
+
+# %%
+show(AlignedModel._attach)
+show(VisualTap._visit)
+
+# %% [markdown]
+# ## What adding does at once
+#
+# CKNNA to the encoder of this one image, before any training. A residual raises it where it enters because it adds the
+# very features that are compared; what the later layers keep of it is the question.
+
+# %%
+figure, axis = plt.subplots(figsize=(4.6, 2.6))  # one_image
+for i, (name, values) in enumerate(states.items()):
+    similarity, _ = cknna_batch(values, z, settings.cknna.k)
+    axis.plot(range(blocks + 1), similarity.cpu(), label=f"{name} untrained", markersize=4, **plots.line(i))
+plots.mark_layers(axis, [middle])
+axis.set(xlabel="layer", ylabel=f"CKNNA to z, k = {settings.cknna.k}")
+axis.legend(fontsize="x-small")
+plots.save(figure, out, "one_image")
+
+# %%
+del llava, tap
+
+# %% [markdown]
+# ## Similarity of the trained runs (Figure 8)
+#
+# Mean and 95 % interval over images and seeds; see the pilot study for CKNNA.
+
+# %%
+similarity = runs.measured(profile, "cknna", systems)
+similarity = similarity[similarity["clamp"] == 1] if len(similarity) else similarity
+curve = []
+for (run, layer), group in similarity.groupby(["run", "layer"], sort=False) if len(similarity) else ():
+    cells = group.pivot(index="seed", columns="image", values="cknna")
+    curve.append({"run": run, "layer": layer, **interval(cells).columns(), "chance": group["chance"].mean()})
+curve = pd.DataFrame(curve, columns=["run", "layer", "value", "low", "high", "n", "seeds", "chance"])
+curve.to_csv(out / "figure_8_cknna.csv", index=False, float_format="%.5f")
+if len(curve):
+    figure, axis = plt.subplots(figsize=(5.8, 3.6))  # figure_8_cknna
+    plots.curves(axis, curve, "layer", "value", systems)
+    plots.mark_layers(axis, [middle], curve["chance"].mean())
+    axis.set(xlabel="layer (0 = input of the language model)", ylabel="CKNNA to the encoder's z")
+    axis.legend(fontsize="x-small")
+    size = f"k = {settings.cknna.k} of {similarity['n'].iat[0]} tokens; n = {curve['n'].max()} images"
+    caption = f"{settings.label}; {size}, {curve['seeds'].max()} seed(s); dashed: layer of re-injection or alignment"
+    axis.set_title(plots.wrap(caption), fontsize="small")
+    plots.save(figure, out, "figure_8_cknna")
+
+# %%
+rows = []
+for layer, group in similarity.groupby("layer") if len(similarity) else ():
+    cells = group.pivot(index=["run", "seed"], columns="image", values="cknna")
+    for run in systems:
+        if run != "baseline" and {run, "baseline"} <= set(group["run"]):
+            change = interval(cells.loc[run] - cells.loc["baseline"])
+            rows.append({"comparison": f"{run} - baseline", "layer": layer, **change.columns()})
+change = pd.DataFrame(rows, columns=["comparison", "layer", "value", "low", "high", "n", "seeds", "p"])
+change.to_csv(out / "cknna_differences.csv", index=False, float_format="%.5f")
+change.pivot(index="layer", columns="comparison", values="value").round(3)
+
+# %% [markdown]
+# ## Benchmarks (Table 4)
+#
+# Official scores, the paper's beside ours, with 95 % intervals over questions and seeds.
+
+# %%
+table = tables.side_by_side(profile, 4)
 table.to_csv(out / "table_4.csv", index=False, float_format="%.4f")
-results.styled(table, f"Table 4, the paper's numbers beside ours. Ours: {settings.label}.")
+tables.styled(table, f"Table 4, the paper's numbers beside ours. Ours: {settings.label}.")
 
 # %%
-figure = plots.score_panels(table, results.TITLES)
+figure = plots.score_panels(table, scores.TITLES)  # table_4
 figure.suptitle(plots.wrap(f"{settings.label}; dotted: best constant answer", 70), fontsize="small")
 plots.save(figure, out, "table_4")
 
 # %% [markdown]
-# ## Similarity to the encoder
+# ## Differences and claims
 #
-# A residual raises similarity where it enters because it adds the very features that are compared; what the later
-# layers keep of it is the question.
+# Paired: the same questions, the same seeds.
 
 # %%
-similarity = results.similarity(profile, systems)
-curve = results.similarity_curve(similarity)
-curve.to_csv(out / "figure_8_cknna.csv", index=False, float_format="%.5f")
-if len(curve):
-    facts = f"k = {similarity['k'].iat[0]}, n = {similarity['n'].iat[0]}"
-    figure, axis = plt.subplots(figsize=(5.8, 4))
-    plots.curves(axis, curve, "layer", "cknna", systems)
-    plots.mark_layers(axis, results.aligned_layers(profile, systems), curve["chance"].mean())
-    axis.set(
-        xlabel="layer (0 = input of the language model)",
-        ylabel=f"CKNNA to the encoder's z\n({facts}; tokens of each image, no clamp)",
-    )
-    axis.legend(fontsize="x-small")
-    axis.set_title(plots.wrap(f"{settings.label}; dashed: layer of re-injection or alignment"), fontsize="small")
-    plots.save(figure, out, "figure_8_cknna")
-else:
-    display(Markdown("Not run in this profile."))
-
-# %% [markdown]
-# ## What these numbers say
-
-# %%
-for run in list(systems)[1:]:
-    difference = results.layer_difference(similarity, "cknna", "image", run)
-    conclude(results.difference_lines(difference, run, "baseline", "CKNNA"))
-
-# %% [markdown]
-# Against the baseline, then (c) against (b), and (e) against (c):
-
-# %%
-shown = [name for name in results.asked(profile) if name in set(table["benchmark"])]
-gains = results.gains(profile, systems, benchmarks=shown)
-gains.to_csv(out / "gains.csv", index=False, float_format="%.4f")
-conclude(results.gain_lines(gains))
-conclude(results.gain_lines(results.gains(profile, ["align-encoder"], "residual-post", shown)))
-conclude(results.gain_lines(results.gains(profile, ["align-projector"], "align-encoder", shown)))
-conclude(results.missing_line(results.not_run(profile, runs=systems)))
+rows = claims.gains(profile, "residual_variants")
+claims.write(out, rows).drop(columns=["error", "df", "clusters"])

@@ -73,8 +73,13 @@ from transformers import (
 torch.manual_seed(0)
 IMAGE, START, QUESTION, FIRST_COLOUR = 31, 1, 2, 3  # token ids
 COLOURS = torch.cat([torch.eye(3), 1 - torch.eye(3)])  # red, green, blue, and what they leave of white
-size = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4,
-        "initializer_range": 0.15}  # fmt: skip
+size = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "initializer_range": 0.15,
+}
 vision_config = CLIPVisionConfig(**size, image_size=48, patch_size=8, projection_dim=64)
 text_config = LlamaConfig(**size, vocab_size=32, max_position_embeddings=64)
 config = LlavaConfig(vision_config=vision_config, text_config=text_config, image_token_index=IMAGE)
@@ -129,9 +134,17 @@ class AlignedTrainer(Trainer):
 
 with tempfile.TemporaryDirectory() as folder:
     arguments = TrainingArguments(
-        folder, per_device_train_batch_size=16, num_train_epochs=2, learning_rate=3e-3, lr_scheduler_type="cosine",
-        remove_unused_columns=False, save_strategy="no", report_to="none", disable_tqdm=True, use_cpu=True,
-    )  # fmt: skip
+        folder,
+        per_device_train_batch_size=16,
+        num_train_epochs=2,
+        learning_rate=3e-3,
+        lr_scheduler_type="cosine",
+        remove_unused_columns=False,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+    )
     AlignedTrainer(model, arguments, train_dataset=data).train()
 tap.remove()  # the model is a plain LLaVA again; the head is not needed to answer
 
@@ -164,6 +177,9 @@ sns.despine(figure)
 
 # %%
 trained = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
-parts = pd.Series(trained).groupby(lambda name: "head" if "alignment_head" in name else
-                                   "projector" if "projector" in name else "LoRA").sum()  # fmt: skip
+parts = (
+    pd.Series(trained)
+    .groupby(lambda name: "head" if "alignment_head" in name else "projector" if "projector" in name else "LoRA")
+    .sum()
+)
 parts.rename("trained parameters").to_frame()

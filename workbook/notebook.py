@@ -4,6 +4,7 @@ import inspect
 import os
 import sys
 import textwrap
+import warnings
 from pathlib import Path
 
 import yaml
@@ -36,6 +37,8 @@ def begin(profile: str, name: str) -> tuple[Profile, Path]:
 
     if "transformers" in sys.modules:  # its reports of weights that a part of a model does without
         sys.modules["transformers"].logging.set_verbosity_error()
+        sys.modules["transformers"].logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of one library about another
     os.chdir(ROOT)
     settings = load(profile)
     hub.go_offline(hub.models(settings))
@@ -57,6 +60,7 @@ def show(code) -> None:
     """Display the source of a function, method or class as it is running here, with its file and line."""
     from IPython.display import Markdown, display
 
+    code = inspect.unwrap(code)  # a decorator's wrapper lies in another file
     file = Path(inspect.getsourcefile(code))
     lines, number = inspect.getsourcelines(code)
     name = file.relative_to(ROOT) if file.is_relative_to(ROOT) else file.name

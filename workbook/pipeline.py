@@ -171,6 +171,8 @@ def select(name: str) -> bool:
     for run in profile.systems:  # those that are not trained stay empty: "not run"
         for folder in (paths.run(run, 0), paths.evaluation(run, 0), paths.measurement(run, 0)):
             folder.parent.mkdir(parents=True, exist_ok=True)
+    if not profile.world:
+        paths.results("premises").mkdir(parents=True, exist_ok=True)  # of the embedded world alone
     paths.notebook("").parent.mkdir(parents=True, exist_ok=True)
     file = Path(PARAMS)
     if file.is_file() and file.read_text(encoding="utf-8") == text:

@@ -1,0 +1,279 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # The premises of the study
+#
+# **Question.** The paper's hypothesis rests on premises: text says little of what an image shows, the teacher knows
+# what the encoder does not, there is room above the baseline, and training on text loses visual detail. Do they hold
+# here?
+#
+# > *The paper:* "text-only supervision encourages the model to retain only those visual details that immediately aid
+# > text prediction, discarding other potentially useful cues" -- a hypothesis that it supports by CKNNA and never
+# > measures directly.
+#
+# Every premise gets a number, a 95 % interval, a threshold that was fixed before, and a verdict: it *holds* if the
+# interval lies above the threshold, *fails* if it lies below, else it is *open*. A claim that rests on a failing
+# premise says nothing about the paper.
+
+# %% tags=["parameters"]
+profile = "laptop"
+
+# %%
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from IPython.display import display
+from matplotlib import pyplot as plt
+from PIL import Image
+from safetensors.torch import load_file
+
+from viral_core import distributed
+from viral_core.measure.intervals import interval
+from viral_core.measure.probes import layer_probes, probe, probes
+from viral_core.teachers import load_teacher
+from workbook import claims, plots, runs, scores
+from workbook.benchmarks import stats
+from workbook.notebook import begin, show
+from workbook.paths import Paths
+from workbook.world import questions, scenes
+from workbook.world.stand_ins import FOLDER
+
+settings, out = begin(profile, "premises")
+paths, rows = Paths(profile), []  # of the ledger
+
+# %% [markdown]
+# ## 1. Text says little of what is there
+#
+# Of every scene: how many facts it holds (each kind's presence and number; each object's place, facing and size) and
+# how many of them its caption, and its conversation of a few questions, give away. Drawn live, as the data was.
+
+# %%
+show(questions.caption)
+show(questions.conversation)
+
+# %%
+rng, shares = np.random.default_rng(0), []
+for scene in scenes.draw_scenes(400, seed=1, split="val"):
+    counts = scene.counts()
+    facts = 2 * len(counts) + sum(2 + (one.facing is not None) for one in scene.objects)
+    caption = questions.caption(scene, rng)
+    numbered = sum(questions.NUMBERS[n] in caption for n in set(counts.values()) if n > 1)
+    told = len(counts) + sum(n == 1 for n in counts.values()) + numbered
+    asked = len(questions.conversation(scene, rng, settings.world.turns))
+    shares.append({"caption": told / facts, "conversation": asked / facts})
+shares = pd.DataFrame(shares)
+rows += [claims.row("text-is-sparse", interval(shares[part]), part=part) for part in shares]
+shares.describe().loc[["mean", "std", "min", "max"]].round(3)
+
+# %% [markdown]
+# ## 2. The teacher knows what the encoder does not
+#
+# Linear probes on a token's feature: category of the object at the token, how many of it there are, which way it faces,
+# where its centre lies, how large it is. Fitted on the probe set's training scenes, asked about its test scenes.
+
+# %%
+show(probe)
+
+# %%
+pictures, labels = {}, {}
+for split in ("train", "test"):
+    stored = np.load(paths.data / "probes" / split / "labels.npz")
+    kinds = ("category", "number", "facing", "position", "extent")
+    labels[split] = {kind: stored[kind] for kind in kinds}
+    pictures[split] = [Image.open(paths.data / "probes" / split / "images" / name) for name in stored["names"]]
+grid = round(labels["train"]["category"].shape[1] ** 0.5)
+
+# %%
+features, tables = {}, []
+models = {"encoder clip": ("clip", settings.visions["clip"])}
+models |= {name: (spec.kind, spec) for name, spec in settings.teachers.items() if spec.kind != "vae" and name != "clip"}
+for name, (kind, spec) in models.items():
+    model = load_teacher(kind, spec.path, grid, revision=spec.revision, device=distributed.device())
+    known, asked = (
+        np.concatenate([model(pictures[split][i : i + 100]).cpu().numpy() for i in range(0, len(pictures[split]), 100)])
+        for split in ("train", "test")
+    )
+    tables.append(probes(known, labels["train"], asked, labels["test"]).assign(model=name))
+    del model
+table = pd.concat(tables)
+table["accuracy"] = table["right"] / table["tokens"]
+table["constant"] = table["constant"] / table["tokens"]
+accuracy = table.pivot_table(index="model", columns="probe", values="accuracy", sort=False)
+accuracy.loc["always the same"] = table.groupby("probe")["constant"].mean()
+accuracy.round(3)
+
+# %%
+figure, axis = plt.subplots(figsize=(6.4, 2.6))  # teachers
+sns.pointplot(table, x="probe", y="accuracy", hue="model", dodge=0.5, linestyle="none", errorbar=("ci", 95), ax=axis)
+axis.legend(fontsize="x-small", ncols=2)
+axis.set(xlabel="")
+axis.set_title(
+    plots.wrap(f"{settings.label}; n = {len(pictures['test'])} test scenes; mean over scenes"), fontsize="small"
+)
+plots.save(figure, out, "teachers")
+
+# %%
+per_image = table.pivot_table(index=["model", "probe"], columns="image", values="accuracy")
+for kind in kinds:
+    change = per_image.loc["dinov2", kind] - per_image.loc["encoder clip", kind]
+    rows.append(claims.row("teacher-knows-more", interval(change.dropna()).scaled(100), part=kind))
+
+# %% [markdown]
+# ## 3. There is room above and below the baseline
+#
+# On each vision-centric benchmark: the baseline against the best constant answer, and against its ceiling: the
+# language model itself, asked the same kind of question with the scene in words. 10 points each way. For MMVP, which
+# counts pairs, the ceiling is the square of the accuracy on single questions.
+
+# %%
+language = settings.languages[settings.systems["baseline"].language]
+text = json.loads((FOLDER / language.path.rsplit("/", 1)[-1] / "metrics.json").read_text(encoding="utf-8"))[
+    "text_accuracy"
+]
+words = {
+    "cv_bench": np.mean([text["spelled"][kind] for kind in ("cv_bench_count", "cv_bench_relation")]),
+    "mmvp": text["spelled"]["mmvp"] ** 2,
+    "whats_up": np.mean([text["spelled"][kind] for kind in ("whats_up_one", "whats_up_two")]),
+    "pope": text["spelled"]["pope"],
+}
+room = []
+for benchmark, share in words.items():
+    samples = list(runs.answers(profile, "baseline", benchmark).values())
+    if not samples:
+        missing = f"{benchmark} of baseline"
+        rows += [
+            claims.row(name, None, part=benchmark, missing=missing) for name in ("above-constant", "below-ceiling")
+        ]
+        continue
+    estimate = stats.intervals(benchmark, samples)["official"].scaled(100)
+    constant, ceiling = scores.constant_score(benchmark, samples[0][0]), 100 * share
+    room.append({"benchmark": benchmark, "constant": constant, "baseline": estimate.value, "ceiling": ceiling})
+    above, below = replace(estimate, value=estimate.value - constant), replace(estimate, value=ceiling - estimate.value)
+    rows.append(claims.row("above-constant", above, part=benchmark))
+    rows.append(claims.row("below-ceiling", below, part=benchmark))
+room = pd.DataFrame(room, columns=["benchmark", "constant", "baseline", "ceiling"])
+room.round(1)
+
+# %% [markdown]
+# ## 4. Instruction tuning changes the model
+#
+# The baseline before stage 2 (step 0 of its learning curve) and after, on the same questions; how far LoRA has moved
+# the weights, $\lVert \frac{\alpha}{r} BA \rVert / \lVert W \rVert$; and the language loss.
+
+# %%
+for benchmark in words:
+    before = runs.answers(profile, "baseline", benchmark, checkpoint=0)
+    after = runs.answers(profile, "baseline", benchmark)
+    seeds = [seed for seed in after if seed in before]
+    moved = None
+    if seeds:
+        sides = [[side[seed] for seed in seeds] for side in (after, before)]
+        moved = stats.differences(benchmark, *sides)["official"].scaled(100)
+    missing = "" if moved else f"{benchmark} of baseline, before or after stage 2"
+    rows.append(claims.row("stage2-moves", moved, part=benchmark, missing=missing))
+
+# %%
+folder = paths.run("baseline", settings.runs["baseline"][0])
+if (folder / "adapter" / "adapter_model.safetensors").is_file():
+    adapter = load_file(folder / "adapter" / "adapter_model.safetensors")
+    config = json.loads((folder / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
+    steps = []
+    for name, a in adapter.items():
+        if ".lora_A." in name:
+            update = adapter[name.replace("lora_A", "lora_B")] @ a * config["lora_alpha"] / config["r"]
+            part = name.split(".")
+            steps.append({"block": int(part[part.index("layers") + 1]) + 1, "norm of the update": update.norm().item()})
+    display(pd.DataFrame(steps).groupby("block").mean().T.round(2))
+log = runs.measured(profile, "log", ["baseline"])
+if len(log):
+    ends = log.groupby("seed")["lm_loss"].agg(
+        first=lambda loss: loss.head(3).mean(), last=lambda loss: loss.tail(3).mean()
+    )
+    display(ends.round(3))
+
+# %% [markdown]
+# ## 5. What each layer holds, before and after stage 2
+#
+# The hypothesis itself: what can be read from the visual tokens of every layer, before stage 2 and after it, of the
+# baseline and of VIRAL; horizontal lines: from the encoder's features, and always the same answer. If training on text
+# alone discards detail, the baseline's curve falls below the one before stage 2.
+
+# %%
+show(layer_probes)
+
+# %%
+layers = runs.measured(profile, "probes", ["baseline", "viral"])
+if len(layers):
+    layers["accuracy"], layers["constant"] = layers["right"] / layers["tokens"], layers["constant"] / layers["tokens"]
+    layers["system"] = layers["run"].where(layers["source"] != "before", "before stage 2")
+curves = []
+for (system, kind, layer), group in (
+    layers[layers["source"] != "encoder"].groupby(["system", "probe", "layer"]) if len(layers) else ()
+):
+    cells = group.pivot_table(index="seed", columns="image", values="accuracy")
+    curves.append({"run": system, "probe": kind, "layer": layer, **interval(cells).columns()})
+curves = pd.DataFrame(curves, columns=["run", "probe", "layer", "value", "low", "high", "n", "seeds"])
+curves.to_csv(out / "layer_probes.csv", index=False, float_format="%.5f")
+curves.pivot_table(index=["probe", "layer"], columns="run", values="value").round(3)
+
+# %%
+if len(curves):
+    drawn = list(dict.fromkeys(curves["probe"]))
+    figure, axes = plt.subplots(1, len(drawn), figsize=(1.9 * len(drawn), 2.6), squeeze=False)  # layer_probes
+    names = {"before stage 2": "before stage 2", "baseline": "baseline", "viral": "VIRAL"}
+    for axis, kind in zip(axes[0], drawn, strict=True):
+        plots.curves(axis, curves[curves["probe"] == kind], "layer", "value", names)
+        chosen = layers[layers["probe"] == kind]
+        axis.axhline(chosen.loc[chosen["source"] == "encoder", "accuracy"].mean(), color="grey", linestyle="--", lw=0.9)
+        axis.axhline(chosen["constant"].mean(), color="grey", linestyle=":", lw=0.9)
+        axis.set(title=kind, xlabel="layer", ylabel="accuracy" if kind == drawn[0] else "")
+    axes[0, 0].legend(fontsize="x-small")
+    caption = f"{settings.label}; n = {curves['n'].max()} scenes, {curves['seeds'].max()} seed(s); dashed: encoder"
+    figure.suptitle(plots.wrap(f"{caption}; dotted: always the same answer", 100), fontsize="small")
+    plots.save(figure, out, "layer_probes")
+
+# %% [markdown]
+# The claims: what the last layer of the baseline holds, minus what its input (layer 0) holds; and what the middle layer
+# of VIRAL holds, minus that of the baseline.
+
+# %%
+for kind in kinds:
+    lost = kept = None
+    if len(layers):
+        chosen = layers[(layers["probe"] == kind) & (layers["source"] == "model")]
+        cells = chosen.pivot_table(index=["run", "layer", "seed"], columns="image", values="accuracy")
+        last = chosen["layer"].max()
+        if "baseline" in set(chosen["run"]):
+            lost = interval(cells.loc["baseline", last] - cells.loc["baseline", 0]).scaled(100)
+        if {"baseline", "viral"} <= set(chosen["run"]):
+            kept = interval(cells.loc["viral", last // 2] - cells.loc["baseline", last // 2]).scaled(100)
+    rows.append(claims.row("detail-is-lost", lost, part=kind, missing="" if lost else "probes of baseline"))
+    rows.append(claims.row("alignment-keeps-detail", kept, part=kind, missing="" if kept else "probes of viral"))
+
+# %% [markdown]
+# ## The verdicts
+#
+# By the rule of the notebook `claims`; here the family of tests is these rows, there the whole ledger. A premise
+# *holds* where it is reproduced. Shares are fractions, everything else is in points of accuracy.
+
+# %%
+decided = claims.decide(claims.write(out, rows).fillna({"missing": ""}))
+decided.to_csv(out / "premises.csv", index=False, float_format="%.4f")
+columns = ["id", "part", "expect", "threshold", "value", "low", "high", "n", "seeds", "q", "verdict", "missing"]
+decided[columns].round(3)
+
+# %%
+pd.crosstab(decided["id"], decided["verdict"]).reindex(dict.fromkeys(decided["id"]))

@@ -1,0 +1,184 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Run cards, time and disk
+#
+# **Question.** What exactly was trained, on what, how did it go, how long did it take and how much room does it need?
+#
+# > *The paper:* "All experiments in this paper are conducted on four NVIDIA A100 GPUs (40 GB each)" (Appendix A); times
+# > and sizes are not given.
+#
+# Everything here is read from what the runs have written themselves: `run.json` (what was trained, and on the weights
+# of which models), `environment.json` (where), `log.jsonl` (how it went), and `costs.jsonl` (what every stage took).
+
+# %% tags=["parameters"]
+profile = "laptop"
+
+# %%
+import json
+from pathlib import Path
+
+import pandas as pd
+import seaborn as sns
+import yaml
+from IPython.display import Markdown, display
+from matplotlib import pyplot as plt
+
+from viral_core.run_folder import save_run
+from viral_core.trainer import train_stage2
+from workbook import plots, runs
+from workbook.notebook import begin, show
+from workbook.paths import Paths
+
+settings, out = begin(profile, "runs")
+paths = Paths(profile)
+trained = {(run, seed): paths.run(run, seed) for run, seed in runs.names(profile)}
+folders = {key: folder for key, folder in trained.items() if (folder / "run.json").is_file()}
+display(Markdown(f"{len(folders)} of {len(trained)} runs of this profile are trained."))
+
+# %% [markdown]
+# ## The profile
+#
+# What a profile asks of every run: recipe of both stages, LoRA, and how many of what.
+
+# %%
+stage1, stage2 = pd.Series(vars(settings.stage1), name="stage 1"), pd.Series(vars(settings.stage2), name="stage 2")
+recipe = pd.concat([stage1, stage2], axis=1)
+recipe[recipe.notna().any(axis=1)].astype(str)
+
+# %%
+show(train_stage2)
+
+# %% [markdown]
+# ## A run folder
+#
+# It holds what was trained and nothing else: projector, LoRA, head. The frozen models are named, with a fingerprint of
+# their weights, which is checked when the run is loaded.
+
+# %%
+show(save_run)
+
+# %%
+card = {}
+if folders:
+    (run, seed), folder = next(iter(folders.items()))
+    card = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    listing = sorted(path for path in folder.rglob("*") if path.is_file())
+    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in listing}
+    display(pd.Series(sizes, name=f"bytes in {run}, seed {seed}").to_frame())
+    shown = {key: value for key, value in card.items() if key != "training"}
+    display(Markdown(f"```yaml\n{yaml.safe_dump(shown, sort_keys=False)}```"))
+
+# %% [markdown]
+# ## Cards of all runs
+#
+# A row a run and seed: models, objective, steps, seconds, last losses (mean of the last entries of the log), size.
+
+# %%
+cards, machines, logs = [], [], []
+for (run, seed), folder in folders.items():
+    card = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    log = pd.read_json(folder / "log.jsonl", lines=True)
+    align, reconstruct = card["align"] or {}, card["reconstruct"] or {}
+    cards.append(
+        {
+            "run": run,
+            "seed": seed,
+            "language": Path(card["base"]["language"]).name,
+            "vision": Path(card["base"]["vision"]).name,
+            "architecture": card["architecture"],
+            "objective": align.get("objective") or ("reconstruction" if reconstruct else "language only"),
+            "target": align.get("target", ""),
+            "blocks": align.get("layers") or [one["layer"] for one in card["residuals"]] or [reconstruct.get("layer")],
+            "steps": log["step"].iat[-1],
+            "seconds": log["seconds"].iat[-1],
+            "lm_loss": log["lm_loss"].tail(3).mean(),
+            "vra_loss": log["vra_loss"].tail(3).mean(),
+            "megabytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6,
+        }
+    )
+    logs.append(log.assign(run=run, seed=seed))
+    if (folder / "environment.json").is_file():
+        machines += json.loads((folder / "environment.json").read_text(encoding="utf-8"))  # one entry per session
+cards = pd.DataFrame(cards)
+cards.to_csv(out / "cards.csv", index=False, float_format="%.5f")
+cards.round({"seconds": 0, "lm_loss": 3, "vra_loss": 3, "megabytes": 2})
+
+# %%
+if logs:
+    logs = pd.concat(logs, ignore_index=True)
+    figure, axis = plt.subplots(figsize=(6, 2.6))  # losses
+    sns.lineplot(
+        logs, x="step", y="lm_loss", hue="run", errorbar=None, linewidth=0.8, palette="viridis", legend=False, ax=axis
+    )
+    axis.set(ylabel="language loss")
+    axis.set_title(
+        plots.wrap(f"{settings.label}; a line a run, {len(dict.fromkeys(logs['run']))} runs"), fontsize="small"
+    )
+    plots.save(figure, out, "losses")
+
+# %% [markdown]
+# ## Where it ran
+
+# %%
+machines = pd.json_normalize(machines)
+if len(machines):
+    varying = machines.astype(str).nunique()
+    display(machines.loc[[0]].T.rename(columns={0: "first run"}).assign(different_values=varying))
+
+# %% [markdown]
+# ## Time
+#
+# Wall time of each stage as it last finished, attempts that it continued included. `minutes` adds up what ran side by
+# side too; `began` to `ended` is what one waits.
+
+# %%
+file = paths.root / "costs.jsonl"
+lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+stages = pd.DataFrame(lines, columns=["stage", "key", "began", "seconds", "done"])
+stages["began"] = pd.to_datetime(stages["began"])
+stages["ended"] = stages["began"] + pd.to_timedelta(stages["seconds"], unit="s")
+finished = stages[stages["done"].astype(bool)].drop_duplicates(["stage", "key"], keep="last")
+times = finished.groupby("stage", sort=False).agg(
+    stages=("key", "size"), minutes=("seconds", "sum"), began=("began", "min"), ended=("ended", "max")
+)
+times["minutes"] /= 60
+times.sort_values("began").to_csv(out / "times.csv", float_format="%.3f")
+times.sort_values("began").round({"minutes": 2})
+
+# %%
+if len(finished):
+    figure, axis = plt.subplots(figsize=(6.4, 0.28 * len(times) + 0.8))  # times
+    start = finished["began"].min()
+    order = {name: place for place, name in enumerate(times.sort_values("began").index)}
+    minutes = (finished["began"] - start).dt.total_seconds() / 60
+    axis.barh(
+        finished["stage"].map(order), finished["seconds"] / 60, left=minutes, height=0.6, color="#0072B2", alpha=0.5
+    )
+    axis.set_yticks(list(order.values()), list(order))
+    axis.invert_yaxis()
+    axis.set(xlabel="minutes since the first stage began; a bar a stage")
+    axis.set_title(plots.wrap(settings.label), fontsize="small")
+    plots.save(figure, out, "times")
+
+# %% [markdown]
+# ## Disk
+
+# %%
+disk = {}
+for folder in sorted(path for path in paths.root.glob("*") if path.is_dir()):
+    every = [path for path in folder.rglob("*") if path.is_file()]
+    disk[folder.name] = {"files": len(every), "megabytes": sum(path.stat().st_size for path in every) / 1e6}
+disk = pd.DataFrame(disk, index=["files", "megabytes"]).T
+disk.to_csv(out / "disk.csv", float_format="%.3f")
+disk.round(2)

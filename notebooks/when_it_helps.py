@@ -1,0 +1,204 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # When does alignment help? (beyond the paper)
+#
+# **Question.** The paper trains on one amount of data, with teachers that are all strong. What decides whether
+# alignment helps: how much data there is, how much the teacher knows, or how little the encoder knows? And how much
+# could the best possible teacher give?
+#
+# > *The paper* leaves it open: "While our method demonstrates general improvements across vision encoders, model
+# > scales, and language backbones, several considerations remain" (Appendix G).
+#
+# Four ways to align, each against the baseline that was trained on the *same* data:
+#
+# - **VIRAL**: the teacher is DINOv2's stand-in;
+# - **oracle**: the teacher is the scene itself, its truth through a fixed random projection. No teacher can know more,
+#   so this bounds what any can give;
+# - **encoder**: the target is the encoder's own features (Eq. 4), which add nothing that was not there;
+# - **shuffled**: the right teacher's features of the wrong image. What is gained here is regularisation, not content.
+
+# %% tags=["parameters"]
+profile = "laptop"
+
+# %%
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from IPython.display import Markdown, display
+from matplotlib import pyplot as plt
+
+from viral_core.specs import Align
+from workbook import plots, runs, scores
+from workbook.config import System
+from workbook.notebook import begin, show
+from workbook.paths import ROOT
+
+settings, out = begin(profile, "when_it_helps")
+kinds = {
+    "viral": "VIRAL",
+    "oracle": "oracle (the scene itself)",
+    "align-encoder": "the encoder itself",
+    "shuffled-teacher": "shuffled teacher",
+}
+vision_centric = [name for name in ("cv_bench", "whats_up", "mmvp") if name in scores.benchmarks_of(profile)]
+
+# %% [markdown]
+# ## What differs between the runs
+#
+# `samples` of a run takes the first so many conversations of the instruction mix; the steps stay the same, so that
+# fewer conversations are seen more often. Everything else is the run's that it extends.
+
+# %%
+show(System)
+show(Align)
+
+# %%
+everything = len(json.loads(Path(settings.data.conversations).read_text(encoding="utf-8")))
+besides = {"samples", "checkpoints"}  # what may differ from the run of the same kind on the full mix
+kind_of = {
+    str(settings.systems[kind].model_dump(exclude=besides)): kind
+    for kind in ("baseline", *kinds)
+    if kind in settings.systems
+}
+table = []
+for run, seeds in settings.runs.items():
+    system = settings.systems[run]
+    if kind := kind_of.get(str(system.model_dump(exclude=besides))):
+        table.append({"run": run, "kind": kind, "samples": system.samples or everything, "trained_seeds": len(seeds)})
+table = pd.DataFrame(table, columns=["run", "kind", "samples", "trained_seeds"])
+table.pivot(index="samples", columns="kind", values="trained_seeds").fillna(0).astype(int)
+
+# %% [markdown]
+# ## Gain against the amount of data
+#
+# Paired differences to the baseline of the same conversations: same questions, same seeds, 95 % intervals over both.
+
+# %%
+baselines = table[table["kind"] == "baseline"].set_index("samples")["run"]
+pairs = {
+    row.run: baselines[row.samples] for row in table.itertuples() if row.kind in kinds and row.samples in baselines
+}
+gains = scores.differences(profile, pairs).merge(table, on="run")
+gains.to_csv(out / "gains.csv", index=False, float_format="%.4f")
+gains.pivot_table(index=["benchmark", "samples"], columns="kind", values="difference", sort=False).round(1)
+
+# %%
+if len(gains):
+    shown = [name for name in (*vision_centric, "pope") if name in set(gains["benchmark"])]
+    figure, axes = plt.subplots(1, len(shown), figsize=(2.2 * len(shown) + 1.4, 2.9), sharey=True, squeeze=False)
+    for axis, benchmark in zip(axes[0], shown, strict=True):  # when_it_helps
+        part = gains[gains["benchmark"] == benchmark].rename(columns={"difference": "value"})
+        plots.curves(axis, part.assign(run=part["kind"]), "samples", "value", kinds)
+        axis.axhline(0, color="black", linewidth=0.8)
+        axis.set(xscale="log", title=scores.TITLES[benchmark], xlabel="conversations")
+        axis.set_xticks(sorted(set(part["samples"])), sorted(set(part["samples"])), rotation=45, fontsize="x-small")
+        axis.minorticks_off()
+    axes[0, 0].set_ylabel("gain over the baseline\nof the same data (points)")
+    axes[0, -1].legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1))
+    caption = f"{settings.label}; n = {gains['n'].max()} questions at the most, {gains['seeds'].max()} seed(s)"
+    figure.suptitle(plots.wrap(f"When alignment helps. {caption}", 100), fontsize="small")
+    plots.save(figure, out, "when_it_helps")
+
+# %% [markdown]
+# ## Gain against what the teacher knows
+#
+# All teachers on the full mix; what each knows is the mean accuracy of the linear probes on its features (notebook
+# `stand_ins`); the encoder's own is the vertical line. The oracle knows everything.
+
+# %%
+folders = {name: ROOT / spec.path for name, spec in settings.teachers.items() if spec.kind != "vae"}
+folders["encoder"] = ROOT / settings.visions["clip"].path
+known = {}
+for name, folder in folders.items():
+    file = folder / "metrics.json"
+    metric = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if metric.get("probe"):
+        known[name] = 100 * np.mean([metric["probe"][kind] for kind in ("category", "number", "facing", "position")])
+known["oracle"] = 100.0
+pd.Series(known, name="mean probe accuracy (%)").round(1).to_frame()
+
+# %%
+viral, strength = settings.systems["viral"], []
+for run in settings.runs:
+    system = settings.systems[run]
+    teacher = system.align.teacher if system.align else None
+    # as VIRAL in everything but the teacher
+    if teacher in known and system == viral.model_copy(
+        update={"align": replace(viral.align, teacher=teacher), "checkpoints": system.checkpoints}
+    ):
+        strength.append({"run": run, "teacher": teacher, "known": known[teacher]})
+strength = pd.DataFrame(strength, columns=["run", "teacher", "known"])
+by_teacher = scores.differences(profile, dict.fromkeys(strength["run"], "baseline"), vision_centric)
+by_teacher = by_teacher.merge(strength, on="run")
+by_teacher.to_csv(out / "teachers.csv", index=False, float_format="%.4f")
+by_teacher.pivot_table(index=["teacher", "known"], columns="benchmark", values="difference").round(1)
+
+# %%
+if len(by_teacher):
+    figure, axes = plt.subplots(1, len(vision_centric), figsize=(2.6 * len(vision_centric), 2.6), squeeze=False)
+    for axis, benchmark in zip(axes[0], vision_centric, strict=True):  # teachers
+        part = by_teacher[by_teacher["benchmark"] == benchmark]
+        axis.vlines(part["known"], part["low"], part["high"], color="black", linewidth=1)
+        sns.scatterplot(part, x="known", y="difference", color="black", ax=axis)
+        for row in part.itertuples():
+            axis.annotate(
+                row.teacher, (row.known, row.difference), xytext=(3, 3), textcoords="offset points", fontsize=6
+            )
+        axis.axhline(0, color="grey", linewidth=0.8)
+        if "encoder" in known:
+            axis.axvline(known["encoder"], color="grey", linestyle="--", linewidth=0.8)
+        axis.set(title=scores.TITLES[benchmark], xlabel="teacher's probes (%)", ylabel="gain (points)")
+    figure.suptitle(plots.wrap(f"{settings.label}; dashed: the encoder's probes", 90), fontsize="small")
+    plots.save(figure, out, "teachers")
+
+# %% [markdown]
+# ## Gain against what the encoder knows
+#
+# The same teacher on two encoders: the stronger the encoder, the less there is to add, if content is what matters.
+
+# %%
+encoders = {"viral": "baseline", "siglip2-viral": "siglip2-baseline"}
+by_encoder = scores.differences(profile, encoders, scores.benchmarks_of(profile))
+by_encoder["encoder"] = by_encoder["run"].map(lambda run: settings.systems[run].vision)
+by_encoder.to_csv(out / "encoders.csv", index=False, float_format="%.4f")
+by_encoder.pivot_table(index="encoder", columns="benchmark", values="difference", sort=False).round(1)
+
+# %% [markdown]
+# ## Content or regularisation: the differences
+#
+# Of the full mix: VIRAL and the oracle against the shuffled teacher and against the encoder as teacher.
+
+# %%
+contrasts = [
+    ("viral", "shuffled-teacher"),
+    ("viral", "align-encoder"),
+    ("oracle", "viral"),
+    ("shuffled-teacher", "baseline"),
+]
+rows = [
+    scores.differences(profile, {run: reference}, scores.benchmarks_of(profile))
+    for run, reference in contrasts
+    if run in settings.runs and reference in settings.runs
+]
+differences = pd.concat(rows) if rows else pd.DataFrame()
+differences.to_csv(out / "differences.csv", index=False, float_format="%.4f")
+differences.round(2)
+
+# %%
+missing = runs.not_run(profile, [*kinds, "baseline"])
+display(Markdown(f"Not run: {', '.join(missing) or 'nothing'}."))
