@@ -38,7 +38,7 @@ from transformers import AutoConfig
 
 from viral_core import distributed, losses
 from viral_core.aligned import AlignedModel
-from viral_core.data import load_conversations
+from viral_core.conversations import load_conversations
 from viral_core.specs import Align
 from viral_core.teachers import load_teacher, randomise_linears
 from workbook import claims, plots, runs, scores, tables

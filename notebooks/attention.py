@@ -34,7 +34,7 @@ from matplotlib import pyplot as plt
 from scipy import ndimage
 
 from viral_core import distributed
-from viral_core.data import pad_to_square
+from viral_core.images import pad_to_square
 from viral_core.measure.attention import READINGS, generate_with_attention, spatial_entropies
 from viral_core.measure.inputs import batches
 from viral_core.measure.intervals import interval

@@ -35,7 +35,8 @@ from IPython.display import Markdown, display
 from matplotlib import pyplot as plt
 
 from viral_core import distributed
-from viral_core.data import Collator, ConversationDataset, load_conversations
+from viral_core.conversations import load_conversations
+from viral_core.data import Collator, ConversationDataset
 from viral_core.measure.intervals import interval
 from viral_core.run_folder import load_run
 from viral_core.tap import base_llava

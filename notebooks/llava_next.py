@@ -31,7 +31,7 @@ from matplotlib import pyplot as plt
 from transformers import AutoConfig
 
 from viral_core import tiles
-from viral_core.data import load_conversations
+from viral_core.conversations import load_conversations
 from viral_core.measure.cknna import cknna_batch
 from viral_core.measure.intervals import interval
 from workbook import claims, plots, runs
@@ -47,18 +47,18 @@ systems = {"next-baseline": "LLaVA-NeXT", "next-viral": "LLaVA-NeXT with alignme
 # shape among a few that keeps most of the image's pixels. Each tile goes through the encoder like an image of its own.
 
 # %%
-show(tiles.cut)
+show(tiles.Tiled.pictures)
 
 # %%
 vision = settings.visions[settings.systems["next-baseline"].vision]
 samples = load_conversations(settings.data.conversations, settings.data.conversation_images)
 sample = next(sample for sample in samples if sample.images)
-image = sample.open_images(square=False)[0]
+image = sample.open_images()[0]
 config = AutoConfig.from_pretrained(vision.path, revision=vision.revision)
 config = getattr(config, "vision_config", config)
 side, patch = config.image_size, config.patch_size
 processor = tiles.tile_processor(vision.path, side, settings.tiles.grids, vision.revision)
-views = tiles.cut(processor, image)
+views = tiles.Tiled(processor, patch).pictures(image)
 columns = {f"tile {number}": [plots.pixels(view)] for number, view in enumerate(views)}
 figure = plots.tiles({"image": [plots.pixels(image)], **columns}, [""])
 plots.save(figure, out, "tiles")

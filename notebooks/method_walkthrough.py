@@ -38,13 +38,15 @@ from matplotlib import pyplot as plt
 
 from viral_core import distributed, losses
 from viral_core.aligned import AlignedModel
-from viral_core.data import Collator, ConversationDataset, image_token_count, load_conversations
+from viral_core.conversations import load_conversations
+from viral_core.data import Collator, ConversationDataset
 from viral_core.head import AlignmentHead
 from viral_core.llava import add_lora, assemble
 from viral_core.measure.pca import pca_map
 from viral_core.tap import VisualTap
 from viral_core.teachers import Teacher, load_teacher
 from viral_core.templates import TEMPLATES
+from viral_core.tiles import view_of
 from workbook import plots
 from workbook.notebook import begin, show
 from workbook.paths import Paths
@@ -74,7 +76,7 @@ llava, processor = assemble(
 )
 llava.to(device)
 blocks, width = llava.config.text_config.num_hidden_layers, llava.config.text_config.hidden_size
-n = image_token_count(processor)
+n = view_of(processor).tokens()
 grid = round(n**0.5)
 middle = system.align.blocks(blocks)[0]
 sizes = {
@@ -97,7 +99,7 @@ pd.Series(sizes, name="size").to_frame()
 # %%
 samples = load_conversations(settings.data.conversations, settings.data.conversation_images)
 sample = next(sample for sample in samples if len(sample.images) == 1)
-image = sample.open_images()[0]
+image = view_of(processor).prepare(sample.open_images()[0])
 template = TEMPLATES[language.template]
 item = ConversationDataset([sample], processor, template, settings.stage2.max_length)[0]
 visual = item["input_ids"] == llava.config.image_token_id

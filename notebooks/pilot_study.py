@@ -33,7 +33,7 @@ from IPython.display import Markdown, display
 from matplotlib import pyplot as plt
 
 from viral_core import distributed
-from viral_core.data import pad_to_square
+from viral_core.images import pad_to_square
 from viral_core.measure.cknna import _hsic, cknna_batch, clamp_outliers
 from viral_core.measure.intervals import interval
 from viral_core.measure.permutation import patch_order

@@ -36,7 +36,7 @@ from IPython.display import Markdown, display
 from matplotlib import pyplot as plt
 
 from viral_core import distributed
-from viral_core.data import pad_to_square
+from viral_core.images import pad_to_square
 from viral_core.measure.cknna import cknna_batch
 from viral_core.measure.intervals import interval
 from viral_core.measure.pca import pca_map, pca_maps

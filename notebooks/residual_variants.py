@@ -39,8 +39,8 @@ from matplotlib import pyplot as plt
 
 from viral_core import distributed
 from viral_core.aligned import AlignedModel
-from viral_core.data import image_token_count, pad_to_square
 from viral_core.head import AlignmentHead
+from viral_core.images import pad_to_square
 from viral_core.llava import assemble
 from viral_core.losses import cosine
 from viral_core.measure.cknna import cknna_batch
@@ -48,6 +48,7 @@ from viral_core.measure.inputs import batches
 from viral_core.measure.intervals import interval
 from viral_core.tap import VisualTap
 from viral_core.templates import IMAGE_MARKER, TEMPLATES, prompt
+from viral_core.tiles import view_of
 from workbook import claims, plots, runs, scores, tables
 from workbook.benchmarks import load_rows, open_image
 from workbook.notebook import begin, show
@@ -94,7 +95,7 @@ row = load_rows(settings.cknna.benchmark, settings.data.benchmarks)[0]
 picture = pad_to_square(open_image(row["image"]))
 question = prompt(TEMPLATES[language.template], IMAGE_MARKER)
 [(_, inputs)] = batches(llava, processor, [picture], question, 1, "image")
-image_ids = torch.zeros(image_token_count(processor), dtype=torch.long)
+image_ids = torch.zeros(view_of(processor).tokens(), dtype=torch.long)
 
 # %%
 variants = {

@@ -37,11 +37,12 @@ from matplotlib import pyplot as plt
 from PIL import Image
 
 from viral_core import distributed
-from viral_core.data import image_token_count, pad_to_square
+from viral_core.images import pad_to_square
 from viral_core.measure.intervals import interval
 from viral_core.measure.permutation import PatchPermutation, patch_order
 from viral_core.run_folder import load_run
 from viral_core.templates import IMAGE_MARKER, prompt
+from viral_core.tiles import view_of
 from workbook import claims, paper, plots, runs
 from workbook.benchmarks import load_rows, open_image
 from workbook.evaluate import generate
@@ -91,7 +92,7 @@ if trained:
     device, dtype = distributed.device(), getattr(torch, settings.compute.dtype)
     seed = settings.runs[trained[0]][0]
     run = load_run(Paths(profile).run(trained[0], seed), dtype=dtype, device=device)
-    grid = round(image_token_count(run.processor) ** 0.5)
+    grid = round(view_of(run.processor).tokens() ** 0.5)
 side = max(1, 240 // grid)
 square = picture.resize((side * grid,) * 2, Image.Resampling.BICUBIC)
 figure, axes = plt.subplots(1, 3, figsize=(5.4, 2.1))  # figure_7

@@ -35,7 +35,8 @@ from IPython.display import Markdown, display
 from matplotlib import pyplot as plt
 
 from viral_core import distributed
-from viral_core.data import load_conversations, pad_to_square
+from viral_core.conversations import load_conversations
+from viral_core.images import pad_to_square
 from viral_core.measure.inputs import batches
 from viral_core.ross import Denoiser, Reconstruction
 from viral_core.run_folder import load_run

@@ -13,7 +13,7 @@
 # %% [markdown]
 # # When does alignment help? (beyond the paper)
 #
-# **Question.** The paper trains on one amount of data, with teachers that are all strong. What decides whether
+# **Question.** The paper trains on one number of images, with teachers that are all strong. What decides whether
 # alignment helps: how much data there is, how much the teacher knows, or how little the encoder knows? And how much
 # could the best possible teacher give?
 #
@@ -60,16 +60,17 @@ vision_centric = [name for name in ("cv_bench", "whats_up", "mmvp") if name in s
 # %% [markdown]
 # ## What differs between the runs
 #
-# `samples` of a run takes the first so many conversations of the instruction mix; the steps stay the same, so that
-# fewer conversations are seen more often. Everything else is the run's that it extends.
+# `images` of a run takes the conversations about the first so many images of the instruction mix; the steps stay the
+# same, so that fewer images are seen more often. Everything else is the run's that it extends.
 
 # %%
 show(System)
 show(Align)
 
 # %%
-everything = len(json.loads(Path(settings.data.conversations).read_text(encoding="utf-8")))
-besides = {"samples", "checkpoints"}  # what may differ from the run of the same kind on the full mix
+mix = json.loads(Path(settings.data.conversations).read_text(encoding="utf-8"))
+everything = len({entry["image"] for entry in mix if "image" in entry})
+besides = {"images", "checkpoints"}  # what may differ from the run of the same kind on the full mix
 kind_of = {
     str(settings.systems[kind].model_dump(exclude=besides)): kind
     for kind in ("baseline", *kinds)
@@ -79,23 +80,21 @@ table = []
 for run, seeds in settings.runs.items():
     system = settings.systems[run]
     if kind := kind_of.get(str(system.model_dump(exclude=besides))):
-        table.append({"run": run, "kind": kind, "samples": system.samples or everything, "trained_seeds": len(seeds)})
-table = pd.DataFrame(table, columns=["run", "kind", "samples", "trained_seeds"])
-table.pivot(index="samples", columns="kind", values="trained_seeds").fillna(0).astype(int)
+        table.append({"run": run, "kind": kind, "images": system.images or everything, "trained_seeds": len(seeds)})
+table = pd.DataFrame(table, columns=["run", "kind", "images", "trained_seeds"])
+table.pivot(index="images", columns="kind", values="trained_seeds").fillna(0).astype(int)
 
 # %% [markdown]
-# ## Gain against the amount of data
+# ## Gain against the number of images
 #
-# Paired differences to the baseline of the same conversations: same questions, same seeds, 95 % intervals over both.
+# Paired differences to the baseline of the same images: same questions, same seeds, 95 % intervals over both.
 
 # %%
-baselines = table[table["kind"] == "baseline"].set_index("samples")["run"]
-pairs = {
-    row.run: baselines[row.samples] for row in table.itertuples() if row.kind in kinds and row.samples in baselines
-}
+baselines = table[table["kind"] == "baseline"].set_index("images")["run"]
+pairs = {row.run: baselines[row.images] for row in table.itertuples() if row.kind in kinds and row.images in baselines}
 gains = scores.differences(profile, pairs).merge(table, on="run")
 gains.to_csv(out / "gains.csv", index=False, float_format="%.4f")
-gains.pivot_table(index=["benchmark", "samples"], columns="kind", values="difference", sort=False).round(1)
+gains.pivot_table(index=["benchmark", "images"], columns="kind", values="difference", sort=False).round(1)
 
 # %%
 if len(gains):
@@ -103,12 +102,12 @@ if len(gains):
     figure, axes = plt.subplots(1, len(shown), figsize=(2.2 * len(shown) + 1.4, 2.9), sharey=True, squeeze=False)
     for axis, benchmark in zip(axes[0], shown, strict=True):  # when_it_helps
         part = gains[gains["benchmark"] == benchmark].rename(columns={"difference": "value"})
-        plots.curves(axis, part.assign(run=part["kind"]), "samples", "value", kinds)
+        plots.curves(axis, part.assign(run=part["kind"]), "images", "value", kinds)
         axis.axhline(0, color="black", linewidth=0.8)
-        axis.set(xscale="log", title=scores.TITLES[benchmark], xlabel="conversations")
-        axis.set_xticks(sorted(set(part["samples"])), sorted(set(part["samples"])), rotation=45, fontsize="x-small")
+        axis.set(xscale="log", title=scores.TITLES[benchmark], xlabel="instruction images")
+        axis.set_xticks(sorted(set(part["images"])), sorted(set(part["images"])), rotation=45, fontsize="x-small")
         axis.minorticks_off()
-    axes[0, 0].set_ylabel("gain over the baseline\nof the same data (points)")
+    axes[0, 0].set_ylabel("gain over the baseline\nof the same images (points)")
     axes[0, -1].legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1))
     caption = f"{settings.label}; n = {gains['n'].max()} questions at the most, {gains['seeds'].max()} seed(s)"
     figure.suptitle(plots.wrap(f"When alignment helps. {caption}", 100), fontsize="small")
