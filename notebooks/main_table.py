@@ -136,7 +136,8 @@ if len(noise):
     for axis, benchmark in zip(axes[0], benchmarks, strict=True):  # seed_noise
         part = noise[noise["benchmark"] == benchmark]
         sns.stripplot(part, x="score", y="run", order=systems, color="black", size=4, jitter=False, ax=axis)
-        axis.set(title=scores.TITLES[benchmark], ylabel="", xlabel="points" if benchmark == "mme" else "%")
+        axis.set_title(scores.TITLES[benchmark], fontsize="small")
+        axis.set(ylabel="", xlabel="points" if benchmark == "mme" else "%")
     figure.suptitle(plots.wrap(f"{settings.label}; a dot is a seed", 90), fontsize="small")
     plots.save(figure, out, "seed_noise")
 

@@ -366,7 +366,7 @@ TEACHER = {"teacher": "dinov2"}
         ({"align": {"teacher": "dino"}}, r"run mine of mine: no teacher 'dino'; there are: clip, dinov2"),
         ({"align": {"teacher": "vae"}}, r"run mine of mine: no teacher .vae.; there are: clip, dinov2"),
         ({"align": "dinov2"}, r"mine: align: .*found 'dinov2'"),
-        ({"train_head": False}, r"mine: unknown key train_head; valid keys: .*language, vision, align"),
+        ({"train_head": False}, r"mine: unknown key train_head; valid keys: .*language, vision, images, align"),
         ({"residual": {"source": "pixels"}}, r"source 'pixels'; there are: projector, encoder"),
         ({"residual": {"source": "encoder", "depth": 1.5}}, r"depth 1.5 is not in \(0, 1\]"),
         ({"reconstruct": {"depth": 0.0}}, r"depth 0.0 is not in \(0, 1\]"),
