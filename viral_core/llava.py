@@ -28,14 +28,7 @@ from transformers import (
 )
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
-from viral_core.checkpoints import (
-    fingerprint,
-    load_vision_tower,
-    load_whole,
-    read_weights,
-    require_model,
-    save_weights,
-)
+from viral_core.checkpoints import fingerprint, load_vision_tower, load_whole, read_weights, require_model, save_weights
 from viral_core.tap import base_llava
 from viral_core.templates import IMAGE_MARKER
 from viral_core.tiles import newline, tile_processor

@@ -88,9 +88,5 @@ def profile_step(
 def _parts(seconds: dict[str, float]) -> dict[str, float]:
     """Nested times to times that add up to the step."""
     inner = seconds["vision"] + seconds["projector"]
-    parts = {
-        **seconds,
-        "language model": seconds["llava"] - inner,
-        "alignment": seconds["forward"] - seconds["llava"],
-    }
+    parts = {**seconds, "language model": seconds["llava"] - inner, "alignment": seconds["forward"] - seconds["llava"]}
     return {part: parts.get(part, 0.0) for part in PARTS}

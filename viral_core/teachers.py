@@ -48,8 +48,8 @@ class Teacher:
     model: nn.Module
     extract: Callable[[nn.Module, Tensor], Tensor]
     dim: int
-    size: int
     grid: int
+    size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     resample: Image.Resampling
@@ -57,6 +57,9 @@ class Teacher:
     subfolder: str = ""  # of the checkpoint's, that holds the model
     randomised: int | None = None  # seed of `randomise_linears`, if that was done
     color: tuple[int, ...] = CLIP_COLOR
+
+    def __post_init__(self):
+        self.model.requires_grad_(False).eval()
 
     def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
         """RGB images of any shape -> normalised pixels (B, 3, size, size), float32."""
@@ -152,20 +155,9 @@ def load_teacher(
     mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ((0.0,) * 3, (1.0,) * 3)
     if clip_pixels:
         mean, std = OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
-    return Teacher(
-        kind,
-        str(path),
-        model.requires_grad_(False).eval().to(device),
-        extract,
-        dim,
-        size,
-        grid,
-        tuple(mean),
-        tuple(std),
-        Image.Resampling(int(processor.resample)),
-        revision,
-        color=color,
-    )
+    resample = Image.Resampling(int(processor.resample))
+    pixels = {"size": size, "mean": tuple(mean), "std": tuple(std), "resample": resample, "color": color}
+    return Teacher(kind, str(path), model.to(device), extract, dim, grid, **pixels, revision=revision)
 
 
 def load_vae(
@@ -202,20 +194,10 @@ def load_vae(
         z = (m.encode(x).latent_dist.mode() - shift) * scale
         return F.pixel_unshuffle(z, 2).flatten(2).transpose(1, 2)
 
-    return Teacher(
-        "vae",
-        str(path),
-        model.requires_grad_(False).eval().to(device),
-        latents,
-        4 * model.config.latent_channels,
-        fitting,
-        grid,
-        (0.5,) * 3,
-        (0.5,) * 3,
-        Image.Resampling.BILINEAR,
-        revision,
-        subfolder,
-    )
+    dim, half = 4 * model.config.latent_channels, (0.5,) * 3
+    pixels = {"size": fitting, "mean": half, "std": half, "resample": Image.Resampling.BILINEAR}
+    place = {"revision": revision, "subfolder": subfolder}
+    return Teacher("vae", str(path), model.to(device), latents, dim, grid, **pixels, **place)
 
 
 @dataclass
@@ -235,10 +217,7 @@ class Encoder(Teacher):
 
 
 def load_encoder(
-    path: str | Path,
-    feature_layer: int = -2,
-    revision: str | None = None,
-    device: str | torch.device = "cpu",
+    path: str | Path, feature_layer: int = -2, revision: str | None = None, device: str | torch.device = "cpu"
 ) -> Encoder:
     """A CLIP or SigLIP vision tower in float32, as a source of features z (B, N, Dz): `AlignedModel.forward` takes them
     in place of pixels.
@@ -257,22 +236,16 @@ def load_encoder(
     def features(model: nn.Module, pixels: Tensor) -> Tensor:
         return model(pixels, output_hidden_states=True).hidden_states[feature_layer][:, skip:]
 
-    return Encoder(
-        "encoder",
-        str(path),
-        tower.requires_grad_(False).eval().to(device),
-        features,
-        config.hidden_size,
-        config.image_size,
-        config.image_size // config.patch_size,
-        tuple(processor.image_mean),
-        tuple(processor.image_std),
-        Image.Resampling(int(processor.resample)),
-        revision,
-        color=mean_color(processor),
-        image_processor=processor,
-        feature_layer=feature_layer,
-    )
+    pixels = {
+        "size": config.image_size,
+        "mean": tuple(processor.image_mean),
+        "std": tuple(processor.image_std),
+        "resample": Image.Resampling(int(processor.resample)),
+        "color": mean_color(processor),
+        "image_processor": processor,
+    }
+    grid, own = config.image_size // config.patch_size, {"revision": revision, "feature_layer": feature_layer}
+    return Encoder("encoder", str(path), tower.to(device), features, config.hidden_size, grid, **pixels, **own)
 
 
 def randomise_linears(teacher: Teacher, seed: int) -> None:
@@ -290,12 +263,8 @@ def randomise_linears(teacher: Teacher, seed: int) -> None:
     teacher.randomised = seed
 
 
-def _weights(model_class, path: str, revision: str | None, **options) -> nn.Module:
-    return load_whole(model_class, path, revision, dtype=torch.float32, **options)
-
-
 def _load_dinov2(path: str, revision: str | None):
-    model = _weights(Dinov2Model, path, revision)
+    model = load_whole(Dinov2Model, path, revision, dtype=torch.float32)
     return model, model.config.patch_size, model.config.hidden_size, lambda m, x: m(x).last_hidden_state[:, 1:]
 
 
@@ -310,7 +279,7 @@ def _load_clip(path: str, revision: str | None):
 
 
 def _load_sam(path: str, revision: str | None):
-    model = _weights(SamVisionModel, path, revision)
+    model = load_whole(SamVisionModel, path, revision, dtype=torch.float32)
     patch, canvas = model.config.patch_size, model.config.image_size
 
     def corner(m: nn.Module, x: Tensor) -> Tensor:
@@ -323,7 +292,7 @@ def _load_sam(path: str, revision: str | None):
 
 
 def _load_depth_anything(path: str, revision: str | None):
-    backbone = _weights(DepthAnythingForDepthEstimation, path, revision).backbone
+    backbone = load_whole(DepthAnythingForDepthEstimation, path, revision, dtype=torch.float32).backbone
     size, patch = backbone.config.hidden_size, backbone.config.patch_size
 
     def last_stage(m: nn.Module, x: Tensor) -> Tensor:
@@ -339,7 +308,7 @@ def _load_radio(path: str, revision: str | None):
     except ImportError as error:
         raise ValueError("the teacher radio needs a transformers that has RadioModel: install 5.23 or newer") from error
     config = _radio_config(path, revision)
-    model = _weights(RadioModel, path, revision, **({"config": config} if config else {}))
+    model = load_whole(RadioModel, path, revision, dtype=torch.float32, **({"config": config} if config else {}))
     return model, model.config.patch_size, model.config.hidden_size, lambda m, x: m(x).features
 
 

@@ -11,6 +11,7 @@ from viral_core.conversations import Sample, check_conversations, load_conversat
 from viral_core.data import IGNORE, Collator, ConversationDataset, Encoding, GroupedSampler, encode, expand_image_tokens
 from viral_core.images import CLIP_COLOR, find_image, pad_to_square
 from viral_core.llava import assemble
+from viral_core.teachers import load_encoder
 from viral_core.templates import TEMPLATES, prompt
 from viral_core.tiles import view_of
 
@@ -308,3 +309,15 @@ def test_sampler_order_depends_on_seed_and_goes_on_over_epochs():
     assert sorted(two[16:32]) == list(range(16))
     assert two[:16] != two[16:32]
     assert list(GroupedSampler(encodings, 4, steps=4, seed=1)) != one
+
+
+@pytest.mark.parametrize(("vision", "color"), [("clip", (122, 116, 104)), ("siglip", (127, 127, 127))])
+def test_images_are_padded_with_the_encoders_own_mean_colour(tiny, vision, color):
+    """So that the padding is next to 0 after its normalisation; a teacher sees the same square."""
+    processor = assemble(tiny / vision, tiny / "llama")[1]
+    view, wide = view_of(processor), Image.new("RGB", (28, 14), (255, 0, 0))
+    assert view.prepare(wide).getpixel((0, 0)) == color
+    assert view.pictures(wide)[0].tobytes() == view.prepare(wide).tobytes()
+    assert load_encoder(tiny / vision).color == color
+    pixels = processor.image_processor(view.prepare(wide), return_tensors="pt")["pixel_values"]
+    assert pixels[0, :, 0].abs().max() < 0.02

@@ -14,7 +14,9 @@ from distributed_worker import RECIPE, ask, train
 from safetensors.torch import load_file
 
 from viral_core.conversations import load_conversations
-from viral_core.data import GroupedSampler
+from viral_core.data import ConversationDataset, GroupedSampler
+from viral_core.llava import assemble
+from viral_core.templates import TEMPLATES
 from workbook.evaluate import sampled
 from workbook.paths import ROOT
 
@@ -65,10 +67,12 @@ def folder(tiny, conversations, tmp_path_factory):
     return folder
 
 
-def test_the_data_leave_a_process_without_images(conversations):
+def test_the_data_leave_a_process_without_images(tiny, conversations):
     """The trainings below meet a global batch of which the second process has no image and the first has some."""
     samples = load_conversations(*conversations)
-    order = list(GroupedSampler(samples, 4, RECIPE.batch_size, RECIPE.steps, RECIPE.seed))
+    _, processor = assemble(tiny / "clip", tiny / "llama")
+    data = ConversationDataset(samples, processor, TEMPLATES["vicuna_v1"], RECIPE.max_length)
+    order = list(GroupedSampler(data.encodings, RECIPE.batch_size, RECIPE.steps, RECIPE.seed))
     batches = [order[i : i + 4] for i in range(0, len(order), 4)]
     shares = [[any(samples[i].images for i in part) for part in (batch[:2], batch[2:])] for batch in batches]
     assert [True, False] in shares

@@ -115,7 +115,7 @@ def build_teacher(shape: Shape, device: str) -> Teacher:
     )  # fmt: skip
     return Teacher(
         "dinov2", "random", Dinov2Model(config).requires_grad_(False).eval().to(device),
-        lambda model, pixels: model(pixels).last_hidden_state[:, 1:], shape.teacher_width, shape.image_size, shape.grid,
+        lambda model, pixels: model(pixels).last_hidden_state[:, 1:], shape.teacher_width, shape.grid, shape.image_size,
         tuple(IMAGENET_DEFAULT_MEAN), tuple(IMAGENET_DEFAULT_STD), Image.Resampling.BICUBIC,
     )  # fmt: skip
 
