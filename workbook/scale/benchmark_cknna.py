@@ -7,13 +7,13 @@ the versions; fails where the two values differ by more than 1e-9.
 """
 
 import argparse
-import platform
 import time
 from pathlib import Path
 
 import pandas as pd
 import torch
 
+from viral_core import environment
 from viral_core.measure.cknna import EPSILON, cknna
 
 TOLERANCE = 1e-9
@@ -50,53 +50,41 @@ def benchmark(
     Raises:
         ValueError: the values differ by more than 1e-9.
     """
-    processor = torch.cuda.get_device_name() if device.startswith("cuda") else _cpu()
-    machine = {"device": device, "processor": processor, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    machine = environment.describe()
+    gpu = device.startswith("cuda")
+    processor = machine["gpus"][0]["model"] if gpu else machine["cpu"]["model"]
     rows = []
     for n in sizes:
         generator = torch.Generator().manual_seed(n)
         x = torch.randn(n, d, generator=generator, dtype=torch.float64)
         y = (x + torch.randn(n, d, generator=generator, dtype=torch.float64)).to(device)
         x = x.to(device)
-        fast, fast_seconds = _best(lambda x=x, y=y: cknna(x, y, k), repeats)
-        slow, slow_seconds = _best(lambda x=x, y=y: transcription(x, y, k), repeats)
+        (fast, fast_seconds), (slow, slow_seconds) = (_best(kind, x, y, k, repeats) for kind in (cknna, transcription))
         if abs(fast - slow) > TOLERANCE:
             raise ValueError(f"n = {n}: cknna gives {fast}, the transcription {slow}")
-        times = {
-            "cknna_seconds": fast_seconds,
-            "transcription_seconds": slow_seconds,
-            "speedup": slow_seconds / fast_seconds,
-        }
-        rows.append({"n": n, "d": d, "k": k, **times, "value": fast, "difference": abs(fast - slow), **machine})
+        row = {"n": n, "d": d, "k": k, "cknna_seconds": fast_seconds, "transcription_seconds": slow_seconds}
+        row |= {"speedup": slow_seconds / fast_seconds, "value": fast, "difference": abs(fast - slow)}
+        rows.append({**row, "device": device, "processor": processor, "torch": torch.__version__})
     return pd.DataFrame(rows)
 
 
-def _best(call, repeats: int) -> tuple[float, float]:
+def _best(measure, x: torch.Tensor, y: torch.Tensor, k: int, repeats: int) -> tuple[float, float]:
     """A call's value and its shortest time in seconds; the value is a float, so the device has finished."""
-    value, seconds = call(), []
+    value, seconds = measure(x, y, k), []
     for _ in range(repeats):
         start = time.perf_counter()
-        call()
+        measure(x, y, k)
         seconds.append(time.perf_counter() - start)
     return value, min(seconds)
-
-
-def _cpu() -> str:
-    """Name of the processor; on Linux `platform` does not know it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("cknna_benchmark.csv"))
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--sizes", type=int, nargs="+", default=[576, 1000, 4000])
     arguments = parser.parse_args()
-    table = benchmark(arguments.sizes, repeats=arguments.repeats, device=arguments.device)
+    table = benchmark(arguments.sizes, device=arguments.device)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(arguments.out, index=False)
     print(table.to_string(index=False))

@@ -28,7 +28,7 @@ def timed(folder: str | Path, stage: str, key: str) -> Iterator[None]:
     finally:
         line = {"stage": stage, "key": key, "began": began, "seconds": round(time.monotonic() - start, 3), "done": done}
         Path(folder).mkdir(parents=True, exist_ok=True)
-        with (Path(folder) / FILE).open("a") as file:
+        with (Path(folder) / FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
 
@@ -37,7 +37,7 @@ def read_costs(folder: str | Path) -> dict[tuple[str, str], float]:
     file = Path(folder) / FILE
     finished: dict[tuple[str, str], float] = {}
     attempts: dict[tuple[str, str], float] = {}
-    for line in file.read_text().splitlines() if file.is_file() else ():
+    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
         entry = json.loads(line)
         name = entry["stage"], entry["key"]
         attempts[name] = attempts.get(name, 0.0) + entry["seconds"]

@@ -34,9 +34,9 @@ class Finding:
     remedy: str = ""
 
     def __str__(self) -> str:
-        return f"{self.level.upper() if self.level == MISSING else self.level:8}{self.what}" + (
-            f"\n{'':8}-> {self.remedy}" if self.remedy else ""
-        )
+        level = self.level.upper() if self.level == MISSING else self.level
+        remedy = f"\n{'':8}-> {self.remedy}" if self.remedy else ""
+        return f"{level:8}{self.what}{remedy}"
 
 
 def examine(profile: Profile, drop_faulty: bool = False) -> Iterator[Finding]:
@@ -75,32 +75,37 @@ def needs_gpu(profile: Profile) -> bool:
 
 def packages(profile: Profile) -> Iterator[Finding]:
     """The packages of pyproject.toml that this profile uses, in their ranges."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["workbook"]]
-    wanted += project["optional-dependencies"]["world"] if profile.world else []
-    wanted += project["optional-dependencies"]["deepspeed"] if profile.launch.deepspeed else []
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     kinds = {getattr(model, "kind", None) for model in hub.used(profile)}
-    wanted += project["optional-dependencies"]["ross"] if "vae" in kinds else []
-    if any(model.package for model in profile.languages.values()):
-        wanted += project["optional-dependencies"]["gguf"]
+    extras = {
+        "workbook": True,
+        "world": profile.world,
+        "deepspeed": profile.launch.deepspeed,
+        "ross": "vae" in kinds,
+        "gguf": any(model.package for model in profile.languages.values()),
+    }
+    needed = list(project["dependencies"])
+    for extra, used in extras.items():
+        needed += project["optional-dependencies"][extra] if used else []
     if "radio" in kinds:
-        wanted.append("transformers>=5.23")  # the first with RadioModel
+        needed.append("transformers>=5.23")  # the first with RadioModel
     if profile.compute.attention == "flash_attention_2":
-        wanted.append("flash-attn")
-    faults = []
-    for requirement in map(Requirement, wanted):
+        needed.append("flash-attn")
+    whole = True
+    for requirement in map(Requirement, needed):
         try:
             version = importlib.metadata.version(requirement.name)
         except importlib.metadata.PackageNotFoundError:
-            faults.append((f"package {requirement} is not installed", requirement))
-            continue
-        if not requirement.specifier.contains(version, prereleases=True):
-            faults.append((f"package {requirement.name} is {version}, not {requirement.specifier}", requirement))
-    for what, requirement in faults:
-        extra = ", or leave compute.attention at sdpa" if requirement.name == "flash-attn" else ""
-        yield Finding(MISSING, what, f"make setup, or: python -m pip install '{requirement}'{extra}")
-    if not faults:
-        yield Finding(OK, f"{len(wanted)} packages, Python {sys.version.split()[0]}")
+            fault = f"package {requirement} is not installed"
+        else:
+            if requirement.specifier.contains(version, prereleases=True):
+                continue
+            fault = f"package {requirement.name} is {version}, not {requirement.specifier}"
+        whole = False
+        other = ", or leave compute.attention at sdpa" if requirement.name == "flash-attn" else ""
+        yield Finding(MISSING, fault, f"make setup, or: python -m pip install '{requirement}'{other}")
+    if whole:
+        yield Finding(OK, f"{len(needed)} packages, Python {sys.version.split()[0]}")
 
 
 def visible_gpus() -> list[tuple[str, float]]:
@@ -115,16 +120,16 @@ def visible_gpus() -> list[tuple[str, float]]:
 
 def gpus(profile: Profile) -> Iterator[Finding]:
     """As many GPUs as the profile launches processes on this node."""
-    found, wanted = visible_gpus(), profile.launch.gpus
+    here, processes = visible_gpus(), profile.launch.gpus
     if not needs_gpu(profile):
         yield Finding(OK, "no GPU needed")
-    elif len(found) < wanted:
-        remedy = "set launch.gpus in the profile" if found else "run this on a GPU machine, or take PROFILE=laptop"
-        yield Finding(MISSING, f"{len(found)} of {wanted} GPUs", f"{remedy}; nvidia-smi lists what there is")
+    elif len(here) < processes:
+        remedy = "set launch.gpus in the profile" if here else "run this on a GPU machine, or take PROFILE=laptop"
+        yield Finding(MISSING, f"{len(here)} of {processes} GPUs", f"{remedy}; nvidia-smi lists what there is")
     else:
-        sizes = ", ".join(f"{name} {gib:.0f} GiB" for name, gib in found[:wanted])
-        more = f"; {profile.launch.nodes} nodes are wanted, this one was looked at" if profile.launch.nodes > 1 else ""
-        yield Finding(OK, f"{wanted} of {len(found)} GPUs: {sizes}{more}")
+        sizes = ", ".join(f"{name} {gib:.0f} GiB" for name, gib in here[:processes])
+        nodes = f"; of {profile.launch.nodes} nodes only this one was looked at" if profile.launch.nodes > 1 else ""
+        yield Finding(OK, f"{processes} of {len(here)} GPUs: {sizes}{nodes}")
 
 
 def memory(profile: Profile) -> Iterator[Finding]:

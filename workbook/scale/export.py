@@ -30,7 +30,7 @@ def export(folder: str | Path, out: str | Path, dtype: str = "float32") -> None:
     folder, out = Path(folder), Path(out)
     if not (folder / RUN).is_file():
         raise FileNotFoundError(f"no {RUN} in {folder}: name the folder of a trained run")
-    saved = json.loads((folder / RUN).read_text())
+    saved = json.loads((folder / RUN).read_text(encoding="utf-8"))
     if saved["residuals"]:
         layers = ", ".join(str(residual["layer"]) for residual in saved["residuals"])
         raise ValueError(
@@ -51,8 +51,8 @@ def export(folder: str | Path, out: str | Path, dtype: str = "float32") -> None:
     model.config.dtype = dtype
     model.save_pretrained(out)
     processor(run.processor, run.template).save_pretrained(out)
-    facts = {key: saved[key] for key in ("base", "template", "align", "seed")}
-    (out / "exported_from.json").write_text(json.dumps({"run": str(folder), **facts}, indent=2) + "\n")
+    origin = {"run": str(folder), **{key: saved[key] for key in ("base", "template", "align", "seed")}}
+    (out / "exported_from.json").write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
 
 
 def processor(trained: LlavaProcessor, template: Template) -> LlavaProcessor:

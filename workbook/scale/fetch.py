@@ -141,7 +141,8 @@ def bring(source: Source) -> None:
         download(source.url, source.archive, source.sha256 or hub.checksum(source.url))
     _unpack(source.archive, target, source.strip)
     record = {"url": source.url, "sha256": sha256(source.archive)}
-    source.archive.with_name(f"{source.archive.name}.json").write_text(json.dumps(record, indent=2) + "\n")
+    text = json.dumps(record, indent=2) + "\n"
+    source.archive.with_name(f"{source.archive.name}.json").write_text(text, encoding="utf-8")
     source.archive.unlink()
 
 

@@ -95,7 +95,7 @@ def deepspeed_config(settings: Launch) -> dict | None:
 
     if settings.deepspeed is None:
         return None
-    config = json.loads((DEEPSPEED / f"{settings.deepspeed}.json").read_text())
+    config = json.loads((DEEPSPEED / f"{settings.deepspeed}.json").read_text(encoding="utf-8"))
     if not torch.cuda.is_available():  # there are no streams to overlap, and nothing to pin
         config["zero_optimization"]["overlap_comm"] = False
     return config

@@ -53,4 +53,4 @@ def convert(gguf: str | Path, out: str | Path, source: str) -> None:
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     facts = {"source": source, "file": gguf.name, "parameters": sum(p.numel() for p in model.parameters())}
-    (Path(out) / "metrics.json").write_text(json.dumps(facts, indent=1) + "\n")
+    (Path(out) / "metrics.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")

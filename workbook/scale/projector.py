@@ -76,4 +76,4 @@ def import_projector(source: str | Path, folder: str | Path, encoder_width: int,
     folder.mkdir(parents=True, exist_ok=True)
     save_file(weights, folder / PROJECTOR)
     facts = {"source": str(source), "sha256": hashlib.sha256(Path(source).read_bytes()).hexdigest()}
-    (folder / "source.json").write_text(json.dumps(facts, indent=2) + "\n")
+    (folder / "source.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
