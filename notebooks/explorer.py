@@ -30,11 +30,6 @@
 profile = "laptop"
 
 # %%
-import os
-
-# A choice takes a moment: no progress bars, no reports of what was loaded.
-os.environ.update(TQDM_DISABLE="1", TRANSFORMERS_VERBOSITY="error")
-
 import numpy as np
 import pandas as pd
 from IPython.display import Markdown, display

@@ -40,7 +40,6 @@ def lab(run_folders, tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("lab")
     Image.effect_noise((48, 40), 80).convert("RGB").save(folder / "own.png")
     cells = [
-        "import os\nos.environ.update(TQDM_DISABLE='1', TRANSFORMERS_VERBOSITY='error')",
         "from pathlib import Path",
         "from workbook.explorer import Session",
         "from workbook.explorer.widget import Explorer",
@@ -59,12 +58,12 @@ def lab(run_folders, tiny, tmp_path_factory):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     token = secrets.token_hex(8)
-    folders = {f"JUPYTER_{name}_DIR": str(folder / name) for name in ("CONFIG", "DATA", "RUNTIME")}
+    variables = {f"JUPYTER_{name}_DIR": str(folder / name) for name in ("CONFIG", "DATA", "RUNTIME")}
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1"]
     command += [f"--port={port}", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder}"]
     command += ["--LabApp.expose_app_in_browser=True"]
     log = (folder / "log").open("w", encoding="utf-8")
-    server = subprocess.Popen(command, env=environment(ROOT) | folders, stdout=log, stderr=log)
+    server = subprocess.Popen(command, env=environment(ROOT) | variables, stdout=log, stderr=log)
     address = f"http://127.0.0.1:{port}"
     session = {"path": "explorer.ipynb", "name": "", "type": "notebook", "kernel": {"name": "python3"}}
     headers = {"Authorization": f"token {token}", "Content-Type": "application/json"}
@@ -181,6 +180,8 @@ def test_the_explorer(browser, lab):
             )
             seconds.append(float(status.inner_text().removesuffix(" s")))
         assert min(seconds) < 3
+
+        assert page.query_selector(".jp-OutputArea .widget-hprogress, .jp-RenderedText[data-mime-type*=stderr]") is None
 
         # Patches, by mouse and by key; what was chosen last is in the link, which another page restores.
         canvas.click(position={"x": 100, "y": 100})

@@ -28,6 +28,7 @@ def batches(
     Args:
         images: PIL images or paths; each is padded to a square (not for LLaVA-NeXT), as in training.
         prompts: as many, or one for all, each with one `<image>`.
+        task: what the progress bar is called; without a name there is none.
 
     Yields:
         (slice into `images`, the processor's tensors, padded on the left, on the model's device and in its dtype)
@@ -46,7 +47,7 @@ def batches(
     if missing := [str(path) for path in paths if not path.is_file()]:
         raise FileNotFoundError(f"{len(missing)} of {len(images)} images are missing, the first: {missing[0]}")
     view = view_of(processor)
-    with tqdm(total=len(images), desc=task, unit="image") as bar:
+    with tqdm(total=len(images), desc=task, unit="image", disable=not task) as bar:
         for start in range(0, len(images), batch_size):
             chosen = slice(start, min(start + batch_size, len(images)))
             inputs = processor(

@@ -18,7 +18,7 @@ from viral_core import distributed
 from viral_core.measure.inputs import square_side
 from viral_core.measure.pca import pca_maps
 from viral_core.run_folder import Run, load_run
-from viral_core.teachers import Teacher, load_teacher
+from viral_core.teachers import KINDS, Teacher, load_teacher
 from workbook import config
 from workbook.benchmarks import BENCHMARKS, load_rows, open_image
 from workbook.explorer.look import Look, attention_map, cknna_curve, entropies, look, shown, similarity, word_map
@@ -324,10 +324,13 @@ def of_profile(profile: str) -> Session:
             f"profile {profile} has no trained run yet: `make repro PROFILE={profile}` trains them, "
             "or choose another profile in the parameters cell"
         )
+    # The teacher of the first aligned run comes first: the explorer opens with it.
+    aligned = [settings.systems[run].align for run in settings.runs]
+    order = dict.fromkeys([*(align.teacher for align in aligned if align and align.teacher), *settings.teachers])
     teachers = {
         name: {"kind": teacher.kind, "path": teacher.path, "revision": teacher.revision}
-        for name, teacher in settings.teachers.items()
-        if teacher.kind != "vae"
+        for name in order
+        if (teacher := settings.teachers[name]).kind in KINDS
     }
     return Session(
         runs,
