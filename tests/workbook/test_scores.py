@@ -6,7 +6,7 @@ import pytest
 from answer_files import QUESTIONS, profile, share, write
 
 from viral_core.measure.intervals import effects, interval
-from workbook import paper, runs, scores, tables
+from workbook import paper, plots, runs, scores, tables
 from workbook.paths import Paths
 
 
@@ -191,3 +191,18 @@ def test_our_numbers_stand_beside_the_papers_and_what_is_missing_says_so(root):
     assert ", 2 seeds" in html
     assert html == tables.styled(frame, "caption").to_html()
     assert tables.own_runs("tiny") == []
+
+
+def test_equal_data_give_equal_figures(root, tmp_path):
+    plots.style()
+    table = measured(root)
+    for name in ("first", "second"):
+        plots.save(plots.score_panels(tables.side_by_side("tiny", 1), scores.TITLES), tmp_path / name, "panels")
+        figure, axis = plots.plt.subplots()
+        plots.curves(axis, scores.means(table, "cknna", "image"), "layer", "cknna")
+        plots.save(figure, tmp_path / name, "curves")
+    plots.plt.close("all")
+    files = sorted(file.name for file in (tmp_path / "first").iterdir())
+    assert files == [f"{name}.{kind}" for name in ("curves", "panels") for kind in ("png", "svg")]
+    for file in files:
+        assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes(), file
