@@ -98,6 +98,32 @@ def test_partial_repeated_and_other_answers_are_refused(rows, change, said):
     assert str(file) in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.jsonl", b"", "not every entry is an answer"),
+        ("a.jsonl", b"[1, 2]", "not every entry is an answer"),
+        ("a.jsonl", b"\x1f\x8b", "compressed with gzip"),
+        ("a.xlsx", b"x", "cannot be read as xlsx"),
+        ("a.tsv", b"", "cannot be read as tsv"),
+        ("a.tsv", b"\xff\xfeq", "cannot be read as tsv"),
+    ],
+)
+def test_files_of_another_kind_are_named(rows, tmp_path, name, content, said):
+    file = tmp_path / name
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=said) as error:
+        official_score("pope_random", file, rows)
+    assert str(file) in str(error.value)
+
+
+def test_an_answer_that_is_no_text_is_refused(rows):
+    file = llava_pope(rows)
+    edit(file, lambda answers: [answer | {"text": None} for answer in answers])
+    with pytest.raises(ValueError, match="entry 5 and 1 more hold no text"):
+        official_score("pope_random", file, rows)
+
+
 def docs(benchmark, rows):
     """Official rows as lmms-eval's docs name their columns."""
     names = {

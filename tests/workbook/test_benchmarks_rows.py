@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pandas
 import pytest
 from benchmark_files import MMVP, MMVP_HEADER, PHOTO, picture, write_csv, write_lines, write_official
@@ -310,6 +311,18 @@ def test_broken_quoting_hides_no_further_row(root):
     rewrite(root / CSV, lambda t: t.replace("2,Are the", '2,"Are" the').replace("4,Are the", '4,"Are" the').encode())
     with pytest.raises(ValueError, match=r"(?s)line 3: broken quoting.*line 5: broken quoting"):
         load_rows("mmvp", root)
+
+
+def test_photos_of_another_ending_and_of_16_bits(root):
+    ramp = Image.fromarray(np.full((6, 8), 130 * 257, np.uint16))
+    (root / PHOTO).unlink()
+    ramp.save((root / PHOTO).with_suffix(".PNG"), "PNG")
+    (row, _) = load_rows("pope_random", root)
+    assert row["image"].endswith(".PNG")
+    assert open_image(row["image"]).getpixel((4, 3)) == (130, 130, 130)
+    Image.fromarray(np.full((6, 8), 0.5, np.float32)).save((root / PHOTO).with_suffix(".PNG"), "TIFF")
+    with pytest.raises(ValueError, match="row 1: image .*cannot be read .pixels of mode F"):
+        load_rows("pope_random", root)
 
 
 def test_rows_without_photos(root):

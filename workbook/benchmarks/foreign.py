@@ -7,9 +7,11 @@ are joined by image and question where they name their images, else by the quest
 compared either way.  A row without an answer, or with two, is an error: scores of parts are no scores.
 """
 
+import zipfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pandas
@@ -94,6 +96,9 @@ def join(rows: Sequence[Mapping], answers: Sequence[Answer], file: Path) -> list
                 f"{file}: {what} to {sum(wrong)} of {len(rows)} questions, first to row {rows[first]['id']}"
                 f"{places}, {rows[first]['question']!r}: give each question one answer"
             )
+    silent = [answer.place for (answer,) in pairs if not isinstance(answer.response, str)]
+    if silent:
+        raise ValueError(f"{file}: {silent[0]} and {len(silent) - 1} more hold no text: write an empty one for silence")
     return [{**row, "response": answer.response} for row, (answer,) in zip(rows, pairs, strict=True)]
 
 
@@ -140,7 +145,8 @@ def _same(row: Mapping, answer: Answer) -> bool:
     return bool(theirs) and (ours in theirs or theirs in ours)
 
 
-def _plain(text: str) -> str:
+def _plain(text: object) -> str:
+    text = text if isinstance(text, str) else ""
     for instruction in ("<image>", INSTRUCTION, LETTER_INSTRUCTION):
         text = text.replace(instruction, " ")
     return " ".join(text.lower().split())
@@ -149,7 +155,11 @@ def _plain(text: str) -> str:
 def _table(file: Path) -> Iterator[Answer]:
     """VLMEvalKit's rows; cells are text, so that an answer "None" or "N/A" stays what it is."""
     as_text = {"dtype": str, "keep_default_na": False}
-    table = pandas.read_excel(file, **as_text) if file.suffix == ".xlsx" else pandas.read_csv(file, sep="\t", **as_text)
+    try:
+        read = pandas.read_excel if file.suffix == ".xlsx" else partial(pandas.read_csv, sep="\t")
+        table = read(file, **as_text)
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{file} cannot be read as {file.suffix[1:]} ({error}): write it again") from error
     if not {"question", "prediction"} <= set(table.columns):
         raise ValueError(f"{file} has no columns question and prediction: give VLMEvalKit's file of predictions")
     for number, row in enumerate(table.to_dict("records")):
@@ -170,10 +180,10 @@ def _read(file: Path, folder: Path) -> list[Answer]:
     if file.suffix in (".xlsx", ".tsv"):
         return list(_table(file))
     entries = read_entries(file)
-    if "settings" in entries[0]:
+    if entries and isinstance(entries[0], dict) and "settings" in entries[0]:
         return _own(file)
     for columns, kind in (({"question_id", "prompt", "text"}, _llava), ({"resps"}, _lmms), ({"filtered_resps"}, _lmms)):
-        if all(isinstance(entry, dict) and columns <= entry.keys() for entry in entries):
+        if entries and all(isinstance(entry, dict) and columns <= entry.keys() for entry in entries):
             answers = [kind(entry, f"entry {number}") for number, entry in enumerate(entries, 1)]
             return _with_images(answers, entries, folder) if kind is _llava else answers
     raise ValueError(f"{file}: not every entry is an answer as LLaVA's scripts, lmms-eval or the workbook write them")
@@ -236,7 +246,7 @@ def _lmms(entry: Mapping, place: str) -> Answer:
     question = details.get("question") or details.get("Question")
     return Answer(
         place=place,
-        response=_first_text(entry.get("resps") or entry["filtered_resps"]),
+        response=_first_text(entry.get("resps") or entry.get("filtered_resps")),
         question=question or _first_text(entry.get("input", entry.get("arguments"))),
         number=entry.get("doc_id"),
         image=image,
@@ -244,8 +254,8 @@ def _lmms(entry: Mapping, place: str) -> Answer:
     )
 
 
-def _first_text(value: object) -> str:
-    """The first text in nested lists and dicts."""
-    while isinstance(value, list | tuple | dict) and value:
+def _first_text(value: object) -> object:
+    """The first text in nested lists and dicts, or what stands in its place."""
+    while isinstance(value, list | dict) and value:
         value = next(iter(value.values())) if isinstance(value, dict) else value[0]
-    return value if isinstance(value, str) else ""
+    return value

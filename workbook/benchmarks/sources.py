@@ -13,6 +13,8 @@ from typing import Annotated
 from PIL import Image
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
+from viral_core.images import DAMAGED, find_image, open_rgb, to_rgb
+
 LETTER_INSTRUCTION = "Answer with the option's letter from the given choices directly."
 AGAIN = "download the file again"
 _LISTED = 50  # faults shown in full by one error message
@@ -115,24 +117,23 @@ def _more(rows: Sequence) -> str:
 
 
 def open_image(image: str | Path | bytes | Image.Image) -> Image.Image:
-    """The RGB image of a row, given as a path, encoded bytes or a PIL image."""
+    """The RGB image of a row, given as a path, encoded bytes or a PIL image.  ValueError: it cannot be read."""
     if isinstance(image, Image.Image):
-        return image.convert("RGB")
-    with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
-        return opened.convert("RGB")
+        return to_rgb(image)
+    return open_rgb(io.BytesIO(image) if isinstance(image, bytes) else image)
 
 
-def image_fault(image: str | Path | bytes | None) -> str | None:
+def image_fault(image: str | bytes | None) -> str | None:
     """Why an image cannot be used, None if it decodes (JPEG at reduced size, which reads the whole file)."""
     if image is None:
         return "no image"
-    if isinstance(image, str | Path) and not Path(image).is_file():
+    if isinstance(image, str) and not Path(image).is_file():
         return f"image {image} is missing"
     try:
         with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
             opened.draft("RGB", (32, 32))
-            opened.load()
-    except Exception as error:  # Pillow's decoders raise many kinds; whatever it is becomes a listed fault
+            to_rgb(opened)
+    except DAMAGED as error:
         return f"image {'' if isinstance(image, bytes) else image} cannot be read ({error})"
     return None
 
@@ -166,11 +167,15 @@ def check_rows(rows: Sequence[dict], expected: Mapping, file: object, faults: Fa
 
 
 def check_photos(rows: Sequence[dict], file: object, faults: Faults) -> None:
-    """Add the images that are missing or cannot be read; a file is looked at once."""
-    checked: dict[object, str | None] = {}
+    """Add the images that are missing or cannot be read; a file is looked at once, by another ending if need be."""
+    checked: dict[object, tuple[object, str | None]] = {}
     for row in rows:
-        name = row["image"] if isinstance(row["image"], str) else row["id"]
+        image = row["image"]
+        name = image if isinstance(image, str) else row["id"]
         if name not in checked:
-            checked[name] = image_fault(row["image"])
-        if checked[name]:
-            faults.add(file, f"row {row['id']}: {checked[name]}", "restore the image")
+            if isinstance(image, str):
+                image = str(find_image(Path(image).parent, Path(image).name) or image)
+            checked[name] = image, image_fault(image)
+        row["image"], fault = checked[name]
+        if fault:
+            faults.add(file, f"row {row['id']}: {fault}", "restore the image")
