@@ -152,6 +152,10 @@ def test_which_runs_give_which_table(here):
 
 def test_a_manifest_replaces_the_stated_counts(here):
     assert plan.samples_of(PAPER)["images"] == 378797
+    mix = here / PAPER.data.conversations
+    mix.parent.mkdir(parents=True)
+    mix.write_text(json.dumps([{"image": "a.jpg"}, {"image": "a.jpg"}, {"image": ["b.jpg"]}, {}]))
+    assert plan.samples_of(PAPER) == {"captions": 558128, "conversations": 4, "images": 2}
     file = here / "runs/paper/manifest/conversations.json"
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps({"samples": 12, "images": 7}))

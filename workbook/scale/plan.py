@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from viral_core.files import read_entries
 from workbook import paper, pipeline
 from workbook.benchmarks.registry import EXPECTED
 from workbook.config import Launch, Profile
@@ -44,10 +45,22 @@ def samples_of(profile: Profile) -> dict[str, int]:
         return {"captions": profile.world.captions, "conversations": mix, "images": mix - profile.world.text_only}
     stated, samples = estimates.reference("hardware")["data"], {}
     for part in ("captions", "conversations"):
-        file = Paths(profile.name).manifest(part)
-        summary = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        manifest = Paths(profile.name).manifest(part)
+        if manifest.is_file():
+            summary = json.loads(manifest.read_text(encoding="utf-8"))
+        else:
+            summary = _count(Path(getattr(profile.data, part)))
         samples[part] = summary.get("samples", stated["samples"][part])
     return {**samples, "images": summary.get("images", stated["images"])}
+
+
+def _count(conversations: Path) -> dict[str, int]:
+    """Samples and distinct images of a json file, where there is one that can be read."""
+    try:
+        entries = [entry for entry in read_entries(conversations) if isinstance(entry, dict)]
+    except (FileNotFoundError, ValueError):
+        return {}
+    return {"samples": len(entries), "images": len({str(entry["image"]) for entry in entries if entry.get("image")})}
 
 
 def jobs(profile: Profile) -> Iterator[Job]:
