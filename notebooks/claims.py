@@ -26,8 +26,6 @@ profile = "laptop"
 
 # %%
 import pandas as pd
-import seaborn as sns
-from matplotlib import pyplot as plt
 
 from viral_core.measure.intervals import p_difference, p_equivalence
 from workbook import claims, plots
@@ -74,28 +72,14 @@ claims.styled(ledger, settings.label)
 # %%
 smallest = ledger["unit"].map(claims.ledger()[1])
 side = ledger["expect"].map({"above": 1, "below": -1})
-effects = ledger[["id", "part", "verdict"]].copy()
+effects = ledger[["claim", "verdict"]].copy()
 for column in ("value", "low", "high", "paper"):
     effects[column] = side * (ledger[column] - ledger["threshold"]) / smallest
-effects["row"] = effects["id"] + ", " + effects["part"].astype(str)
-effects = effects[effects["value"].notna()].reset_index(drop=True)
+effects = effects[effects["value"].notna()]
 
 # %%
 if len(effects):
-    ends = effects[["low", "high"]].clip(-6, 6)
-    figure, axis = plt.subplots(figsize=(6.6, 0.14 * len(effects) + 0.9))  # claims
-    axis.axvspan(-1, 1, color="0.93", zorder=0)
-    axis.hlines(effects.index, ends.min(axis=1), ends.max(axis=1), color="0.4", linewidth=0.9)
-    axis.plot(effects["paper"].clip(-6, 6), effects.index, "|", color="0.6", markersize=5, label="the paper's value")
-    shown = {"x": effects["value"].clip(-6, 6), "y": effects.index}
-    sns.scatterplot(**shown, hue=effects["verdict"], palette=claims.COLOURS, s=14, ax=axis)
-    axis.set_yticks(effects.index, effects["row"], fontsize=5)
-    axis.set_ylim(len(effects) - 0.5, -0.5)
-    axis.axvline(0, color="black", linewidth=0.7)
-    axis.set(xlabel="effect on the claimed side, in smallest effects of interest (cut off at 6)", ylabel="")
-    axis.set_title(plots.wrap(settings.label), fontsize="small")
-    axis.legend(fontsize="x-small", loc="lower right")
-    plots.save(figure, out, "claims")
+    plots.save(plots.forest(effects, claims.COLOURS), out, "claims")  # claims
 
 # %% [markdown]
 # ## How many were decided

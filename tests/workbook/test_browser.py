@@ -161,6 +161,14 @@ SLIDE = """slider => Array.from({length: 21}, (_, i) => {
 }).sort((a, b) => a - b)"""
 
 
+DROP = """async explorer => {
+  const picture = await new Promise(resolve => explorer.querySelector("canvas").toBlob(resolve));
+  const dataTransfer = new DataTransfer();
+  dataTransfer.items.add(new File([picture], "dropped.png"));
+  explorer.dispatchEvent(new DragEvent("drop", { dataTransfer, bubbles: true }));
+}"""
+
+
 def test_the_explorer(browser, lab):
     address, picture = lab
     with explored(browser, address) as page:
@@ -198,6 +206,9 @@ def test_the_explorer(browser, lab):
         page.get_by_text("no image no/such.png").wait_for()
         page.set_input_files(".viral-explorer input[type=file]", picture)
         page.wait_for_function("document.querySelector('.image input').value.endsWith('.png')")
+        uploaded = page.input_value(".viral-explorer .image input")
+        page.eval_on_selector(".viral-explorer", DROP)
+        page.wait_for_function(f"!['', {uploaded!r}].includes(document.querySelector('.image input').value)")
         page.get_by_role("button", name="save figure").click()
         page.get_by_text("figure-001.png").wait_for()
         assert Image.open(picture.parent / "out/figure-001.png").width >= box["width"]

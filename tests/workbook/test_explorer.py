@@ -82,7 +82,7 @@ def test_shuffled_patches_are_the_same_each_time_and_the_picture_shows_their_ord
     plain, once, again = (look(run, picture, "Where?", permuted=p) for p in (False, True, True))
     assert torch.equal(once.states, again.states)
     assert torch.allclose(once.states[0], plain.states[0][torch.from_numpy(once.order)], atol=1e-5)
-    straight, shuffled = (np.asarray(looks.shown(picture, 2, seen.order, 28)) for seen in (plain, once))
+    straight, shuffled = (np.asarray(looks.shown(picture, seen, 28)) for seen in (plain, once))
     place = int(once.order[0])
     row, column = place // 2 * 14, place % 2 * 14
     assert np.array_equal(shuffled[:14, :14], straight[row : row + 14, column : column + 14])
@@ -124,7 +124,7 @@ def test_runs_of_one_width_share_their_colours_and_the_encoder_has_its_own(sessi
         ({"benchmark": "nothing"}, "no benchmark 'nothing'"),
         ({"row": "q9"}, "no question 'q9': there are q0, q1"),
         ({"image": "no/such.png"}, "no image no/such.png: give the path of a file"),
-        ({"image": __file__}, "test_explorer.py is no image that Pillow reads"),
+        ({"image": __file__}, "cannot read image .*test_explorer.py"),
         ({"question": "What is in <image>?"}, "the question holds <image>: leave it out"),
     ],
 )

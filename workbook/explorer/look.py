@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from viral_core.images import pad_to_square
+from viral_core.images import mean_color, pad_to_square
 from viral_core.measure.attention import generate_with_attention, spatial_entropies
 from viral_core.measure.cknna import cknna_batch
 from viral_core.measure.inputs import batches, square_side
@@ -37,6 +37,7 @@ class Look:
     lens: (L + 1, N, D) states after the final norm; normaliser: (L + 1, N) the logsumexp of their logits.
     words: (L + 1, N, WORDS) ids of the most probable tokens; probabilities: theirs.
     order: (N,) which patch lies at each visual token; without permutation 0, 1, 2, ...
+    color: that the encoder's images are padded with.
     """
 
     tokens: list[tuple]
@@ -48,6 +49,7 @@ class Look:
     words: torch.Tensor
     probabilities: torch.Tensor
     order: np.ndarray
+    color: tuple[int, ...]
 
     @property
     def grid(self) -> int:
@@ -106,6 +108,7 @@ def look(run: Run, image: Image.Image, question: str, permuted: bool = False) ->
         torch.stack(words),
         torch.stack(probabilities),
         patch_order(PERMUTATION, sample, n) if permuted else np.arange(n),
+        mean_color(run.processor.image_processor),
     )
 
 
@@ -160,10 +163,11 @@ def cknna_curve(states: torch.Tensor, features: torch.Tensor, k: int) -> np.ndar
     return values.cpu().numpy()
 
 
-def shown(image: Image.Image, grid: int, order: np.ndarray, side: int = 336) -> Image.Image:
-    """The padded image as the model gets it: its patches in the `order` of the visual tokens, about `side` pixels."""
+def shown(image: Image.Image, seen: Look, side: int = 336) -> Image.Image:
+    """The padded image as the model gets it: its patches in the order of the visual tokens, about `side` pixels."""
+    grid = seen.grid
     patch = max(1, side // grid)
-    square = pad_to_square(image).resize((grid * patch,) * 2, Image.Resampling.BICUBIC)
+    square = pad_to_square(image, seen.color).resize((grid * patch,) * 2, Image.Resampling.BICUBIC)
     patches = np.asarray(square).reshape(grid, patch, grid, patch, 3).swapaxes(1, 2).reshape(-1, patch, patch, 3)
-    rows = patches[order].reshape(grid, grid, patch, patch, 3).swapaxes(1, 2)
+    rows = patches[seen.order].reshape(grid, grid, patch, patch, 3).swapaxes(1, 2)
     return Image.fromarray(np.ascontiguousarray(rows.reshape(grid * patch, grid * patch, 3)))

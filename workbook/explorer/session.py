@@ -11,10 +11,11 @@ from typing import Annotated
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from pydantic import Field
 
 from viral_core import distributed
+from viral_core.images import DAMAGED, open_rgb, to_rgb
 from viral_core.measure.inputs import square_side
 from viral_core.measure.pca import pca_maps
 from viral_core.run_folder import Run, load_run
@@ -26,7 +27,7 @@ from workbook.paths import Paths
 
 Place = Annotated[int, Field(ge=0)]
 QUESTIONS = 200  # of a benchmark that are offered
-RECENT = 16  # looks and teacher features that are at hand
+RECENT = 8  # looks and teacher features that are at hand
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,8 @@ class Session:
             ValueError: bytes that are no image.
         """
         try:
-            image = open_image(content)
-        except (UnidentifiedImageError, OSError) as error:
+            image = to_rgb(Image.open(io.BytesIO(content)))
+        except DAMAGED as error:
             raise ValueError(f"the file is no image that Pillow reads ({error}): take a png or a jpeg") from error
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"own-{hashlib.sha256(content).hexdigest()[:12]}.png"
@@ -157,8 +158,8 @@ class Session:
         vectors = {"encoder": first.features[None]}
         if choice.teacher:
             features = self._remember(
-                ("features", choice.teacher, first.grid, *sample[:2]),
-                lambda: self._teacher(choice.teacher, first.grid)([image]),
+                ("features", choice.teacher, first.grid, first.color, *sample[:2]),
+                lambda: self._teacher(choice.teacher, first)([image]),
             )
             vectors[choice.teacher] = features[:, torch.from_numpy(first.order)]
         vectors |= {name: seen.states for name, seen in looks.items()}
@@ -167,7 +168,7 @@ class Session:
             lambda: (
                 _colours(vectors),
                 {name: self._curves(looks[name], vectors.get(choice.teacher), choice.teacher) for name in names},
-                _png(shown(image, first.grid, first.order)),
+                _png(shown(image, first)),
             ),
         )
         panels = []
@@ -196,10 +197,7 @@ class Session:
         row = rows[choice.row]
         if choice.image and not Path(choice.image).is_file():
             raise FileNotFoundError(f"no image {choice.image}: give the path of a file, or drop one here")
-        try:
-            image = open_image(choice.image or row["image"])
-        except UnidentifiedImageError as error:
-            raise ValueError(f"{choice.image or choice.row} is no image that Pillow reads: {error}") from error
+        image = open_rgb(choice.image) if choice.image else open_image(row["image"])
         own = choice.question.strip()
         return image, own or row["prompt"], "" if own or choice.image else str(row["answer"])
 
@@ -208,10 +206,12 @@ class Session:
             self._models["run", name] = load_run(self.runs[name], device=distributed.device(), **self._options)
         return self._models["run", name]
 
-    def _teacher(self, name: str, grid: int) -> Teacher:
+    def _teacher(self, name: str, student: Look) -> Teacher:
+        """A teacher on a student's grid, that sees images padded as the student does."""
         teacher = self._models.get(("teacher", name))
-        if teacher is None or teacher.grid != grid:
-            teacher = load_teacher(grid=grid, device=distributed.device(), **self.teachers[name])
+        if teacher is None or (teacher.grid, teacher.color) != (student.grid, student.color):
+            arguments = self.teachers[name] | {"grid": student.grid, "color": student.color}
+            teacher = load_teacher(device=distributed.device(), **arguments)
             self._models["teacher", name] = teacher
         return teacher
 

@@ -66,15 +66,16 @@ def _ledger(folder: Path) -> dict | None:
     """What the claims notebook decided; None where it has not run.
 
     Returns:
-        forest: the picture as base64.  verdicts: (word, rows, colour) of all rows but premises.  claims: per claim its
+        forest: the picture as base64, empty where nothing was measured.
+        verdicts: (word, rows, colour) of all rows but premises.  claims: per claim its
         section, text, fails (premises that do not hold) and verdicts, a list of (word, parts, colour).
     """
-    file = folder / "claims.csv"
+    file, forest = folder / "claims.csv", folder / "claims.png"
     if not file.is_file():
         return None
     table = pd.read_csv(file, dtype={"section": str}).fillna({"fails": "", "part": ""})
     return {
-        "forest": base64.b64encode((folder / "claims.png").read_bytes()).decode(),
+        "forest": base64.b64encode(forest.read_bytes()).decode() if forest.is_file() else "",
         "verdicts": _verdicts(table[table["section"] != "premise"]),
         "claims": [
             {
