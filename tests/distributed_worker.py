@@ -29,7 +29,7 @@ from workbook.evaluate import evaluate, sampled
 from workbook.scale.launch import deepspeed_config
 
 TEMPLATE = TEMPLATES["vicuna_v1"]
-RECIPE = Recipe(batch_size=4, micro_batch=2, lr=1e-2, steps=7, max_length=512, log_every=1, save_every=2)
+RECIPE = Recipe(batch_size=4, micro_batch=2, lr=1e-2, steps=7, max_length=512, log_every=1, save_every=2, seed=1)
 ENGINES = {"zero2": "zero2", "zero3": "zero3", "ddp": None}
 
 
