@@ -73,7 +73,7 @@ def score_panels(table: pd.DataFrame, titles: dict[str, str], value: str = "ours
     """A panel per benchmark and a line of text per run: dots with intervals; a run that has not been run says so.
 
     Args:
-        table: what `results.side_by_side` returns.
+        table: what `tables.side_by_side` returns.
         titles: of the benchmarks.
         value: "ours", beside the dotted score of the best constant answer, or "gain".
         zero: mark zero.
