@@ -174,7 +174,7 @@ print(
 probes = pd.DataFrame({name: metric["probe"] for name, metric in metrics.items() if metric.get("probe")}).T
 probes.to_csv(out / "probes.csv", float_format="%.4f")
 if len(probes):
-    figure, axis = plt.subplots(figsize=(4.6, 2.4))  # probes
+    figure, axis = plt.subplots(figsize=(5.6, 2.4))  # probes
     sns.heatmap(
         probes, vmin=0, vmax=1, annot=True, fmt=".2f", cmap="Greys", cbar=False, ax=axis, annot_kws={"fontsize": 8}
     )
