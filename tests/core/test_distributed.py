@@ -114,19 +114,19 @@ def test_a_killed_training_resumes_exactly(folder, engine):
 def test_a_stage_starts_itself_on_two_processes(tiny, conversations, tmp_path):
     """`python -m workbook stage1 KEY`, as DVC calls it, of a profile that wants two processes and ZeRO-2."""
     skipped = shutil.ignore_patterns("__pycache__")
-    for part in ("viral_core", "profiles"):
+    for part in ("viral_core", "workbook", "profiles"):
         shutil.copytree(ROOT / part, tmp_path / part, ignore=skipped)
     data, images = map(str, conversations)
     change = {
         "extends": "smoke",
         "label": "two processes",
         "data": {"captions": data, "caption_images": images, "conversations": data, "conversation_images": images},
-        "languages": {"vicuna-7b": {"path": str(tiny / "llama"), "train": None, "blocks": 4}},
-        "visions": {"clip": {"path": str(tiny / "clip"), "train": None}},
+        "languages": {"vicuna-7b": {"path": str(tiny / "llama"), "blocks": 4}},
+        "visions": {"clip": {"path": str(tiny / "clip"), "cache": None}},
         "stage1": {"batch_size": 4, "micro_batch": 2, "steps": 2, "max_length": 512},
         "launch": {"gpus": 2, "deepspeed": "zero2"},
         "runs": {"baseline": [0]},
-        **dict.fromkeys(("words", "learning_curve", "attention", "permutation")),
+        **dict.fromkeys(("learning_curve", "attention", "permutation", "probes")),
     }
     (tmp_path / "profiles/two.yaml").write_text(yaml.safe_dump(change))
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "OMP_WAIT_POLICY": "passive", "DS_ACCELERATOR": "cpu"}
