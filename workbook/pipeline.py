@@ -136,6 +136,7 @@ def _inputs(profile: Profile, system: System, paths: Paths) -> dict:
         "latents": latents or encoder,
         "features": encoder if system.tiled else _features(profile, system.vision, "conversations", paths),
         "projector": paths.stage1(system.language, system.vision),
+        "probes": paths.data / "probes" if profile.world else encoder,  # of its measurements
     }
 
 

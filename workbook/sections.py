@@ -18,7 +18,7 @@ SYSTEMS = "profiles/runs.yaml"
 Name = Annotated[str, Field(pattern=r"^[\w-]+$")]
 Count = Annotated[int, Field(gt=0)]
 Grid = Annotated[list[Count], Field(min_length=2, max_length=2)]  # rows, columns
-CacheType = Literal["float16", "int8"]
+CacheType = Literal["float32", "float16", "int8"]
 
 
 class ProfileError(ValueError):
