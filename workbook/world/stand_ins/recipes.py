@@ -13,7 +13,7 @@ RECIPES = {
     "vicuna-7b": dict(family="llama", template="vicuna_v1", blocks=8, **LANGUAGE),
     "vicuna-13b": dict(family="llama", template="vicuna_v1", blocks=10, **LANGUAGE),
     "qwen-7b": dict(family="qwen2", template="qwen", blocks=7, **LANGUAGE),
-    "clip": dict(steps=700, batch=256, lr=1e-3),  # coarse by nature, as what is trained on captions alone
+    "clip": dict(steps=3000, batch=256, lr=1e-3),
     "siglip2": dict(steps=3000, batch=256, lr=1e-3),
     "dinov2": dict(steps=1800, batch=256, lr=1e-3),
     "sam": dict(steps=1400, batch=128, lr=1e-3),
