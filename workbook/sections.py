@@ -226,10 +226,10 @@ class System(Section):
     architecture: Literal["llava", "llava_next"] = "llava"
     language: str = "vicuna-7b"
     vision: str = "clip"
+    images: Count | None = None  # stage 2 takes the conversations of so many images; null: all
     align: _spec(Align) | None = None
     residual: _spec(Residual) | None = None
     reconstruct: _spec(Reconstruct) | None = None
-    images: Count | None = None  # stage 2 takes the conversations of so many images; null: all
     checkpoints: list[float] = []  # fractions of stage 2 after which it is kept, from the profile's learning curve
 
     @model_validator(mode="after")
