@@ -88,7 +88,7 @@ if len(effects):
 counts = ledger["verdict"].value_counts().reindex(claims.VERDICTS, fill_value=0)
 run = counts.drop("not run")
 share = run.drop("inconclusive").sum() / max(run.sum(), 1)
-summary = counts.rename("rows").to_frame()
+summary = counts.rename("rows").astype(float).to_frame()
 summary.loc["decided, of those that were run (%)"] = round(100 * share, 1)
 summary.to_csv(out / "summary.csv")
 summary

@@ -88,6 +88,7 @@ if len(curve):
                 axis.set_title(title, fontsize="small")
             if not set(names) & set(part["run"]):
                 axis.annotate("not run", (0.5, 0.5), xycoords="axes fraction", ha="center", color="grey")
+                axis.set_yticks([])
         row[0].set_ylabel(f"{scores.TITLES[benchmark]} (%)")
     axes[0, 0].legend(fontsize="x-small")
     for axis in axes[-1]:
@@ -106,7 +107,15 @@ if len(logs):
     titles = {"lm_loss": "language loss (Eq. 2)", "vra_loss": "alignment loss (Eq. 6)"}
     for axis, (column, title) in zip(axes, titles.items(), strict=True):
         sns.lineplot(
-            named.dropna(subset=column), x="step", y=column, hue="run", style="run", errorbar=("pi", 100), ax=axis
+            named.dropna(subset=column),
+            x="step",
+            y=column,
+            hue="run",
+            hue_order=["baseline", "viral"],
+            style_order=["baseline", "viral"],
+            style="run",
+            errorbar=("pi", 100),
+            ax=axis,
         )
         axis.set(title=title, ylabel="")
     figure.suptitle(plots.wrap(f"{settings.label}; band: lowest and highest seed", 90), fontsize="small")

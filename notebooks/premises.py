@@ -31,6 +31,7 @@ profile = "laptop"
 # %%
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -63,8 +64,6 @@ paths, rows = Paths(profile), []  # of the ledger
 # %%
 show(questions.caption)
 show(questions.conversation)
-
-# %%
 rng, shares = np.random.default_rng(0), []
 for scene in scenes.draw_scenes(400, seed=1, split="val"):
     counts = scene.counts()
@@ -72,7 +71,7 @@ for scene in scenes.draw_scenes(400, seed=1, split="val"):
     caption = questions.caption(scene, rng)
     numbered = sum(questions.NUMBERS[n] in caption for n in set(counts.values()) if n > 1)
     told = len(counts) + sum(n == 1 for n in counts.values()) + numbered
-    asked = len(questions.conversation(scene, rng, settings.world.turns))
+    asked = min(facts, len(questions.conversation(scene, rng, settings.world.turns)))  # at most one fact a question
     shares.append({"caption": told / facts, "conversation": asked / facts})
 shares = pd.DataFrame(shares)
 rows += [claims.row("text-is-sparse", interval(shares[part]), part=part) for part in shares]
@@ -86,18 +85,16 @@ shares.describe().loc[["mean", "std", "min", "max"]].round(3)
 
 # %%
 show(probe)
-
-# %%
+kinds = ("category", "number", "facing", "position", "extent")
 pictures, labels = {}, {}
 for split in ("train", "test"):
     stored = np.load(paths.data / "probes" / split / "labels.npz")
-    kinds = ("category", "number", "facing", "position", "extent")
     labels[split] = {kind: stored[kind] for kind in kinds}
     pictures[split] = [Image.open(paths.data / "probes" / split / "images" / name) for name in stored["names"]]
 grid = round(labels["train"]["category"].shape[1] ** 0.5)
 
 # %%
-features, tables = {}, []
+tables = []
 models = {"encoder clip": ("clip", settings.visions["clip"])}
 models |= {name: (spec.kind, spec) for name, spec in settings.teachers.items() if spec.kind != "vae" and name != "clip"}
 for name, (kind, spec) in models.items():
@@ -107,7 +104,6 @@ for name, (kind, spec) in models.items():
         for split in ("train", "test")
     )
     tables.append(probes(known, labels["train"], asked, labels["test"]).assign(model=name))
-    del model
 table = pd.concat(tables)
 table["accuracy"] = table["right"] / table["tokens"]
 table["constant"] = table["constant"] / table["tokens"]
@@ -119,10 +115,7 @@ accuracy.round(3)
 figure, axis = plt.subplots(figsize=(6.4, 2.6))  # teachers
 sns.pointplot(table, x="probe", y="accuracy", hue="model", dodge=0.5, linestyle="none", errorbar=("ci", 95), ax=axis)
 axis.legend(fontsize="x-small", ncols=2)
-axis.set(xlabel="")
-axis.set_title(
-    plots.wrap(f"{settings.label}; n = {len(pictures['test'])} test scenes; mean over scenes"), fontsize="small"
-)
+axis.set_title(plots.wrap(f"{settings.label}; n = {len(pictures['test'])} test scenes"), fontsize="small")
 plots.save(figure, out, "teachers")
 
 # %%
@@ -140,14 +133,13 @@ for kind in kinds:
 
 # %%
 language = settings.languages[settings.systems["baseline"].language]
-text = json.loads((FOLDER / language.path.rsplit("/", 1)[-1] / "metrics.json").read_text(encoding="utf-8"))[
-    "text_accuracy"
-]
+metrics = json.loads((FOLDER / Path(language.path).name / "metrics.json").read_text(encoding="utf-8"))
+text = metrics["text_accuracy"]["spelled"]
 words = {
-    "cv_bench": np.mean([text["spelled"][kind] for kind in ("cv_bench_count", "cv_bench_relation")]),
-    "mmvp": text["spelled"]["mmvp"] ** 2,
-    "whats_up": np.mean([text["spelled"][kind] for kind in ("whats_up_one", "whats_up_two")]),
-    "pope": text["spelled"]["pope"],
+    "cv_bench": np.mean([text[kind] for kind in ("cv_bench_count", "cv_bench_relation")]),
+    "mmvp": text["mmvp"] ** 2,
+    "whats_up": np.mean([text[kind] for kind in ("whats_up_one", "whats_up_two")]),
+    "pope": text["pope"],
 }
 room = []
 for benchmark, share in words.items():
@@ -171,7 +163,7 @@ room.round(1)
 # ## 4. Instruction tuning changes the model
 #
 # The baseline before stage 2 (step 0 of its learning curve) and after, on the same questions; how far LoRA has moved
-# the weights, $\lVert \frac{\alpha}{r} BA \rVert / \lVert W \rVert$; and the language loss.
+# the weights, $\lVert \frac{\alpha}{r} BA \rVert$, block by block; and the language loss.
 
 # %%
 for benchmark in words:
@@ -190,19 +182,15 @@ folder = paths.run("baseline", settings.runs["baseline"][0])
 if (folder / "adapter" / "adapter_model.safetensors").is_file():
     adapter = load_file(folder / "adapter" / "adapter_model.safetensors")
     config = json.loads((folder / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
-    steps = []
+    norms = {}  # by block
     for name, a in adapter.items():
         if ".lora_A." in name:
             update = adapter[name.replace("lora_A", "lora_B")] @ a * config["lora_alpha"] / config["r"]
-            part = name.split(".")
-            steps.append({"block": int(part[part.index("layers") + 1]) + 1, "norm of the update": update.norm().item()})
-    display(pd.DataFrame(steps).groupby("block").mean().T.round(2))
+            norms.setdefault(int(name.split("layers.")[1].split(".")[0]) + 1, []).append(update.norm().item())
+    display(pd.DataFrame(norms).mean().rename("mean norm of the update").rename_axis("block").to_frame().T.round(2))
 log = runs.measured(profile, "log", ["baseline"])
 if len(log):
-    ends = log.groupby("seed")["lm_loss"].agg(
-        first=lambda loss: loss.head(3).mean(), last=lambda loss: loss.tail(3).mean()
-    )
-    display(ends.round(3))
+    display(log.groupby("seed")["lm_loss"].agg(["first", "last"]).round(3))
 
 # %% [markdown]
 # ## 5. What each layer holds, before and after stage 2
@@ -213,16 +201,13 @@ if len(log):
 
 # %%
 show(layer_probes)
-
-# %%
 layers = runs.measured(profile, "probes", ["baseline", "viral"])
 if len(layers):
+    layers["layer"] = layers["layer"].astype("Int64")
     layers["accuracy"], layers["constant"] = layers["right"] / layers["tokens"], layers["constant"] / layers["tokens"]
     layers["system"] = layers["run"].where(layers["source"] != "before", "before stage 2")
 curves = []
-for (system, kind, layer), group in (
-    layers[layers["source"] != "encoder"].groupby(["system", "probe", "layer"]) if len(layers) else ()
-):
+for (system, kind, layer), group in layers.groupby(["system", "probe", "layer"]) if len(layers) else ():
     cells = group.pivot_table(index="seed", columns="image", values="accuracy")
     curves.append({"run": system, "probe": kind, "layer": layer, **interval(cells).columns()})
 curves = pd.DataFrame(curves, columns=["run", "probe", "layer", "value", "low", "high", "n", "seeds"])
@@ -240,7 +225,7 @@ if len(curves):
         axis.axhline(chosen.loc[chosen["source"] == "encoder", "accuracy"].mean(), color="grey", linestyle="--", lw=0.9)
         axis.axhline(chosen["constant"].mean(), color="grey", linestyle=":", lw=0.9)
         axis.set(title=kind, xlabel="layer", ylabel="accuracy" if kind == drawn[0] else "")
-    axes[0, 0].legend(fontsize="x-small")
+    axes[0, -1].legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1))
     caption = f"{settings.label}; n = {curves['n'].max()} scenes, {curves['seeds'].max()} seed(s); dashed: encoder"
     figure.suptitle(plots.wrap(f"{caption}; dotted: always the same answer", 100), fontsize="small")
     plots.save(figure, out, "layer_probes")
@@ -272,8 +257,4 @@ for kind in kinds:
 # %%
 decided = claims.decide(claims.write(out, rows).fillna({"missing": ""}))
 decided.to_csv(out / "premises.csv", index=False, float_format="%.4f")
-columns = ["id", "part", "expect", "threshold", "value", "low", "high", "n", "seeds", "q", "verdict", "missing"]
-decided[columns].round(3)
-
-# %%
-pd.crosstab(decided["id"], decided["verdict"]).reindex(dict.fromkeys(decided["id"]))
+decided[["id", "part", "expect", "threshold", "value", "low", "high", "n", "seeds", "q", "verdict"]].round(3)

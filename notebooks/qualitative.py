@@ -27,7 +27,6 @@
 profile = "laptop"
 
 # %%
-import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
@@ -39,7 +38,7 @@ from viral_core import distributed
 from viral_core.images import pad_to_square
 from viral_core.measure.cknna import cknna_batch
 from viral_core.measure.intervals import interval
-from viral_core.measure.pca import pca_map, pca_maps
+from viral_core.measure.pca import pca_map
 from viral_core.measure.states import stream_states
 from viral_core.run_folder import load_run
 from viral_core.teachers import load_teacher
@@ -137,19 +136,16 @@ plots.save(figure, out, "figure_5")
 # %% [markdown]
 # ## Layer by layer (Figure 10)
 #
-# The first example; all maps of a row share one basis, since the layers of a model share a residual stream.
+# The first example. Every map has a basis of its own: a colour means nothing across maps.
 
 # %%
 depth = settings.blocks("baseline")
 drawn = range(depth + 1) if depth <= 12 else [*range(depth // 4, depth // 2), *range(3 * depth // 4, depth)]
 columns = {"image": [plots.pixels(pictures[0])] * 2}
-maps = {
-    run: pca_maps([states[run][0][layer] for layer in drawn], shared=True)
-    for run in ("baseline", "viral")
-    if run in states
-}
-for number, layer in enumerate(drawn):
-    columns[f"layer {layer}"] = [maps[run][number] if run in maps else None for run in ("baseline", "viral")]
+for layer in drawn:
+    columns[f"layer {layer}"] = [
+        pca_map(states[run][0][layer]) if run in states else None for run in ("baseline", "viral")
+    ]
 figure = plots.tiles(columns, ["baseline", "VIRAL"], 0.95)
 figure.suptitle(plots.wrap(settings.label, 90), fontsize="small")
 plots.save(figure, out, "figure_10")
@@ -217,7 +213,7 @@ for teacher, run in teachers.items():
         target = model(pictures).cpu()
         tokens = torch.stack([image[middle] for image in states[name]])
         values, _ = cknna_batch(tokens, target, settings.cknna.k)
-        numbers.append({"teacher": teacher, "run": name, **interval(np.array(values)).columns()})
+        numbers.append({"teacher": teacher, "run": name, **interval(values.numpy()).columns()})
 numbers = pd.DataFrame(numbers, columns=["teacher", "run", "value", "low", "high", "n"])
 numbers.to_csv(out / "cknna_to_teachers.csv", index=False, float_format="%.5f")
 numbers.round(3)

@@ -123,7 +123,7 @@ print(f"losses of new heads: (c) {loss_c.item():.4f}, (e) {loss_e.item():.4f}")
 # the visual positions are changed, never text.
 
 # %%
-show(AlignedModel._attach)
+show(AlignedModel._add_residual)
 show(VisualTap._visit)
 
 # %% [markdown]

@@ -147,7 +147,8 @@ for (category, run), group in answers.groupby(["category", "run"], sort=False) i
         index="seed", columns=["permuted", "id"], values="right"
     )
     losses[category, run] = right[False] - right[True]
-    losses["all", run] = pd.concat([losses[c, r] for c, r in losses if r == run and c != "all"], axis=1)
+for run in dict.fromkeys(run for _, run in losses):
+    losses["all", run] = pd.concat([loss for (_, name), loss in losses.items() if name == run], axis=1)
 
 # %%
 printed = paper.table(3).pivot(index="run", columns="benchmark", values="value")

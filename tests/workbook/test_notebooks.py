@@ -1,5 +1,7 @@
 """Notebooks run as scripts: what their cells compute is compared with figures worked out by hand."""
 
+import ast
+import importlib
 import runpy
 
 import matplotlib.pyplot as plt
@@ -96,3 +98,21 @@ def test_an_own_training_leaves_a_plain_llava(own_training):
     for module in own_training["llava"].modules():
         hooks += [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
     assert not [hook for hook in hooks if hook.__module__.startswith("viral_core")]
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "notebooks").glob("*.py")), ids=lambda file: file.stem)
+def test_what_notebooks_show_is_there(file):
+    """Every `show(module.function)` and `show(Class.method)` names code that exists."""
+    tree, names = ast.parse(file.read_text(encoding="utf-8")), {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                names[alias.asname or alias.name] = (node.module, alias.name)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "show":
+            first, *rest = ast.unparse(node.args[0]).split(".")
+            module, name = names[first]
+            code = getattr(importlib.import_module(module), name, None) or importlib.import_module(f"{module}.{name}")
+            for attribute in rest:
+                code = getattr(code, attribute)
+            assert callable(code)
