@@ -176,7 +176,7 @@ def models(profile: Profile) -> Iterator[Finding]:
     for model in hub.used(profile):
         if hub.is_hub_id(model.path):
             yield _hub_model(profile, model)
-        elif not getattr(model, "package", None):
+        elif not (getattr(model, "package", None) or getattr(model, "kind", None) == "oracle"):  # made by stages
             yield _folder(model)
     for source in profile.projectors.values():
         if not Path(source).is_file():
