@@ -103,8 +103,10 @@ config = AutoConfig.from_pretrained(vision.path, revision=vision.revision)
 config = getattr(config, "vision_config", config)
 grid = config.image_size // config.patch_size
 features = {}
-for name in dict.fromkeys(settings.systems[run].teacher for run in settings.runs if settings.systems[run].teacher):
-    spec = settings.teachers[name]
+used = dict.fromkeys(settings.systems[run].teacher for run in settings.runs)
+for name, spec in settings.teachers.items():
+    if name not in used or spec.kind == "oracle":  # which reads no pictures
+        continue
     teacher = load_teacher(spec.kind, spec.path, grid, revision=spec.revision, device=distributed.device())
     features[name] = teacher([image])[0].cpu()
 y = features["dinov2"]

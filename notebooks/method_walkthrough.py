@@ -105,10 +105,8 @@ item = ConversationDataset([sample], processor, template, settings.stage2.max_le
 visual = item["input_ids"] == llava.config.image_token_id
 supervised = item["labels"] >= 0
 display(image.reduce(max(1, image.width // 192)))
-pd.Series(
-    {"visual": visual.sum(), "supervised text": supervised.sum(), "other text": (~visual & ~supervised).sum()},
-    name="tokens",
-).astype(int).to_frame()
+kinds = {"visual": visual, "supervised text": supervised, "other text": ~visual & ~supervised}
+pd.Series({name: int(chosen.sum()) for name, chosen in kinds.items()}, name="tokens").to_frame()
 
 # %%
 for turn in sample.turns[:4]:
@@ -143,8 +141,6 @@ print(f"z: {tuple(z.shape)}; layer 0 (the projector's output): {tuple(states[0].
 # %%
 show(Teacher.preprocess)
 show(Teacher.encode)
-
-# %%
 spec = settings.teachers[system.align.teacher]
 teacher = load_teacher(spec.kind, spec.path, grid, revision=spec.revision, device=device)
 y = teacher([image])[0]

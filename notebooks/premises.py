@@ -96,7 +96,9 @@ grid = round(labels["train"]["category"].shape[1] ** 0.5)
 # %%
 tables = []
 models = {"encoder clip": ("clip", settings.visions["clip"])}
-models |= {name: (spec.kind, spec) for name, spec in settings.teachers.items() if spec.kind != "vae" and name != "clip"}
+for name, spec in settings.teachers.items():
+    if name != "clip" and spec.kind not in ("vae", "oracle"):
+        models[name] = (spec.kind, spec)
 for name, (kind, spec) in models.items():
     model = load_teacher(kind, spec.path, grid, revision=spec.revision, device=distributed.device())
     known, asked = (
@@ -117,8 +119,6 @@ sns.pointplot(table, x="probe", y="accuracy", hue="model", dodge=0.5, linestyle=
 axis.legend(fontsize="x-small", ncols=2)
 axis.set_title(plots.wrap(f"{settings.label}; n = {len(pictures['test'])} test scenes"), fontsize="small")
 plots.save(figure, out, "teachers")
-
-# %%
 per_image = table.pivot_table(index=["model", "probe"], columns="image", values="accuracy")
 for kind in kinds:
     change = per_image.loc["dinov2", kind] - per_image.loc["encoder clip", kind]

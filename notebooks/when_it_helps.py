@@ -120,7 +120,7 @@ if len(gains):
 # `stand_ins`); the encoder's own is the vertical line. The oracle knows everything.
 
 # %%
-folders = {name: ROOT / spec.path for name, spec in settings.teachers.items() if spec.kind != "vae"}
+folders = {name: ROOT / spec.path for name, spec in settings.teachers.items() if spec.kind not in ("vae", "oracle")}
 folders["encoder"] = ROOT / settings.visions["clip"].path
 known = {}
 for name, folder in folders.items():
