@@ -4,9 +4,10 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from transformers import TrainingArguments
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,15 @@ class Recipe:
         """Optimiser steps of a training on so many samples."""
         return self.steps or math.ceil(self.epochs * math.ceil(samples / self.batch_size))
 
-    def arguments(self, steps: int, output: Path) -> TrainingArguments:
+    def arguments(self, steps: int, output: Path) -> "TrainingArguments":
         """For transformers' Trainer; `output` is the folder of resume states.
 
         Raises:
             ValueError: a global batch that this number of processes cannot divide; several GPUs in one process.
         """
+        import torch  # here: profiles hold recipes, and are read where nothing is trained
+        from transformers import TrainingArguments
+
         ranks = int(os.environ.get("WORLD_SIZE", 1))
         micro = self.micro_batch or self.batch_size // ranks
         if not micro or self.batch_size % (micro * ranks):
