@@ -173,7 +173,7 @@ def test_a_thin_llava_of_every_shape(language, vision, thin, tmp_path):
         pytest.skip("the paper pairs SigLIPv2 with Vicuna-7B only")
     template, blocks, middle = LANGUAGES[language]
     layers = Align(teacher="dinov2", depth=0.5).blocks(blocks)
-    assert layers == [middle]
+    assert layers == (middle,)
     llava, processor = assemble(thin(vision), thin(language))
     n = ARCHITECTURES[vision]["grid"] ** 2
     assert view_of(processor).tokens() == n
