@@ -25,7 +25,6 @@ profile = "laptop"
 
 # %%
 import json
-import time
 
 import numpy as np
 import pandas as pd
@@ -35,12 +34,12 @@ from IPython.display import Markdown, display
 from matplotlib import pyplot as plt
 
 from viral_core import distributed
+from viral_core.cache import FeatureCache
 from viral_core.conversations import load_conversations
 from viral_core.data import Collator, ConversationDataset
 from viral_core.measure.intervals import interval
 from viral_core.run_folder import load_run
-from viral_core.tap import base_llava
-from viral_core.trainer import AlignmentTrainer
+from viral_core.step_profile import PARTS, profile_step
 from workbook import claims, paper, plots, runs, scores
 from workbook.notebook import begin, show
 from workbook.paths import ROOT, Paths
@@ -145,12 +144,11 @@ seconds.round(4)
 # %% [markdown]
 # ## Where the time of a step goes, live
 #
-# One stage-2 step of the first trained system, part by part: what the trainer calls, timed with the device
-# synchronised. Encoder features that are cached spare the first two parts; the alignment itself is the head and the
-# loss.
+# Stage-2 steps of the first trained system, part by part: with the images going through the vision tower in every step,
+# and with the encoder's features cached, where the profile caches them. The teacher's features are cached in both.
 
 # %%
-show(AlignmentTrainer.compute_loss)
+show(profile_step)
 
 # %%
 trained = next(
@@ -161,56 +159,30 @@ trained = next(
     ),
     None,
 )
-parts = {}
+seconds = {}
 if trained:
-    device = distributed.device()
-    run = load_run(
-        Paths(profile).run(trained, settings.runs[trained][0]),
-        dtype=getattr(torch, settings.compute.dtype),
-        device=device,
-    )
-    aligned, core = run.aligned.train(), base_llava(run.model).model
-    samples = load_conversations(settings.data.conversations, settings.data.conversation_images)[:200]
-    samples = [sample for sample in samples if sample.images][
-        : settings.stage2.micro_batch or settings.stage2.batch_size
-    ]
+    system, folder = settings.systems[trained], Paths(profile).run(trained, settings.runs[trained][0])
+    run = load_run(folder, dtype=getattr(torch, settings.compute.dtype), device=distributed.device())
+    samples = load_conversations(settings.data.conversations, settings.data.conversation_images)[:400]
+    samples = [sample for sample in samples if sample.images]
     dataset = ConversationDataset(samples, run.processor, run.template, settings.stage2.max_length)
-    optimizer = torch.optim.AdamW([p for p in aligned.parameters() if p.requires_grad], lr=0.0)
-    for repeat in range(4):  # the first warms up
-        marks = [("start", time.perf_counter())]
-
-        def mark(name, marks=marks):
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            marks.append((name, time.perf_counter()))
-
-        hooks = [
-            core.vision_tower.register_forward_pre_hook(lambda *_: mark("before the encoder")),
-            core.vision_tower.register_forward_hook(lambda *_: mark("vision encoder")),
-            core.language_model.register_forward_hook(lambda *_: mark("projector and language model")),
-        ]
-        batch = Collator(run.processor)([dataset[i] for i in range(len(dataset))])
-        batch = {key: value.to(device) if torch.is_tensor(value) else value for key, value in batch.items()}
-        if aligned.align and aligned.align.target == "teacher":
-            tokens = sum(batch["image_tokens"])
-            batch["teacher_features"] = torch.randn(tokens, aligned.align.dim, device=device)
-        mark("images, tokens, collation")
-        losses = aligned(**batch)
-        mark("logits, head, losses")
-        losses["loss"].backward()
-        mark("backward")
-        optimizer.step()
-        optimizer.zero_grad()
-        mark("optimizer")
-        for hook in hooks:
-            hook.remove()
-        for (_, before), (name, after) in zip(marks, marks[1:], strict=False):
-            if repeat:
-                parts.setdefault(name, []).append(after - before)
-    del run, aligned, core
-profiled = pd.DataFrame({"milliseconds": {name: 1000 * np.mean(values) for name, values in parts.items()}})
-profiled["share (%)"] = 100 * profiled["milliseconds"] / profiled["milliseconds"].sum()
-profiled.to_csv(out / "step_profile.csv", float_format="%.3f")
+    size = settings.stage2.micro_batch or settings.stage2.batch_size
+    batches = [range(i, i + size) for i in range(0, min(len(dataset), 5 * size) - size + 1, size)]
+    teacher = Paths(profile).cache(system.teacher, system.vision) if system.teacher else None
+    targets = FeatureCache(teacher) if teacher and teacher.is_dir() else None
+    collators = {"images": Collator(run.processor, targets)}
+    cached = Paths(profile).encoder_cache(system.vision, "conversations")
+    if cached.is_dir():
+        collators["cached features"] = Collator(run.processor, targets, encoder=FeatureCache(cached))
+    if targets or not system.teacher:
+        seconds = {
+            name: profile_step(run.aligned, dataset, collator, settings.stage2, batches)
+            for name, collator in collators.items()
+        }
+    del run
+profiled = 1000 * pd.DataFrame(seconds, index=PARTS, columns=["images", "cached features"])
+profiled.loc["step"] = profiled.sum(min_count=1)
+profiled.to_csv(out / "step_profile.csv", index_label="part (milliseconds)", float_format="%.3f")
 profiled.round(1)
 
 # %% [markdown]

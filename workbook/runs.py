@@ -126,14 +126,3 @@ def attention_maps(profile: str, run: str, seed: int) -> dict[str, np.ndarray]:
         return {}
     with np.load(file) as maps:
         return {name: maps[name] for name in maps.files}
-
-
-def aligned_blocks(profile: str, runs: Iterable[str] | None = None) -> list[int]:
-    """Blocks that any of the profile's runs aligns, or re-injects after."""
-    blocks = set()
-    for run in dict(names(profile, runs)):
-        system = settings(profile).systems[run]
-        count = settings(profile).blocks(run)
-        blocks |= set(system.align.blocks(count)) if system.align else set()
-        blocks |= {system.residual.block(count)} if system.residual else set()
-    return sorted(blocks)

@@ -204,19 +204,6 @@ def differences(
     return pd.DataFrame(rows, columns=columns).rename(columns={"value": "difference"})
 
 
-def answer_table(profile: str, run: str, benchmark: str) -> pd.DataFrame:
-    """Every answer of a run: seed, sample, id, category, question, answer, response, right (by the official rule)."""
-    frames = []
-    for seed, samples in answers(profile, run, benchmark).items():
-        for number, rows in enumerate(samples):
-            frame = pd.DataFrame(rows)[["id", "category", "question", "answer", "response"]]
-            frame = frame.assign(right=np.equal(read(benchmark, rows, "official"), frame["answer"]))
-            frame.insert(0, "seed", seed)
-            frame.insert(1, "sample", number)
-            frames.append(frame)
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
-
-
 def matrix(table: pd.DataFrame, value: str, item: str) -> pd.DataFrame:
     """A column as (seeds, items), for `interval`; several rows of an item, such as tiles of an image, are averaged."""
     return table.pivot_table(index="seed", columns=item, values=value, dropna=False)
@@ -229,20 +216,3 @@ def means(table: pd.DataFrame, value: str, item: str, by: Sequence[str] = ("run"
         one = interval(matrix(group, value, item).to_numpy())
         rows.append(dict(zip(by, keys, strict=True)) | one.columns())
     return pd.DataFrame(rows, columns=[*by, "value", *COLUMNS]).rename(columns={"value": value})
-
-
-def mean_differences(
-    table: pd.DataFrame, value: str, item: str, run: str, reference: str = "baseline", by: str = "layer"
-) -> pd.DataFrame:
-    """Paired difference of a measured column between two runs, on the items and seeds that both have, per group.
-
-    Returns:
-        The column `by`, difference, low, high, p, error, df, n (items), seeds; no rows where one has not been run.
-    """
-    rows = []
-    for key, group in table.groupby(by) if len(table) else ():
-        sides = [matrix(group[group["run"] == name], value, item) for name in (run, reference)]
-        ours, theirs = sides[0].align(sides[1], join="inner")
-        if ours.size:
-            rows.append({by: key} | interval((ours - theirs).to_numpy()).columns())
-    return pd.DataFrame(rows, columns=[by, "value", *COLUMNS]).rename(columns={"value": "difference"})

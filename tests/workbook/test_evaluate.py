@@ -1,6 +1,5 @@
 """The runner on tiny random models: batches, order, continuation, protocols, trials, summaries."""
 
-
 import pytest
 
 import viral_core  # noqa: F401  (before torch and transformers)

@@ -110,14 +110,6 @@ def test_a_partial_evaluation_enters_no_table(root):
         scores.scores("tiny", ["layer-4"])
 
 
-def test_every_answer_with_what_is_right(root):
-    table = scores.answer_table("tiny", "viral", "cv_bench")
-    assert len(table) == 2 * QUESTIONS
-    assert table.groupby("seed")["right"].sum().tolist() == [30, 42]
-    assert table["response"].iat[0] == table["answer"].iat[0]
-    assert scores.answer_table("tiny", "qwen-viral", "cv_bench").empty
-
-
 @pytest.mark.parametrize(
     ("run", "reference"),
     [
@@ -135,7 +127,6 @@ def test_what_has_not_run_is_named(root):
     assert runs.not_run("tiny") == ["qwen-viral-s0", "layer-4-s0"]
     assert runs.not_run("tiny", ["viral", "siglip2-viral"]) == ["siglip2-viral"]
     assert runs.not_run("tiny", ["viral"], "cknna") == ["viral-s0", "viral-s1"]
-    assert runs.aligned_blocks("tiny", ["viral", "baseline"]) == [2]
     assert runs.measured("tiny", "cknna").empty
 
 
@@ -152,18 +143,13 @@ def measured(root):
     return runs.measured("tiny", "cknna")
 
 
-def test_means_and_differences_per_layer(root):
+def test_means_per_layer(root):
     table = measured(root)
     assert table.groupby("run")["seed"].nunique().to_dict() == {"baseline": 2, "viral": 2}
     curve = scores.means(table, "cknna", "image").set_index(["run", "layer"])
     direct = table.query("run == 'viral' and layer == 2").pivot(index="seed", columns="image", values="cknna")
     assert curve.loc[("viral", 2), "low"] == pytest.approx(interval(direct).low)
     assert (curve.loc[("viral", 2), "n"], curve.loc[("viral", 2), "seeds"]) == (5, 2)
-    change = scores.mean_differences(table, "cknna", "image", "viral").set_index("layer")
-    assert change.loc[2, "difference"] == pytest.approx(0.2 * 4 / 5)
-    assert change.loc[2, "low"] < 0.16 < change.loc[2, "high"]
-    assert np.isnan(change.loc[0, "low"])  # the same in every image
-    assert scores.mean_differences(table, "cknna", "image", "qwen-viral").empty
     assert scores.means(pd.DataFrame(), "cknna", "image").empty
 
 
