@@ -26,7 +26,6 @@ profile = "laptop"
 # %%
 import json
 
-import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch

@@ -14,8 +14,7 @@ import pandas as pd
 
 from viral_core.measure.intervals import Interval, interval
 from workbook.benchmarks import PAPER, score, stats
-from workbook.benchmarks.registry import read
-from workbook.runs import answer_files, answers, names, read_all, settings
+from workbook.runs import answer_files, names, read_all, settings
 
 TITLES = {
     "cv_bench": "CV-Bench2D",
