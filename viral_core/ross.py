@@ -1,6 +1,6 @@
 """ROSS (Table 6): the image's latents are denoised under the condition of the language model's visual tokens.
 
-Design choices (method facts, section 6):
+Design choices:
 - The clean signal are a VAE's latents of the image, one token of `dim` channels per visual token
   (`viral_core.teachers`, kind `vae`); they are targets, no gradient reaches the VAE.
 - The denoiser is a DiT whose adaLN-Zero condition is different for each token: timestep plus that token's hidden state.
