@@ -28,10 +28,11 @@
 profile = "laptop"
 
 # %%
+from dataclasses import asdict
+
 import pandas as pd
 import seaborn as sns
 import torch
-import yaml
 from IPython.display import Markdown, display
 from matplotlib import pyplot as plt
 from transformers import AutoConfig
@@ -43,7 +44,6 @@ from viral_core.specs import Align
 from viral_core.teachers import load_teacher, randomise_linears
 from workbook import claims, plots, runs, scores, tables
 from workbook.notebook import begin, show
-from workbook.paths import PROFILES
 
 settings, out = begin(profile, "ablations")
 controls = {
@@ -65,9 +65,13 @@ controls = {
 show(Align)
 
 # %%
-entries = yaml.safe_load((PROFILES / "runs.yaml").read_text(encoding="utf-8"))
-chosen = {name: entry for name, entry in entries.items() if entry and "align" in entry and name in settings.systems}
-pd.Series({name: str(entry["align"]) for name, entry in chosen.items()}, name="align, over what it extends").to_frame()
+viral = asdict(settings.systems["viral"].align)
+changes = {
+    name: {key: value for key, value in asdict(system.align).items() if value != viral[key]}
+    for name, system in settings.systems.items()
+    if system.align
+}
+pd.Series(changes, name="how its alignment differs from VIRAL's").astype(str).to_frame()
 
 # %% [markdown]
 # Layers are named as in the paper's 32 blocks and lie at the same relative depth. Several layers have one loss and one

@@ -10,10 +10,12 @@ Design choices:
 """
 
 import hashlib
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import mean
 
 import torch
 from tqdm.auto import tqdm
@@ -25,7 +27,7 @@ from viral_core.llava import assemble
 from viral_core.run_folder import PROJECTOR, Run, load_run
 from viral_core.templates import IMAGE_MARKER, TEMPLATES, Template, prompt, stop_token_id
 from viral_core.tiles import view_of
-from workbook.benchmarks import load_rows, open_image
+from workbook.benchmarks import load_rows, open_image, score
 from workbook.benchmarks.answers import append, continue_file, read_answers, set_outdated_aside, settings
 from workbook.config import Profile
 from workbook.logs import read_log
@@ -85,7 +87,8 @@ def evaluate_run(settings: Profile, run: str, folder: Path, out: Path, limit: in
 
     A curve begins at checkpoint 0, the model before stage 2, which is asked every benchmark once, for the baseline.
     Answers continue where an interrupted evaluation stopped; those of other weights or settings, which are there when
-    something has changed, are asked for again.  The log of the training is written beside them, as `log.csv`.
+    something has changed, are asked for again.  Beside them lie `log.csv`, the log of the training, and `scores.json`,
+    what `dvc metrics` shows: the official and the strict score of each benchmark, a fraction or MME's points.
     """
     curve, system = settings.learning_curve, settings.systems[run]
     targets = [(partial(load, settings, folder), folder, out, settings.evaluation.benchmarks)]
@@ -101,6 +104,11 @@ def evaluate_run(settings: Profile, run: str, folder: Path, out: Path, limit: in
         for old in set(out.glob("checkpoint-*")) - {target for _, _, target, _ in targets}:
             shutil.rmtree(old)  # of a training with other steps
         read_log(folder).to_csv(out / "log.csv", index=False)
+        metrics = {}
+        for name in settings.evaluation.benchmarks if limit is None else ():
+            scored = [score(name, rows) for rows in read_answers(out / f"{name}.jsonl")[1]]
+            metrics[name] = {rule: mean(one[rule] for one in scored) for rule in ("official", "strict")}
+        (out / "scores.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
 
 
 def _evaluate(

@@ -34,6 +34,15 @@ def test_every_stage_leaves_its_output(smoke):
     assert {file.suffix for file in results.iterdir()} >= {".png", ".svg", ".csv"}
 
 
+@pytest.mark.parametrize("name", ["pilot_study", "residual_variants", "main_table", "ablations", "ross", "llava_next"])
+def test_a_notebook_names_what_has_not_been_run(smoke, name):
+    """Smoke trains a part of the systems that these notebooks are about."""
+    cells = json.loads((smoke / f"runs/smoke/notebooks/{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+    shown = json.dumps([cell["outputs"] for cell in cells if cell["cell_type"] == "code"])
+    assert "ot run" in shown
+    assert '"ename"' not in shown
+
+
 def test_both_losses_are_logged_for_every_arm(smoke):
     for run_name, aligned in (("baseline", False), ("viral", True)):
         lines = (smoke / f"runs/smoke/stage2/{run_name}/s0/log.jsonl").read_text().splitlines()

@@ -1,14 +1,10 @@
 """Figures name what has not been run, and the notebooks that draw curves stand where nothing has been run."""
 
-import runpy
-
 import matplotlib.pyplot as plt
 import pandas as pd
-import pytest
 from PIL import Image
 
-from workbook import notebook, plots
-from workbook.paths import ROOT
+from workbook import plots
 
 
 def test_a_run_without_rows_is_in_the_legend_and_keeps_the_others_looks():
@@ -45,17 +41,3 @@ def test_a_saved_picture_has_the_pixels_that_are_seen(tmp_path):
     assert Image.open(tmp_path / "a.png").size == (4 * 96, 2 * 96)
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
     plt.close(figure)
-
-
-@pytest.mark.parametrize(
-    "name", ["pilot_study", "residual_variants", "attention", "robustness", "efficiency", "llava_next"]
-)
-def test_a_notebook_says_not_run_where_nothing_has_been_measured(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(notebook, "ROOT", tmp_path)
-    monkeypatch.chdir(tmp_path)
-    shown = []
-    monkeypatch.setattr("IPython.display.display", lambda *objects, **_: shown.extend(objects))
-    runpy.run_path(str(ROOT / "notebooks" / f"{name}.py"))
-    plt.close("all")
-    said = "\n".join(getattr(thing, "data", None) or "" for thing in shown)
-    assert "Not run" in said
