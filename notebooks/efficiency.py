@@ -158,7 +158,7 @@ trained = next(
     ),
     None,
 )
-seconds = {}
+parts = {}
 if trained:
     system, folder = settings.systems[trained], Paths(profile).run(trained, settings.runs[trained][0])
     run = load_run(folder, dtype=getattr(torch, settings.compute.dtype), device=distributed.device())
@@ -174,12 +174,12 @@ if trained:
     if cached.is_dir():
         collators["cached features"] = Collator(run.processor, targets, encoder=FeatureCache(cached))
     if targets or not system.teacher:
-        seconds = {
+        parts = {
             name: profile_step(run.aligned, dataset, collator, settings.stage2, batches)
             for name, collator in collators.items()
         }
     del run
-profiled = 1000 * pd.DataFrame(seconds, index=PARTS, columns=["images", "cached features"])
+profiled = 1000 * pd.DataFrame(parts, index=PARTS, columns=["images", "cached features"])
 profiled.loc["step"] = profiled.sum(min_count=1)
 profiled.to_csv(out / "step_profile.csv", index_label="part (milliseconds)", float_format="%.3f")
 profiled.round(1)
