@@ -43,7 +43,6 @@ from viral_core.templates import IMAGE_MARKER, prompt, stop_token_id
 from workbook import claims, plots, runs
 from workbook.benchmarks import load_rows, open_image
 from workbook.notebook import begin, show
-from workbook.paths import Paths
 
 settings, out = begin(profile, "attention")
 systems = {"baseline": "baseline", "viral": "VIRAL"}
@@ -79,18 +78,12 @@ show(generate_with_attention)
 section = settings.attention
 rows = [row for row in load_rows(section.benchmark, settings.data.benchmarks) if row["category"] == section.category]
 row, picture = rows[0], pad_to_square(open_image(rows[0]["image"]))
-trained = next(
-    (
-        run
-        for run in systems
-        if run in settings.runs and Paths(profile).run(run, settings.runs[run][0]).joinpath("run.json").is_file()
-    ),
-    None,
-)
+folders = runs.trained(profile, systems)
+trained = next(iter(folders), None)
 maps = None
 if trained:
     run = load_run(
-        Paths(profile).run(trained, settings.runs[trained][0]),
+        folders[trained],
         device=distributed.device(),
         dtype=getattr(torch, settings.compute.dtype),
     )

@@ -150,18 +150,12 @@ seconds.round(4)
 show(profile_step)
 
 # %%
-trained = next(
-    (
-        run
-        for run in ("viral", "baseline")
-        if run in settings.runs and Paths(profile).run(run, settings.runs[run][0]).joinpath("run.json").is_file()
-    ),
-    None,
-)
+folders = runs.trained(profile, ("viral", "baseline"))
+trained = next(iter(folders), None)
 parts = {}
 if trained:
-    system, folder = settings.systems[trained], Paths(profile).run(trained, settings.runs[trained][0])
-    run = load_run(folder, dtype=getattr(torch, settings.compute.dtype), device=distributed.device())
+    system = settings.systems[trained]
+    run = load_run(folders[trained], dtype=getattr(torch, settings.compute.dtype), device=distributed.device())
     samples = load_conversations(settings.data.conversations, settings.data.conversation_images)[:400]
     samples = [sample for sample in samples if sample.images]
     dataset = ConversationDataset(samples, run.processor, run.template, settings.stage2.max_length)

@@ -47,7 +47,6 @@ from workbook import claims, paper, plots, runs
 from workbook.benchmarks import load_rows, open_image
 from workbook.evaluate import generate
 from workbook.notebook import begin, show
-from workbook.paths import Paths
 
 settings, out = begin(profile, "robustness")
 systems = {
@@ -81,17 +80,13 @@ show(PatchPermutation._permute)
 # %%
 rows = load_rows("cv_bench", settings.data.benchmarks)
 row = next(row for row in rows if row["category"] == "Relation")
-trained = [
-    run
-    for run in systems
-    if run in settings.runs and Paths(profile).run(run, settings.runs[run][0]).joinpath("run.json").is_file()
-]
+folders = runs.trained(profile, systems)
+trained = list(folders)
 picture = pad_to_square(open_image(row["image"]))
 grid = 8
 if trained:
     device, dtype = distributed.device(), getattr(torch, settings.compute.dtype)
-    seed = settings.runs[trained[0]][0]
-    run = load_run(Paths(profile).run(trained[0], seed), dtype=dtype, device=device)
+    run = load_run(folders[trained[0]], dtype=dtype, device=device)
     grid = round(view_of(run.processor).tokens() ** 0.5)
 side = max(1, 240 // grid)
 square = picture.resize((side * grid,) * 2, Image.Resampling.BICUBIC)

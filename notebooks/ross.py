@@ -44,7 +44,6 @@ from viral_core.teachers import load_teacher, load_vae
 from viral_core.templates import IMAGE_MARKER, prompt
 from workbook import claims, paper, plots, runs, scores, tables
 from workbook.notebook import begin, show
-from workbook.paths import Paths
 
 settings, out = begin(profile, "ross")
 systems = list(dict.fromkeys(paper.table(6)["run"]))
@@ -85,19 +84,13 @@ show(load_vae)
 # - \bar\alpha_t}\, \hat\epsilon) / \sqrt{\bar\alpha_t}$.
 
 # %%
-trained = next(
-    (
-        run
-        for run in ("ross-middle", "ross-default")
-        if run in settings.runs and Paths(profile).run(run, settings.runs[run][0]).joinpath("run.json").is_file()
-    ),
-    None,
-)
+folders = runs.trained(profile, ("ross-middle", "ross-default"))
+trained = next(iter(folders), None)
 if trained is None:
     display(Markdown("Not run: no run of this profile trains the reconstruction."))
 else:
     device, dtype = distributed.device(), getattr(torch, settings.compute.dtype)
-    run = load_run(Paths(profile).run(trained, settings.runs[trained][0]), dtype=dtype, device=device)
+    run = load_run(folders[trained], dtype=dtype, device=device)
     reconstruct, reconstruction = run.aligned.reconstruct, run.aligned.reconstruction
     spec = settings.teachers[settings.systems[trained].reconstruct.vae]
     vae = load_teacher(

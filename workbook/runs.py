@@ -32,6 +32,13 @@ def names(profile: str, runs: Iterable[str] | None = None) -> list[tuple[str, in
     return [(run, seed) for run in (seeds if runs is None else runs) for seed in seeds.get(run, ())]
 
 
+def trained(profile: str, runs: Iterable[str]) -> dict[str, Path]:
+    """Run folders, of the first seed, of those of `runs` that have been trained; relative to the repository."""
+    seeds = settings(profile).runs
+    folders = {run: Paths(profile).run(run, seeds[run][0]) for run in runs if run in seeds}
+    return {run: folder for run, folder in folders.items() if (folder / "run.json").is_file()}
+
+
 def not_run(profile: str, runs: Iterable[str] | None = None, table: str | None = None) -> list[str]:
     """Runs with their seed that have not been evaluated, or lack a table of `measured`.
 
