@@ -38,7 +38,7 @@ def rows(tmp_path_factory):
         Image.fromarray(rng.integers(0, 256, (28, 28, 3), dtype=np.uint8)).save(file)
         category = "Count" if i < 3 else "Relation"
         rows.append({"id": f"q{i}", "image": str(file), "prompt": f"How many, {i}?", "group": str(i), "source": "s",
-                     "options": ["x"], "category": category, "question": "?", "answer": "-"})  # fmt: skip
+                     "options": ["x"], "category": category, "question": "?", "answer": "A"})  # fmt: skip
     return rows
 
 
@@ -161,7 +161,9 @@ def test_a_curve_begins_before_stage_2_and_outdated_checkpoints_go(trained, rows
     monkeypatch.setattr(evaluation, "Paths", lambda name: Paths(name, root))
     out = Paths("tiny", root).evaluation("baseline", 0)
     evaluation.evaluate_run(settings, "baseline", folder, out)
-    assert sorted(path.name for path in out.iterdir()) == ["checkpoint-0", "checkpoint-5", "cv_bench.jsonl", "log.csv"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "checkpoint-0", "checkpoint-5", "cv_bench.jsonl", "log.csv", "scores.json",
+    ]  # fmt: skip
     header, _ = read_answers(out / "checkpoint-0" / "cv_bench.jsonl")
     assert header["model"].startswith("stage1-l-v@")
     responses = [
