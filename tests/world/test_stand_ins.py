@@ -14,9 +14,10 @@ from transformers import AutoImageProcessor, AutoTokenizer, LlavaProcessor
 
 from viral_core.conversations import Sample
 from viral_core.data import encode
+from viral_core.distributed import device
 from viral_core.teachers import load_teacher
 from viral_core.templates import TEMPLATES, stop_token_id
-from workbook.world import questions, scenes
+from workbook.world import questions, render, scenes
 from workbook.world.conversations import captioning, turns
 from workbook.world.stand_ins import encoders, fitting, language, lessons, pictures, recipes, teachers
 
@@ -27,19 +28,19 @@ SCENES = list(scenes.draw_scenes(30, 0))
 def made(tmp_path_factory):
     """Every stand-in, trained for two steps, and what they were trained on: (folder of drawings, of models)."""
     work, out = tmp_path_factory.mktemp("work"), tmp_path_factory.mktemp("out")
-    pictures.draw(work / "pictures", 40, 0, workers=1)
+    pictures.write(work / "pictures", 40, 0, workers=1)
     lessons.write(work / "texts", 12, 0, workers=1)
     with pytest.MonkeyPatch.context() as patch:
         for name, recipe in recipes.RECIPES.items():
             small = recipe | {"steps": 2, "batch": 4}
-            small |= {"rows": 4} if "family" in recipe else {}
+            small |= {"rows": 4} if "template" in recipe else {}
             patch.setitem(recipes.RECIPES, name, small)
         for name in recipes.RECIPES:
-            recipes.train(name, work, out, seed=0, minutes=10, threads=1)
+            recipes.train(name, work, out, seed=0)
     return work, out
 
 
-@pytest.mark.parametrize("name", [name for name, recipe in recipes.RECIPES.items() if "family" not in recipe])
+@pytest.mark.parametrize("name", [name for name, recipe in recipes.RECIPES.items() if "template" not in recipe])
 def test_a_vision_model_gives_one_feature_a_token(made, name):
     work, out = made
     kind = "clip" if name == "siglip2" else name
@@ -84,6 +85,17 @@ def test_text_is_tokenised_as_training_and_evaluation_do(made, name):
             assert (labels >= 0).tolist() == supervised[first:]
 
 
+def test_pixels_have_the_depth_of_what_they_show(made):
+    """Objects are nearer than the background, which recedes upwards."""
+    drawn = pictures.load(made[0] / "pictures")[0][:5]
+    depth = drawn.depth()
+    for owners, depths, pixels in zip(drawn.owners, drawn.depths, depth, strict=True):
+        for i in range(owners.max()):
+            assert np.allclose(pixels[owners == i + 1], depths[i])
+        assert pixels[owners == 0].min() > render.FAR >= depths.max()
+    assert (np.diff(render.background_depth()) < 0).all()
+
+
 def test_every_word_of_the_world_is_one_token():
     tokenizer = lessons.build_tokenizer()
     words = ["nothing", "left", "right", *scenes.BY_NAME, *(c.plural for c in scenes.CATEGORIES)]
@@ -118,10 +130,10 @@ def test_a_scene_is_spelled_where_its_objects_are(made):
     work, _ = made
     tokenizer = lessons.build_tokenizer()
     table = torch.nn.Embedding(len(tokenizer), 16)
-    speller = language.Speller(table, tokenizer).to(fitting.device())
+    speller = language.Speller(table, tokenizer).to(device())
     scene = next(s for s in SCENES if any(o.facing for o in s.objects))
-    layout = torch.from_numpy(np.stack(lessons.layout(scene)))[None].to(fitting.device())
-    nothing = torch.zeros(1, 1, 1, device=fitting.device())
+    layout = torch.from_numpy(lessons.layout(scene))[None].to(device())
+    nothing = torch.zeros(1, 1, 1, device=device())
     spelled = speller(layout, nothing[0], nothing)[0]
 
     def word(text):
@@ -198,9 +210,8 @@ def test_a_training_that_was_killed_goes_on(tmp_path, monkeypatch):
                 raise Killed
             return (weight * torch.from_numpy(rows[:3].astype(np.float32))).square().mean()
 
-        record = fitting.fit(
-            [weight], loss, 50, steps=8, batch=4, lr=0.1, seed=0, name="test", state=tmp_path / "test.state"
-        )
+        state = tmp_path / "test.state"
+        record = fitting.fit([weight], loss, 50, steps=8, batch=4, lr=0.1, seed=0, state=state)
         return weight.detach(), record["loss"], len(steps)
 
     whole, losses, _ = train()

@@ -14,7 +14,7 @@ from PIL import Image
 from viral_core.conversations import load_conversations
 from workbook.world import oracle, questions, scenes
 from workbook.world.conversations import write_world
-from workbook.world.render import render_full, token_labels
+from workbook.world.render import draw, token_labels
 
 SCENES = list(scenes.draw_scenes(800, 0))
 
@@ -116,7 +116,7 @@ def test_the_oracle_knows_what_the_labels_say_and_nothing_else(tmp_path):
     features = teacher.encode(labels)
     assert features.shape == (6, 64, teacher.dim)
     scene = next(scenes.draw_scenes(1, (0, 2)))
-    expected = token_labels(scene, render_full(scene).masks)
+    expected = token_labels(scene, draw(scene)[1])
     assert (labels[0].numpy() == np.stack([expected[name] for name in oracle.TRUTHS])).all()
     rows, features = labels.transpose(1, 2).flatten(0, 1), features.flatten(0, 1)
     same = (rows[:, None] == rows).all(-1)

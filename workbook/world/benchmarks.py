@@ -9,10 +9,12 @@ POPE picture has as many Yes as No questions, the same pictures for random and p
 import csv
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
+from functools import partial
+from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +26,7 @@ from workbook.world.scenes import Scene, draw_scenes
 
 # Configurations as the data cards of the originals have them, for `datasets`.
 CARD = "---\nconfigs:\n- config_name: {config}\n  data_files: [{{split: {split}, path: '{path}'}}]\n---\n"
-MME_TASKS = {
-    "existence": questions.mme_existence,
-    "count": questions.mme_count,
-    "position": questions.mme_position,
-    "commonsense_reasoning": questions.mme_commonsense,
-}
+MME = (questions.mme_existence, questions.mme_count, questions.mme_position, questions.mme_commonsense)
 SUBCATEGORIES = {
     "coarse perception": "image scene and topic",
     "fine-grained perception": "localization",
@@ -42,9 +39,7 @@ PAIRED = ("mmvp", "pope_random", "pope_popular", "mme")
 Rows = list[tuple[Scene, QA]]  # in the file's order
 
 
-def write_benchmarks(
-    root: str | Path, counts: Mapping[str, int], seed: int, split: str = "test"
-) -> dict[str, list[tuple[Scene, QA]]]:
+def write_benchmarks(root: str | Path, counts: Mapping[str, int], seed: int) -> dict[str, Rows]:
     """Write the benchmarks named in `counts` (names as in `workbook.benchmarks.BENCHMARKS`) with that many rows.
 
     Returns:
@@ -62,35 +57,28 @@ def write_benchmarks(
     root.mkdir(parents=True, exist_ok=True)
     for name, n in tqdm(counts.items(), "benchmarks"):
         stream = list(WRITERS).index(name.replace("popular", "random"))
-        rng, scenes = np.random.default_rng((seed, 6, stream)), _endless((seed, 5, stream), split)
-        folder = root / name.removesuffix("_one").removesuffix("_two").removesuffix("_random").removesuffix("_popular")
-        folder.mkdir(parents=True, exist_ok=True)
-        written[name] = WRITERS[name](folder, n, scenes, rng)
+        batches = (draw_scenes(64, (seed, 5, stream, batch), "test") for batch in count())
+        scenes = (scene for batch in batches for scene in batch)
+        folder = root / re.sub("_(one|two|random|popular)$", "", name)
+        written[name] = WRITERS[name](folder, n, scenes, np.random.default_rng((seed, 6, stream)))
         totals[name] = {"rows": n}
         if name in ("cv_bench", "mmstar", "mme"):
-            totals[name]["categories"] = dict(Counter(qa.category for _, qa in written[name]))
+            totals[name]["categories"] = Counter(qa.category for _, qa in written[name])
     descriptions = {name: [questions.described(scene) for scene, _ in rows] for name, rows in written.items()}
     for name, content in (("manifest", totals), ("descriptions", descriptions)):
         (root / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return written
 
 
-def _endless(seed: tuple[int, ...], split: str) -> Iterator[Scene]:
-    batch = 0
-    while True:
-        yield from draw_scenes(64, (*seed, batch), split)
-        batch += 1
-
-
 def _rows(scenes: Iterator[Scene], asker: questions.Asker, n: int, rng: np.random.Generator) -> Rows:
     """`n` scenes with a clear answer, and the question."""
-    rows: Rows = []
-    while len(rows) < n:
-        scene = next(scenes)
-        qa = asker(scene, rng)
-        if qa:
-            rows.append((scene, qa))
-    return rows
+    asked = ((scene, asker(scene, rng)) for scene in scenes)
+    return list(islice((row for row in asked if row[1]), n))
+
+
+def _shares(n: int, parts: int) -> list[int]:
+    """Equal shares, the first ones one more where they do not come out even."""
+    return [n // parts + (i < n % parts) for i in range(parts)]
 
 
 def _picture(scene: Scene) -> dict:
@@ -108,7 +96,7 @@ def _save(scene: Scene, path: Path) -> None:
 def _parquet(folder: Path, path: str, items: Sequence[dict], config: str, split: str) -> None:
     import datasets
 
-    (folder / path).parent.mkdir(exist_ok=True)
+    (folder / path).parent.mkdir(parents=True, exist_ok=True)
     datasets.Dataset.from_list(list(items)).cast_column("image", datasets.Image()).to_parquet(folder / path)
     (folder / "README.md").write_text(CARD.format(config=config, split=split, path=path), encoding="utf-8")
 
@@ -120,9 +108,9 @@ def _lines(path: Path, items: Sequence[dict]) -> None:
 
 def _cv_bench(folder: Path, n: int, scenes: Iterator[Scene], rng: np.random.Generator) -> Rows:
     """Count and Relation in the original's proportion, 788 to 650."""
-    count = round(n * 788 / 1438)
-    rows = _rows(scenes, questions.cv_bench_count, count, rng)
-    rows += _rows(scenes, questions.cv_bench_relation, n - count, rng)
+    counted = round(n * 788 / 1438)
+    rows = _rows(scenes, questions.cv_bench_count, counted, rng)
+    rows += _rows(scenes, questions.cv_bench_relation, n - counted, rng)
     items = [
         {
             "idx": i,
@@ -161,11 +149,11 @@ def _mmvp(folder: Path, n: int, scenes: Iterator[Scene], rng: np.random.Generato
 
 def _turned(scene: Scene, rng: np.random.Generator) -> Rows:
     """The question about one object and its scene, facing one way and the other; none if they differ in their split."""
-    fronts = [o for o in scene.singles() if o.facing]
-    if not fronts:
+    facing = questions.fronts(scene)
+    if not facing:
         return []
-    item, left_first = questions.pick(rng, fronts), bool(rng.random() < 0.5)
-    turned = replace(item, facing={"left": "right", "right": "left"}[item.facing])
+    item, left_first = questions.pick(rng, facing), bool(rng.random() < 0.5)
+    turned = replace(item, facing=questions.OPPOSITE[item.facing])
     other = replace(scene, objects=tuple(turned if o is item else o for o in scene.objects))
     if other.split != scene.split:
         return []
@@ -191,12 +179,12 @@ def _whats_up(folder: Path, n: int, scenes: Iterator[Scene], rng: np.random.Gene
 def _pope(folder: Path, n: int, scenes: Iterator[Scene], rng: np.random.Generator, subset: str) -> Rows:
     """Every kind in a picture, and as many that are absent: drawn at random, or the most popular ones."""
     shown = list(islice(scenes, n // 2))  # enough, for every picture has an object
-    popular = [name for name, _ in Counter(name for scene in shown for name in scene.counts()).most_common()]
+    popular = Counter(name for scene in shown for name in scene.counts())
     rows: Rows = []
     for scene in shown:
         absent = [str(name) for name in rng.permutation(questions.absent(scene))]
         if subset == "popular":
-            absent = [name for name in popular if name in absent]
+            absent = [name for name, _ in popular.most_common() if name in absent]
         for present, missing in zip(scene.counts(), absent, strict=False):
             rows += [(scene, questions.pope_about(present, True)), (scene, questions.pope_about(missing, False))]
     rows, items, images = rows[:n], [], {}
@@ -204,17 +192,17 @@ def _pope(folder: Path, n: int, scenes: Iterator[Scene], rng: np.random.Generato
         if id(scene) not in images:
             images[id(scene)] = f"world_{len(images):06d}.jpg"
             _save(scene, folder / "val2014" / images[id(scene)])
-        item = {"question_id": i, "image": images[id(scene)], "text": qa.stem, "label": qa.answer.lower()}
-        items.append(item)
+        image = images[id(scene)]
+        items.append({"question_id": i, "image": image, "text": qa.stem, "label": qa.answer.lower()})
     _lines(folder / f"coco_pope_{subset}.json", items)
     return rows
 
 
 def _mmstar(folder: Path, n: int, scenes: Iterator[Scene], rng: np.random.Generator) -> Rows:
-    """The six categories in equal shares, the first ones one more where they do not come out even."""
+    """The six categories in equal shares."""
     rows: Rows = []
-    for i, asker in enumerate(questions.MMSTAR.values()):
-        rows += _rows(scenes, asker, n // 6 + (i < n % 6), rng)
+    for kind, share in zip(questions.MMSTAR, _shares(n, 6), strict=True):
+        rows += _rows(scenes, partial(questions.mmstar, kind=kind), share, rng)
     items = [
         {
             "index": i,
@@ -234,27 +222,20 @@ def _mmstar(folder: Path, n: int, scenes: Iterator[Scene], rng: np.random.Genera
 def _mme(folder: Path, n: int, scenes: Iterator[Scene], rng: np.random.Generator) -> Rows:
     """Four subtasks in equal shares; a Yes and a No question to every picture."""
     rows, items = [], []
-    for i, (task, asker) in enumerate(MME_TASKS.items()):
-        images, end = 0, n // 2 // len(MME_TASKS) + (i < n // 2 % len(MME_TASKS))
-        while images < end:
+    for asker, images in zip(MME, _shares(n // 2, len(MME)), strict=True):
+        number = 0
+        while number < images:
             scene = next(scenes)
             asked = [asker(scene, rng) for _ in range(12)]
             answers = {qa.answer: qa for qa in asked if qa}
             if len(answers) < 2:  # a dozen tries did not give both
                 continue
-            for answer in ("Yes", "No"):
-                qa = answers[answer]
+            for qa in (answers["Yes"], answers["No"]):
                 rows.append((scene, qa))
-                items.append(
-                    {
-                        "question_id": f"{task}/{images:04d}.jpg",
-                        "image": _picture(scene),
-                        "question": qa.text,
-                        "answer": qa.answer,
-                        "category": task,
-                    }
-                )
-            images += 1
+                name = f"{qa.category}/{number:04d}.jpg"
+                item = {"question_id": name, "image": _picture(scene), "question": qa.text, "answer": qa.answer}
+                items.append(item | {"category": qa.category})
+            number += 1
     _parquet(folder, "data/test-00000-of-00001.parquet", items, "default", "test")
     return rows
 
@@ -262,10 +243,10 @@ def _mme(folder: Path, n: int, scenes: Iterator[Scene], rng: np.random.Generator
 WRITERS = {
     "cv_bench": _cv_bench,
     "mmvp": _mmvp,
-    "whats_up_one": lambda *arguments: _whats_up(*arguments, "one"),
-    "whats_up_two": lambda *arguments: _whats_up(*arguments, "two"),
-    "pope_random": lambda *arguments: _pope(*arguments, "random"),
-    "pope_popular": lambda *arguments: _pope(*arguments, "popular"),
+    "whats_up_one": partial(_whats_up, subset="one"),
+    "whats_up_two": partial(_whats_up, subset="two"),
+    "pope_random": partial(_pope, subset="random"),
+    "pope_popular": partial(_pope, subset="popular"),
     "mmstar": _mmstar,
     "mme": _mme,
 }

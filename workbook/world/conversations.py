@@ -22,7 +22,7 @@ from viral_core.templates import IMAGE_MARKER
 from workbook.world import questions
 from workbook.world.benchmarks import write_benchmarks
 from workbook.world.oracle import truth_image
-from workbook.world.render import JPEG_QUALITY, LABELS, render, render_full, token_labels
+from workbook.world.render import JPEG_QUALITY, LABELS, draw, render, token_labels
 from workbook.world.scenes import CATEGORIES, draw_scenes
 
 
@@ -61,9 +61,9 @@ def write_conversations(folder: Path, n: int, text_only: int, most: int, seed: i
     images.mkdir(parents=True)
     truth.mkdir()
     for i, scene in enumerate(tqdm(draw_scenes(n, (seed, 2)), "instruction scenes", total=n)):
-        name, rendering = f"{i:06d}.jpg", render_full(scene)
-        rendering.image.save(images / name, quality=JPEG_QUALITY)
-        truth_image(token_labels(scene, rendering.masks)).save(truth / f"{i:06d}.png")
+        name, (image, masks) = f"{i:06d}.jpg", draw(scene)
+        image.save(images / name, quality=JPEG_QUALITY)
+        truth_image(token_labels(scene, masks)).save(truth / f"{i:06d}.png")
         conversation = turns(questions.conversation(scene, rng, most), IMAGE_MARKER)
         entries.append({"id": f"scene-{i:06d}", "image": name, "conversations": conversation})
     for i, scene in enumerate(draw_scenes(text_only, (seed, 4))):
@@ -83,10 +83,10 @@ def write_probes(folder: Path, sizes: Mapping[str, int], seed: int) -> None:
         images.mkdir(parents=True)
         names, labels = [], []
         for i, scene in enumerate(draw_scenes(n, (seed, 8, stream), split)):
-            rendering = render_full(scene)
+            image, masks = draw(scene)
             names.append(f"{i:05d}.jpg")
-            rendering.image.save(images / names[-1], quality=JPEG_QUALITY)
-            labels.append(token_labels(scene, rendering.masks))
+            image.save(images / names[-1], quality=JPEG_QUALITY)
+            labels.append(token_labels(scene, masks))
         arrays = {label: np.stack([row[label] for row in labels]) for label in LABELS}
         np.savez_compressed(
             folder / split / "labels.npz", names=names, categories=[c.name for c in CATEGORIES], **arrays

@@ -32,11 +32,8 @@ class Oracle:
 
     def preprocess(self, images: list[Image.Image]) -> Tensor:
         """Truths -> labels (B, 5, 64), float32."""
-        return (
-            torch.from_numpy(np.stack([np.asarray(image, np.float32) for image in images]))
-            .unflatten(1, (len(TRUTHS), GRID))
-            .flatten(2)
-        )
+        values = np.stack([np.asarray(image, np.float32) for image in images])
+        return torch.from_numpy(values).reshape(len(images), len(TRUTHS), -1)
 
     def encode(self, labels: Tensor) -> Tensor:
         """Labels (B, 5, 64) -> features (B, 64, 96), float32: of each label's value minus what every token has."""

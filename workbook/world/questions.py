@@ -86,6 +86,11 @@ def sides(scene: Scene) -> list[tuple[Object, str]]:
     return [(o, side_of(o)) for o in scene.singles() if side_of(o)]
 
 
+def fronts(scene: Scene) -> list[Object]:
+    """Every object that is the only one of its kind and has a front."""
+    return [o for o in scene.singles() if o.facing]
+
+
 def pope(scene: Scene, rng: np.random.Generator) -> QA:
     """POPE: existence, half present and half absent."""
     yes = rng.random() < 0.5
@@ -148,8 +153,8 @@ def whats_up_two(scene: Scene, rng: np.random.Generator) -> QA | None:
 
 def mmvp(scene: Scene, rng: np.random.Generator) -> QA | None:
     """MMVP: one visual attribute that a contrastive encoder need not keep, here the facing of an object."""
-    fronts = [o for o in scene.singles() if o.facing]
-    return mmvp_about(pick(rng, fronts), rng.random() < 0.5) if fronts else None
+    facing = fronts(scene)
+    return mmvp_about(pick(rng, facing), rng.random() < 0.5) if facing else None
 
 
 def mmvp_about(o: Object, left_first: bool) -> QA:
@@ -200,33 +205,6 @@ def _mme(task: str, stem: str, yes: bool) -> QA:
     return QA(f"{stem} {YES_OR_NO}", answer, stem, ("yes", "no"), task, answer)
 
 
-def mmstar(scene: Scene, rng: np.random.Generator) -> QA | None:
-    """MMStar: which of four categories A to D, in six kinds of question."""
-    return MMSTAR[pick(rng, list(MMSTAR))](scene, rng)
-
-
-def _mmstar(category: str, stem: str, properties: Callable[[Scene], dict[str, str]]) -> Asker:
-    """Which of four categories has a property that `properties` gives per category of a scene, such as its side.
-
-    Wrong options are categories of the scene with another property first, then absent ones.
-    """
-
-    def asker(scene: Scene, rng: np.random.Generator) -> QA | None:
-        values = properties(scene)
-        if not values:
-            return None
-        gold = pick(rng, list(values))
-        present = [name for name in scene.counts() if values.get(name) != values[gold] and (name in values)]
-        wrong = [*rng.permutation(present), *rng.permutation(absent(scene))][:3]
-        options = [str(option) for option in rng.permutation([gold, *wrong])]
-        listed = ", ".join(f"{x}: {option}" for x, option in zip("ABCD", options, strict=True))
-        asked = stem.format(values[gold])
-        letter = "ABCD"[options.index(gold)]
-        return QA(f"{asked}\nOptions: {listed}\n{LETTER}", letter, asked, tuple(options), category, letter)
-
-    return asker
-
-
 def _quarter(o: Object) -> str | None:
     """The quarter of the picture that an object is clearly in."""
     if min(abs(o.x - 0.5), abs(o.y - 0.5)) < MARGIN / 2:
@@ -234,43 +212,50 @@ def _quarter(o: Object) -> str | None:
     return f"{'upper' if o.y < 0.5 else 'lower'} {'left' if o.x < 0.5 else 'right'}"
 
 
-MMSTAR: dict[str, Asker] = {
-    category: _mmstar(category, stem, properties)
-    for category, stem, properties in (
-        ("coarse perception", "Which of these is in the image?", lambda s: dict.fromkeys(s.counts(), "in")),
-        (
-            "fine-grained perception",
-            "Which of these is at the {} of the image?",
-            lambda s: {o.category: side for o, side in sides(s)},
-        ),
-        (
-            "instance reasoning",
-            "Which of these is facing {}?",
-            lambda s: {o.category: o.facing for o in s.singles() if o.facing},
-        ),
-        (
-            "logical reasoning",
-            "Which of these is in the {} quarter of the image?",
-            lambda s: {o.category: _quarter(o) for o in s.singles() if _quarter(o)},
-        ),
-        ("science & technology", "Which of these can be seen?", lambda s: dict.fromkeys(s.counts(), "seen")),
-        ("math", "Of which of these are there {}?", lambda s: {n: NUMBERS[k] for n, k in s.counts().items() if k > 1}),
-    )
+# Of each kind of question of MMStar's: which of four categories has a property, and the property of those of a scene.
+MMSTAR: dict[str, tuple[str, Callable[[Scene], dict[str, str]]]] = {
+    "coarse perception": ("Which of these is in the image?", lambda scene: dict.fromkeys(scene.counts(), "in")),
+    "fine-grained perception": (
+        "Which of these is at the {} of the image?",
+        lambda scene: {o.category: side for o, side in sides(scene)},
+    ),
+    "instance reasoning": ("Which of these is facing {}?", lambda scene: {o.category: o.facing for o in fronts(scene)}),
+    "logical reasoning": (
+        "Which of these is in the {} quarter of the image?",
+        lambda scene: {o.category: _quarter(o) for o in scene.singles() if _quarter(o)},
+    ),
+    "science & technology": ("Which of these can be seen?", lambda scene: dict.fromkeys(scene.counts(), "seen")),
+    "math": (
+        "Of which of these are there {}?",
+        lambda scene: {name: NUMBERS[n] for name, n in scene.counts().items() if n > 1},
+    ),
 }
 
-ASKERS: dict[str, Asker] = {
-    "pope": pope,
-    "cv_bench_count": cv_bench_count,
-    "cv_bench_relation": cv_bench_relation,
-    "whats_up_one": whats_up_one,
-    "whats_up_two": whats_up_two,
-    "mmvp": mmvp,
-    "mme_existence": mme_existence,
-    "mme_count": mme_count,
-    "mme_position": mme_position,
-    "mme_commonsense": mme_commonsense,
-    "mmstar": mmstar,
-}
+
+def mmstar(scene: Scene, rng: np.random.Generator, kind: str | None = None) -> QA | None:
+    """MMStar: which of the categories A to D; of a `kind` of `MMSTAR`, else of any.
+
+    Wrong options are categories of the scene with another property first, then absent ones.
+    """
+    kind = kind or pick(rng, list(MMSTAR))
+    stem, properties = MMSTAR[kind]
+    values = properties(scene)
+    if not values:
+        return None
+    gold = pick(rng, list(values))
+    present = [name for name in scene.counts() if name in values and values[name] != values[gold]]
+    wrong = [*rng.permutation(present), *rng.permutation(absent(scene))][:3]
+    options = [str(option) for option in rng.permutation([gold, *wrong])]
+    listed = ", ".join(f"{x}: {option}" for x, option in zip("ABCD", options, strict=True))
+    asked, letter = stem.format(values[gold]), "ABCD"[options.index(gold)]
+    return QA(f"{asked}\nOptions: {listed}\n{LETTER}", letter, asked, tuple(options), kind, letter)
+
+
+_ALL = (
+    *(pope, cv_bench_count, cv_bench_relation, whats_up_one, whats_up_two, mmvp),
+    *(mme_existence, mme_count, mme_position, mme_commonsense, mmstar),
+)
+ASKERS: dict[str, Asker] = {asker.__name__: asker for asker in _ALL}
 
 
 def conversation(scene: Scene, rng: np.random.Generator, turns: int) -> list[QA]:

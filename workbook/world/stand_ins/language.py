@@ -5,27 +5,25 @@ the visual tokens will stand, and answers every kind of question.  At a visual p
 embeddings of the words that describe it, with noise; later a projector has to map visual features there.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2ForCausalLM
 
 from viral_core.data import IGNORE
+from viral_core.distributed import device
 from viral_core.templates import IMAGE_MARKER, TEMPLATES
 from workbook.world import questions
 from workbook.world.scenes import CATEGORIES, GRID, draw_scenes
-from workbook.world.stand_ins.fitting import device, fit, provenance
+from workbook.world.stand_ins.fitting import fit, untrained, write_metrics
 from workbook.world.stand_ins.lessons import Corpus, load, questions_in
 
-PROCESSOR_WITHOUT_BOS = TemplateProcessing("$A", special_tokens=[])
-FAMILIES = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen2": (Qwen2Config, Qwen2ForCausalLM)}
-WIDTH, HEADS, MLP = 96, 4, 256
 FIRST_VISUAL = 3  # place of the first visual token, behind <s>, the system's sentence and " USER: "
 DETAIL = 0.6  # weight of row, column and facing next to what is there
+NOISE = 0.7  # at a visual position at the most (`Speller`); it grows over the first half of the training
 
 
 class Speller(nn.Module):
@@ -75,8 +73,8 @@ class Pupil:
         """Token ids (n, S), labels (n, S) with `IGNORE` where nothing is supervised, layouts (n, 3, 64)."""
         ids = torch.from_numpy(corpus.ids[:, self.first :].astype(np.int16))
         ids[ids == self.stop[0]] = self.stop[1]
-        labels = ids.masked_fill(~torch.from_numpy(corpus.supervised[:, self.first :]), IGNORE)
-        return tuple(x.to(device()) for x in (ids, labels, torch.from_numpy(corpus.layout)))
+        labels = ids.masked_fill(~torch.tensor(corpus.supervised[:, self.first :]), IGNORE)
+        return ids.to(device()), labels.to(device()), torch.tensor(corpus.layouts, device=device())
 
     def logits(self, ids: Tensor, layout: Tensor, most: float) -> Tensor:
         """Logits (B, S, V) of the next token; `most`: noise at the most, spill four fifths of it."""
@@ -103,50 +101,21 @@ class Pupil:
         return round(float((right | (labels[:, 1:] == IGNORE)).all(1).float().mean()), 4)
 
 
-def train_language(
-    corpora: Path,
-    out: Path,
-    seed: int,
-    *,
-    family: str,
-    template: str,
-    blocks: int,
-    noise: float = 0.7,
-    rows: int = 400,
-    **recipe,
-) -> dict:
+def train_language(corpora: Path, out: Path, seed: int, template: str, rows: int = 400, **recipe) -> dict:
     """Train a stand-in for a language model and save it, its tokenizer and `metrics.json` in `out`.
 
     Args:
-        family: "llama" or "qwen2", the transformers class.  template: the conversation template it answers in.
-        noise: most noise at a visual position (`Speller`); it grows over the first half of the training.
+        template: the conversation template it answers in.
         rows: questions of each kind for the accuracies.
 
     Returns:
         The metrics: accuracy per kind of question with the scene spelled out at the visual positions (`spelled`) and
         described in the question (`described`), on validation scenes.
     """
-    torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(corpora / "tokenizer")
-    config, model_class = FAMILIES[family]
-    model = model_class(
-        config(
-            vocab_size=len(tokenizer),
-            hidden_size=WIDTH,
-            intermediate_size=MLP,
-            num_hidden_layers=blocks,
-            num_attention_heads=HEADS,
-            num_key_value_heads=HEADS,
-            max_position_embeddings=512,
-            initializer_range=0.05,
-            rope_parameters={"rope_type": "default", "rope_theta": 1e4},
-            tie_word_embeddings=False,
-            pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.convert_tokens_to_ids(TEMPLATES[template].stop),
-        )
-    ).to(device())
+    model_class = Qwen2ForCausalLM if template == "qwen" else LlamaForCausalLM
+    model = untrained(model_class, out.name).to(device())
     pupil = Pupil(model, tokenizer, template)
     corpus = [load(corpora, kind) for kind in ("lessons", "conversations")]
     data = tuple(torch.cat(pair) for pair in zip(*map(pupil.tensors, corpus), strict=True))
@@ -157,30 +126,21 @@ def train_language(
         conversing = rng.random(len(drawn)) > (0.8 if progress < 0.25 else 0.3)
         drawn = drawn + samples * conversing
         length = int(lengths[drawn].max())
-        return pupil.loss(data, torch.from_numpy(drawn).to(device()), noise * min(1.0, 2 * progress), length)
+        return pupil.loss(data, torch.from_numpy(drawn).to(device()), NOISE * min(1.0, 2 * progress), length)
 
     record = fit(list(model.parameters()), loss, samples, seed=seed, **recipe)
     model.eval()
     scenes = list(draw_scenes(2 * rows, (seed, 20), "val"))
     accuracies = {
         name: {
-            kind: pupil.accuracy(questions_in(tokenizer, scenes, asker, context, rows))
+            kind: pupil.accuracy(questions_in(tokenizer, scenes, asker, name == "described", rows))
             for kind, asker in questions.ASKERS.items()
         }
-        for name, context in (("spelled", "image"), ("described", "words"))
-    }
-    metrics = {
-        "note": "stand-in: a tiny model trained from scratch on the embedded world's text",
-        "parameters": sum(p.numel() for p in model.parameters()),
-        **record,
-        "samples": 2 * samples,
-        "text_accuracy": accuracies,
-        **provenance(),
+        for name in ("spelled", "described")
     }
     model.to("cpu", torch.float16).save_pretrained(out)
     if template == "qwen":
-        tokenizer.backend_tokenizer.post_processor = PROCESSOR_WITHOUT_BOS
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing("$A", special_tokens=[])  # without <s>
         tokenizer.eos_token, tokenizer.bos_token = TEMPLATES[template].stop, None
     tokenizer.save_pretrained(out)
-    (out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
-    return metrics
+    return write_metrics(out, model, {**record, "samples": 2 * samples, "text_accuracy": accuracies})

@@ -1,13 +1,13 @@
 """The text that the language models learn from: a tokenizer for the world's sentences, lessons and conversations.
 
 A language model's stand-in is taught from text alone.  Where the visual tokens will stand, it gets the words of what is
-there (`Corpus.what` and its neighbours, made into embeddings by `language.spelled`); what follows are lessons, short
+there (`layout`, which `language.Speller` makes into embeddings); what follows are lessons, short
 facts such as "number dogs 2 facing cat left", conversations and captions, or conversations about a described scene.
 """
 
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +19,12 @@ from viral_core.templates import IMAGE_MARKER, SYSTEM, TEMPLATES, prompt, segmen
 from workbook.world import questions
 from workbook.world.conversations import captioning, turns
 from workbook.world.scenes import BY_NAME, CATEGORIES, GRID, MAX_COUNT, Scene, draw_scenes
+from workbook.world.stand_ins import samples
 
 TOKENS = GRID * GRID
 LENGTH = 256  # tokens of a sample, at the most
 CHUNK = 1000  # samples that a process makes at a time
+Pieces = list[tuple[str, bool]]  # of a text, and whether they are supervised
 
 # Strings that conversations repeat are one token each, so that a sequence spends its length on what is asked.
 FIXED = (
@@ -79,14 +81,13 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def lesson(scene: Scene, rng: np.random.Generator, items: int) -> list[tuple[str, bool]]:
+def lesson(scene: Scene, rng: np.random.Generator, items: int) -> Pieces:
     """`items` short facts about a scene, drawn with repetitions, as (text, supervised) pieces.
 
     A third offer options, as CV-Bench does, and ask for the letter too; in another third the answer is due one token
     after the noun.
     """
-    counts, single = scene.counts(), scene.singles()
-    numbers, sides = tuple("012345"), ("left", "right", "top", "bottom")
+    counts, numbers, sides = scene.counts(), tuple("012345"), tuple(questions.ACROSS)
 
     def noun(name: str) -> str:
         return BY_NAME[name].plural if rng.random() < 0.7 else name
@@ -103,8 +104,8 @@ def lesson(scene: Scene, rng: np.random.Generator, items: int) -> list[tuple[str
     facts = {  # share of the lessons, then what is asked, what is answered, and what else could be
         "number": (0.22, [(noun(name), str(n), numbers) for name, n in counts.items()]),
         "none": (0.06, [(noun(name), "0", numbers) for name in questions.absent(scene)]),
-        "facing": (0.08, [(o.category, o.facing, ("left", "right")) for o in single if o.facing]),
-        "at": (0.1, [(o.category, f"row {o.row + 1} column {o.col + 1}", ()) for o in single]),
+        "facing": (0.08, [(o.category, o.facing, ("left", "right")) for o in questions.fronts(scene)]),
+        "at": (0.1, [(o.category, f"row {o.row + 1} column {o.col + 1}", ()) for o in scene.singles()]),
         "side": (0.08, [(name, side, sides) for name, side, _ in sided]),
         "where": (
             0.3,
@@ -134,7 +135,7 @@ def lesson(scene: Scene, rng: np.random.Generator, items: int) -> list[tuple[str
     return pieces
 
 
-def conversation_pieces(conversation: list[dict]) -> list[tuple[str, bool]]:
+def conversation_pieces(conversation: list[dict]) -> Pieces:
     """Pieces of a conversation in Vicuna's template, with as many image tokens as a picture has."""
     pieces = segments(TEMPLATES["vicuna_v1"], conversation)
     return [(text.replace(IMAGE_MARKER, IMAGE_MARKER * TOKENS), answer) for text, answer in pieces]
@@ -146,7 +147,7 @@ def opening() -> str:
     return text[: text.index(IMAGE_MARKER)] + IMAGE_MARKER * TOKENS
 
 
-def tokenise(tokenizer, pieces: list[tuple[str, bool]]) -> tuple[list[int], list[bool]]:
+def tokenise(tokenizer, pieces: Pieces) -> tuple[list[int], list[bool]]:
     """Token ids of pieces that are tokenised one by one, and which of them are supervised."""
     ids, supervised = [], []
     for i, (text, answer) in enumerate(pieces):
@@ -156,91 +157,76 @@ def tokenise(tokenizer, pieces: list[tuple[str, bool]]) -> tuple[list[int], list
     return ids, supervised
 
 
-def layout(scene: Scene) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What lies at each visual token, uint8 (64,) each: 1 + category, facing (1 left, 2 right), centre of an object."""
-    what, facing, centre = (np.zeros(TOKENS, np.uint8) for _ in range(3))
+def layout(scene: Scene) -> np.ndarray:
+    """What lies at each visual token, uint8 (3, 64): 1 + category, facing (1 left, 2 right), centre of an object."""
+    what, facing, centre = layout = np.zeros((3, TOKENS), np.uint8)
     y, x = (np.stack(np.divmod(np.arange(TOKENS), GRID)) + 0.5) / GRID
-    names = [c.name for c in CATEGORIES]
+    names, sides = [c.name for c in CATEGORIES], (None, "left", "right")
     for o in sorted(scene.objects, key=lambda o: -o.depth):
         covered = np.maximum(np.abs(x - o.x), np.abs(y - o.y)) < 0.45 * o.size
-        covered[o.token] = True
-        what[covered], facing[covered] = names.index(o.category) + 1, (None, "left", "right").index(o.facing)
-    centre[[o.token for o in scene.objects]] = 1
-    for o in scene.objects:
-        what[o.token], facing[o.token] = names.index(o.category) + 1, (None, "left", "right").index(o.facing)
-    return what, facing, centre
+        what[covered], facing[covered] = names.index(o.category) + 1, sides.index(o.facing)
+    for o in scene.objects:  # whose centres are not covered
+        what[o.token], facing[o.token], centre[o.token] = names.index(o.category) + 1, sides.index(o.facing), 1
+    return layout
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """n samples: uint16 `ids` and bool `supervised` (n, 256), and `layout` (n, 3, 64) of their scenes.
-
-    `image`: whether a sample has visual tokens; what has none describes its scene in words.
-    """
+    """n samples: uint16 `ids` and bool `supervised` (n, 256), and the `layouts` (n, 3, 64) of their scenes."""
 
     ids: np.ndarray
     supervised: np.ndarray
-    layout: np.ndarray
+    layouts: np.ndarray
 
     def __len__(self) -> int:
         return len(self.ids)
 
 
-def _sample(kind: str, scene: Scene, rng: np.random.Generator, turns_at_most: int) -> list[tuple[str, bool]]:
+def corpus(tokenizer, samples: Iterable[tuple[Pieces, Scene]]) -> Corpus:
+    """Samples of pieces, which are tokenised one by one, and of what their scenes look like."""
+    ids, supervised, layouts = [], [], []
+    for pieces, scene in samples:
+        tokens, answers = tokenise(tokenizer, pieces)
+        missing = [0] * (LENGTH - len(tokens))
+        ids.append((tokens + missing)[:LENGTH])
+        supervised.append((answers + missing)[:LENGTH])
+        layouts.append(layout(scene))
+    return Corpus(np.array(ids, np.uint16), np.array(supervised, bool), np.array(layouts))
+
+
+def _sample(kind: str, scene: Scene, rng: np.random.Generator) -> Pieces:
     if kind == "lessons":
         return [(opening(), False), *lesson(scene, rng, 18)]
     form = rng.random()
     if form < 0.1:
         return conversation_pieces(captioning(questions.caption(scene, rng)))
-    items = questions.conversation(scene, rng, turns_at_most)
-    context = questions.described(scene) if form < 0.35 else IMAGE_MARKER
-    return conversation_pieces(turns(items, context))
+    items = questions.conversation(scene, rng, 6)
+    return conversation_pieces(turns(items, questions.described(scene) if form < 0.35 else IMAGE_MARKER))
 
 
 def _make(kind: str, tokenizer, seed: tuple[int, ...], n: int) -> Corpus:
     rng = np.random.default_rng((*seed, 1))
-    ids, supervised = np.zeros((n, LENGTH), np.uint16), np.zeros((n, LENGTH), bool)
-    layouts = np.zeros((n, 3, TOKENS), np.uint8)
-    for i, scene in enumerate(draw_scenes(n, seed)):
-        tokens, answers = tokenise(tokenizer, _sample(kind, scene, rng, 6))
-        length = min(LENGTH, len(tokens))
-        ids[i, :length], supervised[i, :length] = tokens[:length], answers[:length]
-        layouts[i] = layout(scene)
-    return Corpus(ids, supervised, layouts)
+    return corpus(tokenizer, ((_sample(kind, scene, rng), scene) for scene in draw_scenes(n, seed)))
 
 
 def write(folder: Path, n: int, seed: int, workers: int) -> None:
-    """Write `n` samples each of lessons and of conversations into `folder`; does nothing where they are complete."""
-    done = folder / f"{n}-{seed}"
-    if done.exists():
-        return
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write the tokenizer, and `n` samples each of lessons and of conversations; nothing where they are complete."""
     tokenizer = build_tokenizer()
     tokenizer.save_pretrained(folder / "tokenizer")
-    sizes = [min(CHUNK, n - start) for start in range(0, n, CHUNK)]
-    with ProcessPoolExecutor(workers) as processes:
-        for stream, kind in enumerate(("lessons", "conversations")):
-            seeds = [(seed, 10, stream, i) for i in range(len(sizes))]
-            parts = list(processes.map(_make, [kind] * len(sizes), [tokenizer] * len(sizes), seeds, sizes))
-            arrays = {name: np.concatenate([getattr(p, name) for p in parts]) for name in Corpus.__dataclass_fields__}
-            np.savez(folder / f"{kind}.npz", **arrays)
-    done.touch()
+    for stream, kind in enumerate(("lessons", "conversations")):
+        samples.write(folder / kind, partial(_make, kind, tokenizer), n, (seed, 10, stream), CHUNK, workers)
 
 
 def load(folder: Path, kind: str) -> Corpus:
-    return Corpus(**np.load(folder / f"{kind}.npz"))
+    return Corpus(**samples.load(folder / kind))
 
 
-def questions_in(tokenizer, scenes: Sequence[Scene], asker: questions.Asker, context: str, n: int) -> Corpus:
-    """Up to `n` questions of one kind; `context`: "image", or "words" where the scene is described instead."""
-    rng, pieces, layouts = np.random.default_rng(0), [], []
+def questions_in(tokenizer, scenes: Sequence[Scene], asker: questions.Asker, described: bool, n: int) -> Corpus:
+    """The first `n` questions of one kind; where the scene is `described`, in words instead of by an image."""
+    rng, asked = np.random.default_rng(0), []
     for scene in scenes:
-        qa = asker(scene, rng) if len(pieces) < n else None
-        if qa:
-            shown = questions.described(scene) if context == "words" else IMAGE_MARKER
-            pieces.append(tokenise(tokenizer, conversation_pieces(turns([qa], shown))))
-            layouts.append(layout(scene))
-    ids, supervised = np.zeros((len(pieces), LENGTH), np.uint16), np.zeros((len(pieces), LENGTH), bool)
-    for i, (tokens, answers) in enumerate(pieces):
-        ids[i, : len(tokens)], supervised[i, : len(tokens)] = tokens, answers
-    return Corpus(ids, supervised, np.array(layouts, np.uint8))
+        qa = asker(scene, rng)
+        if qa and len(asked) < n:
+            context = questions.described(scene) if described else IMAGE_MARKER
+            asked.append((conversation_pieces(turns([qa], context)), scene))
+    return corpus(tokenizer, asked)

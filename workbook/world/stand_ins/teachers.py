@@ -5,46 +5,41 @@ dinov2          self-distillation without labels: from a masked, recoloured view
 sam             masks: from a point, the mask of the object under it (focal and dice loss)
 depth_anything  depth: inverse depth up to scale and shift of the scene (the loss of MiDaS and Depth Anything)
 radio           distillation: one model that predicts the patch features of several teachers through small heads
+vae             reconstruction of pixels, for ROSS
+
+Each `train_...` takes the pictures to train on and those held out, writes the folder `out`, which loads as the
+family's class, and returns the metrics that it has written beside the weights.
 """
 
 import copy
+import math
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from diffusers import AutoencoderKL
 from torch import Tensor, nn
-from transformers import (
-    BitImageProcessor,
-    CLIPImageProcessor,
-    DepthAnythingConfig,
-    DepthAnythingForDepthEstimation,
-    Dinov2Config,
-    Dinov2Model,
-    DPTImageProcessor,
-    SamConfig,
-    SamImageProcessor,
-    SamModel,
-)
+from transformers import DepthAnythingForDepthEstimation, Dinov2Model, RadioModel, SamModel
 
+from viral_core.distributed import device
 from viral_core.teachers import load_teacher
 from workbook.world.render import SIZE
 from workbook.world.scenes import GRID
-from workbook.world.stand_ins.fitting import device, features_of, fit, save, start_patches
+from workbook.world.stand_ins import FOLDER
+from workbook.world.stand_ins.fitting import features_of, fit, save, start, untrained
 from workbook.world.stand_ins.pictures import Pictures
 
-MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # ImageNet's
-PATCH, WIDTH, LAYERS, HEADS, RATIO = SIZE // GRID, 112, 5, 4, 2
-VIT = dict(hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS)
-
-
-def _start(weight: Tensor, positions: Tensor, train: Pictures, mean=MEAN, std=STD) -> None:
-    """Start values of patch filters and position embeddings."""
-    start_patches(weight, train[: min(800, len(train))].pixels(mean, std, "cpu"))
-    nn.init.normal_(positions, std=0.3)
-
+IMAGENET = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # mean and deviation
+UNIT = [0, 0, 0], [1, 1, 1]
+PATCH = SIZE // GRID
 
 # DINOv2
+
+SHARE = 0.4  # of the patches that are masked
+MOMENTUM = 0.996  # of the running average, at first
+TEMPERATURE = 0.1
+NEGATIVES = 4096  # patches of the batch, at the most, that a predicted one is told apart from
 
 
 def recolour(images: Tensor) -> Tensor:
@@ -61,73 +56,61 @@ def recolour(images: Tensor) -> Tensor:
     return out + 0.02 * torch.randn_like(out)
 
 
-def block_masks(n: int, share: float, rng: np.random.Generator) -> Tensor:
-    """Which patches to mask, bool (n, 64): rectangles of two to four patches a side until `share` is covered."""
+def block_masks(n: int, rng: np.random.Generator) -> Tensor:
+    """Which patches to mask, bool (n, 64): rectangles of two to four patches a side until `SHARE` is covered."""
     masks = np.zeros((n, GRID, GRID), bool)
     for mask in masks:
-        while mask.mean() < share:
+        while mask.mean() < SHARE:
             h, w = rng.integers(2, 5, 2)
             y, x = rng.integers(GRID - h + 1), rng.integers(GRID - w + 1)
             mask[y : y + h, x : x + w] = True
     return torch.from_numpy(masks.reshape(n, -1))
 
 
-def train_dinov2(
-    pictures: tuple[Pictures, Pictures],
-    out: Path,
-    seed: int,
-    share: float = 0.4,
-    momentum: float = 0.996,
-    temperature: float = 0.1,
-    negatives: int = 4096,
-    **recipe,
-) -> dict:
-    """Train a DINOv2 without labels; `out` loads as Dinov2Model (the running average).  Returns the metrics.
-
-    `negatives`: patches of the batch, at the most, that a predicted one is told apart from.
-    """
-    torch.manual_seed(seed)
+def train_dinov2(pictures: tuple[Pictures, Pictures], out: Path, seed: int, **recipe) -> dict:
+    """Train a DINOv2 without labels; what is saved is the running average, a Dinov2Model."""
     train, rng = pictures[0], np.random.default_rng(seed)
-    student = Dinov2Model(Dinov2Config(image_size=SIZE, patch_size=PATCH, mlp_ratio=RATIO, **VIT))
-    _start(student.embeddings.patch_embeddings.projection.weight, student.embeddings.position_embeddings, train)
-    head = nn.Sequential(nn.Linear(WIDTH, 256), nn.GELU(), nn.Linear(256, 64))
+    student = untrained(Dinov2Model, "dinov2")
+    embeddings = student.embeddings
+    start(embeddings.patch_embeddings.projection.weight, embeddings.position_embeddings, train, *IMAGENET)
+    head = nn.Sequential(nn.Linear(student.config.hidden_size, 256), nn.GELU(), nn.Linear(256, 64))
     student, head = student.to(device()), head.to(device())
     teacher, teacher_head = (copy.deepcopy(part).requires_grad_(False).eval() for part in (student, head))
-    mean, std = (torch.tensor(x, device=device()).view(3, 1, 1) for x in (MEAN, STD))
+    mean, std = (torch.tensor(x, device=device()).view(3, 1, 1) for x in IMAGENET)
 
     def embedded(model: nn.Module, projection: nn.Module, images: Tensor, **options) -> Tensor:
         patches = model((recolour(images) - mean) / std, **options).last_hidden_state[:, 1:]
         return F.normalize(projection(patches), dim=-1)
 
     def loss(rows: np.ndarray, progress: float) -> Tensor:
-        images = train[rows].pixels([0, 0, 0], [1, 1, 1], device())
-        masks = block_masks(len(rows), share, rng).to(device())
+        images = train[rows].pixels(*UNIT)
+        masks = block_masks(len(rows), rng).to(device())
         predicted = embedded(student, head, images, bool_masked_pos=masks)
         with torch.no_grad():
             target = embedded(teacher, teacher_head, images)
         total = 0.0
         for chosen in (masks, ~masks):
             places = chosen.nonzero()
-            places = places[torch.randperm(len(places), device=device())[:negatives]]
+            places = places[torch.randperm(len(places), device=device())[:NEGATIVES]]
             mine, theirs = predicted[places[:, 0], places[:, 1]], target[places[:, 0], places[:, 1]]
-            similarity = mine @ theirs.T / temperature
+            similarity = mine @ theirs.T / TEMPERATURE
             total = total + F.cross_entropy(similarity, torch.arange(len(places), device=device())) / 2
         return total
 
     @torch.no_grad()
     def average(progress: float) -> None:
-        rate = momentum + (1 - momentum) * progress
+        rate = MOMENTUM + (1 - MOMENTUM) * progress
         for average, current in ((teacher, student), (teacher_head, head)):
             torch._foreach_lerp_(list(average.parameters()), list(current.parameters()), 1 - rate)
 
     parts = [student, head, teacher, teacher_head]  # the averages too, so that a training that was killed has them
     record = fit([p for part in parts for p in part.parameters()], loss, len(train), seed=seed, after=average, **recipe)
-    processor = BitImageProcessor(size={"shortest_edge": SIZE}, crop_size=SIZE, resample=3)
-    processor.image_mean, processor.image_std = MEAN, STD
-    return save(out, "dinov2", pictures, record, teacher, processor)
+    return save(out, "dinov2", pictures, record, teacher)
 
 
 # SAM
+
+POINTS = 3  # prompts for each picture
 
 
 def mask_loss(logits: Tensor, target: Tensor, gamma: float = 2.0) -> Tensor:
@@ -144,52 +127,37 @@ def mask_loss(logits: Tensor, target: Tensor, gamma: float = 2.0) -> Tensor:
     return (focal + dice).mean()
 
 
-def train_sam(pictures: tuple[Pictures, Pictures], out: Path, seed: int, points: int = 3, **recipe) -> dict:
-    """Train a SAM on the objects' masks, `points` prompts per image; `out` loads as SamModel.  Returns the metrics.
+def train_sam(pictures: tuple[Pictures, Pictures], out: Path, **recipe) -> dict:
+    """Train a SAM on the objects' masks; a SamModel.
 
     As in SAM the picture lies in the upper left corner of a larger canvas: one token larger here.
     """
-    torch.manual_seed(seed)
-    train = pictures[0]
-    canvas, channels = SIZE + PATCH, 64
-    vision = dict(**VIT, image_size=canvas, patch_size=PATCH, mlp_dim=RATIO * WIDTH, output_channels=channels)
-    vision |= dict(window_size=0, global_attn_indexes=list(range(LAYERS)), num_pos_feats=channels // 2)
-    prompt = dict(hidden_size=channels, image_size=canvas, patch_size=PATCH, mask_input_channels=4)
-    decoder = dict(hidden_size=channels, mlp_dim=128, num_attention_heads=4, iou_head_hidden_dim=32)
-    config = SamConfig(
-        vision_config=vision | {"initializer_range": 0.02},
-        prompt_encoder_config=prompt,
-        mask_decoder_config=decoder | {"num_multimask_outputs": 3},
-    )
-    model = SamModel(config)
-    _start(model.vision_encoder.patch_embed.projection.weight, model.vision_encoder.pos_embed, train)
+    train, model = pictures[0], untrained(SamModel, "sam")
+    start(model.vision_encoder.patch_embed.projection.weight, model.vision_encoder.pos_embed, train, *IMAGENET)
     # SAM's frequencies of places; transformers' start value is for loading checkpoints and useless for learning
     nn.init.normal_(model.shared_image_embedding.positional_embedding)
     model.to(device())
 
     def prompts(shown: Pictures) -> tuple[Tensor, Tensor]:
-        """Points (n, points, 1, 2) as x, y on visible objects, and the masks (n, points, h, w) of these objects."""
+        """Places (n, POINTS, 1, 2) as x, y on visible objects, and the masks (n, POINTS, h, w) of these objects."""
         owners = torch.from_numpy(np.array(shown.owners)).to(device())
-        order = torch.rand(len(owners), points, SIZE * SIZE, device=device()) * (owners.flatten(1)[:, None] > 0)
+        order = torch.rand(len(owners), POINTS, SIZE * SIZE, device=device()) * (owners.flatten(1)[:, None] > 0)
         places = order.argmax(-1)
         hit = owners.flatten(1).gather(1, places)
-        return torch.stack([places % SIZE, places // SIZE], -1)[:, :, None].float(), owners[:, None] == hit[
-            ..., None, None
-        ]
+        masks = owners[:, None] == hit[..., None, None]
+        return torch.stack([places % SIZE, places // SIZE], -1)[:, :, None].float(), masks
 
     def loss(rows: np.ndarray, progress: float) -> Tensor:
         shown = train[rows]
         places, masks = prompts(shown)
-        pixels = F.pad(shown.pixels(MEAN, STD, device()), (0, PATCH, 0, PATCH))
+        pixels = F.pad(shown.pixels(*IMAGENET), (0, PATCH, 0, PATCH))
         labels = torch.ones(places.shape[:3], dtype=torch.long, device=device())
         out = model(pixel_values=pixels, input_points=places, input_labels=labels, multimask_output=False)
         logits = out.pred_masks[:, :, 0]
         target = F.interpolate(F.pad(masks.float(), (0, PATCH, 0, PATCH)), size=logits.shape[-2:], mode="area")
         return mask_loss(logits, target)
 
-    record = fit(list(model.parameters()), loss, len(train), seed=seed, **recipe)
-    processor = SamImageProcessor(size={"longest_edge": SIZE}, pad_size={"height": canvas, "width": canvas})
-    return save(out, "sam", pictures, record, model, processor)
+    return save(out, "sam", pictures, fit(list(model.parameters()), loss, len(train), **recipe), model)
 
 
 # Depth Anything
@@ -206,81 +174,45 @@ def relative_loss(predicted: Tensor, target: Tensor) -> Tensor:
     return (align(predicted) - align(target)).abs().mean()
 
 
-def train_depth_anything(pictures: tuple[Pictures, Pictures], out: Path, seed: int, **recipe) -> dict:
-    """Train a Depth Anything v2 on depth; `out` loads as DepthAnythingForDepthEstimation.  Returns the metrics."""
-    torch.manual_seed(seed)
-    train = pictures[0]
-    backbone = Dinov2Config(
-        image_size=SIZE,
-        patch_size=PATCH,
-        mlp_ratio=RATIO,
-        reshape_hidden_states=False,
-        out_indices=list(range(LAYERS - 3, LAYERS + 1)),
-        **VIT,
-    )
-    config = DepthAnythingConfig(
-        backbone_config=backbone,
-        patch_size=PATCH,
-        reassemble_hidden_size=WIDTH,
-        neck_hidden_sizes=[24, 32, 48, 48],
-        fusion_hidden_size=24,
-        head_hidden_size=8,
-        reassemble_factors=[2, 1, 1, 0.5],
-    )
-    model = DepthAnythingForDepthEstimation(config)
+def train_depth_anything(pictures: tuple[Pictures, Pictures], out: Path, **recipe) -> dict:
+    """Train a Depth Anything v2 on depth; a DepthAnythingForDepthEstimation."""
+    train, model = pictures[0], untrained(DepthAnythingForDepthEstimation, "depth_anything")
     nn.init.ones_(model.head.conv3.bias)  # the output is rectified: from zero it may never come alive
     embeddings = model.backbone.embeddings
-    _start(embeddings.patch_embeddings.projection.weight, embeddings.position_embeddings, train)
+    start(embeddings.patch_embeddings.projection.weight, embeddings.position_embeddings, train, *IMAGENET)
     model.to(device())
 
     def loss(rows: np.ndarray, progress: float) -> Tensor:
         shown = train[rows]
         nearness = 1 / (0.5 + torch.from_numpy(shown.depth()).to(device()))
-        return relative_loss(model(shown.pixels(MEAN, STD, device())).predicted_depth, nearness)
+        return relative_loss(model(shown.pixels(*IMAGENET)).predicted_depth, nearness)
 
-    record = fit(list(model.parameters()), loss, len(train), seed=seed, **recipe)
-    processor = DPTImageProcessor(size={"height": SIZE, "width": SIZE}, resample=3)
-    processor.image_mean, processor.image_std = MEAN, STD
-    return save(out, "depth_anything", pictures, record, model, processor)
+    return save(out, "depth_anything", pictures, fit(list(model.parameters()), loss, len(train), **recipe), model)
 
 
 # RADIO
 
+TEACHERS = ("clip", "dinov2", "sam")
 
-def train_radio(
-    pictures: tuple[Pictures, Pictures], out: Path, seed: int, teachers: dict[str, Path], scenes: int = 20000, **recipe
-) -> dict:
-    """Distil several trained teachers, {kind: folder}, into one RADIO; `out` loads as RadioModel.
 
-    The teachers' features of `scenes` scenes are computed once and standardised per channel, so that each teacher has
-    the same say; the loss is 1 - cosine plus a smooth L1 term, as in RADIO's spatial loss.
+def train_radio(pictures: tuple[Pictures, Pictures], out: Path, scenes: int, **recipe) -> dict:
+    """Distil the stand-ins of `TEACHERS`, which lie beside `out`, into one RADIO; a RadioModel.
+
+    The teachers' features of the first `scenes` scenes are computed once and standardised per channel, so that each
+    teacher has the same say; the loss is 1 - cosine plus a smooth L1 term, as in RADIO's spatial loss.
     """
-    from transformers import RadioConfig, RadioModel
-
-    torch.manual_seed(seed)
-    train = pictures[0][:scenes]
-    config = RadioConfig(
-        patch_size=PATCH,
-        image_size=SIZE,
-        max_img_size=SIZE,
-        mlp_ratio=float(RATIO),
-        num_cls_tokens=1,
-        num_registers=1,
-        summary_idxs=[0],
-        **VIT,
-    )
-    model = RadioModel(config)
-    embeddings = model.embeddings
-    _start(embeddings.patch_projection.weight, embeddings.position_embedding, train, config.norm_mean, config.norm_std)
+    train, model = pictures[0][:scenes], untrained(RadioModel, "radio")
+    patches, positions, config = model.embeddings.patch_projection, model.embeddings.position_embedding, model.config
+    start(patches.weight, positions, train, config.norm_mean, config.norm_std)
     targets, heads = {}, nn.ModuleDict()
-    for kind, path in teachers.items():
-        features = features_of(load_teacher(kind, path, GRID, device=device()), train)
+    for kind in TEACHERS:
+        features = features_of(load_teacher(kind, out.parent / kind, GRID, device=device()), train)
         targets[kind] = ((features - features.mean((0, 1))) / (features.std((0, 1)) + 1e-6)).half()
-        heads[kind] = nn.Sequential(nn.Linear(WIDTH, 256), nn.GELU(), nn.Linear(256, features.shape[-1]))
+        heads[kind] = nn.Sequential(nn.Linear(config.hidden_size, 256), nn.GELU(), nn.Linear(256, features.shape[-1]))
     model, heads = model.to(device()), heads.to(device())
 
     def loss(rows: np.ndarray, progress: float) -> Tensor:
-        features = model(train[rows].pixels([0, 0, 0], [1, 1, 1], device())).features
+        features = model(train[rows].pixels(*UNIT)).features
         total = 0.0
         for kind, head in heads.items():
             predicted, target = head(features), targets[kind][rows].to(device()).float()
@@ -288,6 +220,41 @@ def train_radio(
             total = total + 0.9 * (1 - cosine) + 0.1 * F.smooth_l1_loss(predicted, target)
         return total / len(targets)
 
-    record = fit([*model.parameters(), *heads.parameters()], loss, len(train), seed=seed, **recipe)
-    processor = CLIPImageProcessor(size={"shortest_edge": SIZE}, crop_size=SIZE, do_normalize=False)
-    return save(out, "radio", pictures, {"teachers": sorted(teachers), **record}, model, processor)
+    record = fit([*model.parameters(), *heads.parameters()], loss, len(train), **recipe)
+    return save(out, "radio", pictures, {"teachers": sorted(TEACHERS), **record}, model)
+
+
+# The VAE whose latents ROSS's denoiser reconstructs
+
+CENTRE = [0.5] * 3, [0.5] * 3
+KL = 1e-4  # weight of the divergence (nats per pixel value) against the squared error of pixel values in -1..1
+
+
+def train_vae(pictures: tuple[Pictures, Pictures], out: Path, **recipe) -> dict:
+    """Train an AutoencoderKL on pixels and a small KL term, without a perceptual loss: reconstructions are smooth.
+
+    128 px become 16 x 16 latents of 16 channels (as FLUX's VAE turns 384 px into 48 x 48), 2 x 2 of which make one
+    token on the student's grid.  Shift and scale are set so that latents have mean 0 and deviation 1, as FLUX's have.
+    `reconstruction`, of held-out scenes: peak signal-to-noise ratio in dB, and the explained share of the variance.
+    """
+    train, held_out = pictures
+    model = AutoencoderKL.from_config(AutoencoderKL.load_config(FOLDER / "vae"))
+    nn.init.constant_(model.encoder.conv_out.bias[16:], -6.0)  # from unit noise it takes long to say anything
+    model.to(device())
+
+    def loss(rows: np.ndarray, progress: float) -> Tensor:
+        x = train[rows].pixels(*CENTRE)
+        latent = model.encode(x).latent_dist
+        error = (model.decode(latent.sample()).sample - x).square().mean()
+        return error + KL * latent.kl().mean() / x[0].numel()
+
+    record = fit(list(model.parameters()), loss, len(train), **recipe)
+    model.eval().requires_grad_(False)
+    x = held_out.pixels(*CENTRE)
+    latents = torch.cat([model.encode(part).latent_dist.mode() for part in x.split(100)])
+    y = torch.cat([model.decode(part).sample for part in latents.split(100)])
+    error, spread = float((x - y).square().mean()), float((x - x.mean((2, 3), keepdim=True)).square().mean())
+    psnr, explained = 10 * math.log10(4 / error), 1 - error / spread
+    record["reconstruction"] = {"psnr": round(psnr, 2), "explained": round(explained, 4)}
+    model.register_to_config(shift_factor=float(latents.mean()), scaling_factor=1 / float(latents.std()))
+    return save(out, "vae", pictures, record, model)
