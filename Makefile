@@ -47,8 +47,8 @@ stand-ins: $(STAMP)  ## make the embedded profiles' models again, from nothing (
 export: $(STAMP)  ## write the run folder RUN as a plain transformers LLaVA to the folder OUT
 	@python -m workbook export "$(RUN)" "$(OUT)"
 
-test: $(STAMP)  ## run the tests
-	python -m pytest
+test: $(STAMP)  ## run the tests, on up to four cores
+	python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 report: $(STAMP)  ## show the report of PROFILE in a browser
 	@python -m workbook report $(PROFILE)

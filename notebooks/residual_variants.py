@@ -37,22 +37,20 @@ import torch
 from IPython.display import Markdown, display
 from matplotlib import pyplot as plt
 
-from viral_core import distributed
 from viral_core.aligned import AlignedModel
 from viral_core.head import AlignmentHead
 from viral_core.images import pad_to_square
-from viral_core.llava import assemble
 from viral_core.losses import cosine
 from viral_core.measure.cknna import cknna_batch
 from viral_core.measure.inputs import batches
 from viral_core.measure.intervals import interval
 from viral_core.tap import VisualTap
-from viral_core.templates import IMAGE_MARKER, TEMPLATES, prompt
+from viral_core.templates import IMAGE_MARKER, prompt
 from viral_core.tiles import view_of
 from workbook import claims, plots, runs, scores, tables
 from workbook.benchmarks import load_rows, open_image
+from workbook.models import load_start
 from workbook.notebook import begin, show
-from workbook.paths import Paths
 
 settings, out = begin(profile, "residual_variants")
 systems = {
@@ -71,19 +69,8 @@ display(Markdown(f"Not run: {', '.join(runs.not_run(profile, systems)) or 'nothi
 # the one before stage 2, adapter and head are new.
 
 # %%
-device, dtype = distributed.device(), getattr(torch, settings.compute.dtype)
-system = settings.systems["baseline"]
-language, vision = settings.languages[system.language], settings.visions[system.vision]
-llava, processor = assemble(
-    vision.path,
-    language.path,
-    vision_revision=vision.revision,
-    language_revision=language.revision,
-    projector=Paths(profile).stage1(system.language, system.vision) / "projector.safetensors",
-    dtype=dtype,
-    device=device,
-)
-llava.to(device)
+start = load_start(settings, "baseline")
+llava, processor, device, dtype = start.model, start.processor, start.model.device, start.model.dtype
 blocks, width = llava.config.text_config.num_hidden_layers, llava.config.text_config.hidden_size
 encoder_width, middle = llava.config.vision_config.hidden_size, settings.systems["residual-post"].residual.block(blocks)
 torch.manual_seed(settings.seed)
@@ -93,7 +80,7 @@ head_projected = AlignmentHead(width, width).to(device)
 
 row = load_rows(settings.cknna.benchmark, settings.data.benchmarks)[0]
 picture = pad_to_square(open_image(row["image"]))
-question = prompt(TEMPLATES[language.template], IMAGE_MARKER)
+question = prompt(start.template, IMAGE_MARKER)
 [(_, inputs)] = batches(llava, processor, [picture], question, 1, "image")
 image_ids = torch.zeros(view_of(processor).tokens(), dtype=torch.long)
 
@@ -143,7 +130,7 @@ axis.legend(fontsize="x-small")
 plots.save(figure, out, "one_image")
 
 # %%
-del llava, tap
+del start, llava, tap
 
 # %% [markdown]
 # ## Similarity of the trained runs (Figure 8)

@@ -115,14 +115,7 @@ if trained:
             if seed:
                 permutation.set_samples([row["id"]])
             name = f"permutation {seed}" if seed else "in order"
-            [answered[name]] = generate(
-                run.model,
-                run.processor,
-                run.template,
-                [picture],
-                [question],
-                max_new_tokens=settings.evaluation.max_new_tokens,
-            )
+            [answered[name]] = generate(run, [picture], [question], settings.evaluation.max_new_tokens)
     print(f"{row['prompt']}\nright: {row['answer']}")
     display(pd.Series(answered, name=f"answer of {trained[0]}").to_frame())
     del run

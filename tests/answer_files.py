@@ -49,13 +49,13 @@ def rows(benchmark, count=QUESTIONS):
     return rows
 
 
-def write(root, run, benchmark, *right, seed=0, folder="", limit=None):
+def write(root, run, benchmark, *right, seed=0, folder=""):
     """Answers of which those of `right` (booleans) are right, of one run, or of several sampled ones."""
     questions = rows(benchmark, len(right[0]))
     protocol = {"runs": len(right)} if len(right) > 1 else None
     header = settings(
         benchmark, questions, model="m", template="t", prompts=["?"] * len(questions), max_new_tokens=4,
-        protocol=protocol, limit=limit,
+        protocol=protocol,
     )  # fmt: skip
     file = Paths("tiny", root).evaluation(run, seed) / folder / f"{benchmark}.jsonl"
     continue_file(file, header)

@@ -62,6 +62,12 @@ def tiny_tokenizer(stop: str = "</s>") -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=stop, unk_token="<unk>", pad_token="<pad>")
 
 
+def pytest_collection_modifyitems(items):
+    """The files that take longest come first, so that several processes end at about the same time."""
+    longest = ["test_pipeline.py", "test_distributed.py", "test_rehearsal.py", "test_browser.py"]
+    items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """Folder with the models `clip`, `siglip` (4 visual tokens each), `llama` and `qwen` (4 blocks, width 32)."""

@@ -9,6 +9,7 @@ import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import viral_core  # noqa: F401  (before torch and transformers)
 
@@ -24,9 +25,9 @@ from viral_core.recipe import Recipe
 from viral_core.specs import Align
 from viral_core.templates import TEMPLATES
 from viral_core.trainer import train_stage2
-from workbook.config import Launch
 from workbook.evaluate import evaluate, sampled
 from workbook.scale.launch import deepspeed_config
+from workbook.sections import Launch
 
 TEMPLATE = TEMPLATES["vicuna_v1"]
 RECIPE = Recipe(batch_size=4, micro_batch=2, lr=1e-2, steps=7, max_length=512, log_every=1, save_every=2, seed=1)
@@ -78,8 +79,9 @@ def ask(folder: Path, out: Path, protocol: dict | None = None) -> list[list[dict
     llava, processor = assemble(Path(places["models"]) / "clip", Path(places["models"]) / "llama")
     for parameter in llava.parameters():
         parameter.data += 0.2 * torch.randn_like(parameter) * (parameter.ndim > 1)
+    run = SimpleNamespace(model=llava, processor=processor, template=TEMPLATE)
     return evaluate(
-        llava, processor, TEMPLATE, rows(folder), out, benchmark="pope_random", model_id="tiny", max_new_tokens=5,
+        run, rows(folder), out, benchmark="pope_random", model_id="tiny", max_new_tokens=5,
         batch_size=2, progress=False, protocol=protocol,
     )  # fmt: skip
 

@@ -112,17 +112,9 @@ def score(
 @app.command()
 def report(name: ProfileName) -> None:
     """Render the report of a profile from what its stages have made."""
-    from workbook import stages
+    from workbook.report import build
 
-    stages.report(config.load(name))
-
-
-@app.command()
-def evaluate(
-    key: Key, limit: Annotated[int | None, typer.Option(help="a trial with about so many rows per benchmark")] = None
-) -> None:
-    """Stage: ask one run, and the checkpoints it has kept, the benchmarks."""
-    _run("evaluate", key, limit=limit)
+    print(f"report: {build(name, Paths(name).report)}")
 
 
 def _stage(kind: str, help: str) -> None:
@@ -137,6 +129,7 @@ _stage("cache", "keep features of the training images.")
 _stage("stage1", "train a projector on captions.")
 _stage("projector", "take existing projector weights instead.")
 _stage("stage2", "instruction tuning of one run.")
+_stage("evaluate", "ask one run, and the checkpoints it has kept, the benchmarks.")
 
 
 @app.command()
@@ -161,18 +154,21 @@ def measure(
         sys.exit(f"error: {error}")
 
 
-def _run(kind: str, key: str, **options) -> None:
+def _run(kind: str, key: str) -> None:
     """Run one stage of the active profile, in as many processes as the profile launches."""
-    from viral_core import distributed
-    from workbook import stages
     from workbook.scale import costs, hub, launch
 
     with lock.shared():
         settings, item = pipeline.stage(kind, key)
         hub.go_offline(hub.models(settings))
-        launch.spread(kind, settings.launch)
+        launch.spread(kind, settings.launch)  # which may start this command again, and not return
         with costs.timed(Paths(settings.name).root, kind, key):
-            getattr(stages, kind)(settings, item, **options)
+            from viral_core import (
+                distributed,  # only now: the libraries take seconds, and read whether they are offline
+            )
+            from workbook import stages
+
+            getattr(stages, kind)(settings, item)
     distributed.leave()
 
 

@@ -6,39 +6,15 @@ from the baseline, or from the run that it `extends`: there null takes a key awa
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from workbook.paths import PROFILES
-from workbook.sections import (
-    SYSTEMS,
-    Launch,
-    LearningCurve,
-    Profile,
-    ProfileError,
-    System,
-    TeacherModel,
-    deepspeed_names,
-    known,
-)
+from workbook.sections import SYSTEMS, LearningCurve, Profile, ProfileError, System, known
 
-__all__ = [
-    "PROFILES",
-    "Launch",
-    "Profile",
-    "ProfileError",
-    "System",
-    "TeacherModel",
-    "active",
-    "deepspeed_names",
-    "known",
-    "load",
-    "names",
-    "systems",
-    "validate",
-]
 PARAMS = "params.yaml"
 
 
@@ -88,31 +64,36 @@ def _yaml(file: Path, where: str) -> dict:
     return data
 
 
-def _read(name: str, above: tuple[str, ...] = ()) -> dict:
+def _extended(read: Callable[[str, str], dict], name: str, where: str, above: tuple[str, ...] = ()) -> dict:
+    """What `read` gives for a name, laid over what that extends."""
+    if name in above:
+        raise ProfileError(f"{where}: {' extends '.join([*above, name])}")
+    own = dict(read(name, f"{where}: {above[-1]}.extends" if above else where))
+    base = own.pop("extends", None)
+    return merge(_extended(read, base, where, (*above, name)), own) if base else own
+
+
+def _read(name: str) -> dict:
     """A profile's YAML, laid over the one that it extends."""
-    if name in above:
-        raise ProfileError(f"profiles/{name}.yaml: {' extends '.join([*above, name])}")
-    known("profile", name, names(), "profiles")
-    data = _yaml(PROFILES / f"{name}.yaml", f"profiles/{name}.yaml")
-    return merge(_read(data.pop("extends"), (*above, name)), data) if "extends" in data else data
 
+    def read(name: str, where: str) -> dict:
+        known("profile", name, names(), where)
+        return _yaml(PROFILES / f"{name}.yaml", f"profiles/{name}.yaml")
 
-def _entry(entries: dict, name: str, above: tuple[str, ...] = ()) -> dict:
-    """An entry of runs.yaml, laid over the one that it extends."""
-    if name in above:
-        raise ProfileError(f"{SYSTEMS}: {' extends '.join([*above, name])}")
-    known("run", name, entries, f"{SYSTEMS}: {above[-1]}.extends" if above else SYSTEMS)
-    entry = validate(dict, entries[name] or {}, f"{SYSTEMS}: {name}")
-    own = {key: value for key, value in entry.items() if key != "extends"}
-    return merge(_entry(entries, entry["extends"], (*above, name)), own) if "extends" in entry else own
+    return _extended(read, name, f"profiles/{name}.yaml")
 
 
 def _entries(defaults: dict[str, dict]) -> dict[str, dict]:
     """The entries of runs.yaml, each complete and checked."""
     entries = _yaml(PROFILES / "runs.yaml", SYSTEMS)
+
+    def read(name: str, where: str) -> dict:
+        known("run", name, entries, where)
+        return validate(dict, entries[name] or {}, f"{SYSTEMS}: {name}")
+
     complete = {}
     for run in entries:
-        complete[run] = entry = _entry(entries, run)
+        complete[run] = entry = _extended(read, run, SYSTEMS)
         for key, values in defaults.items():
             if isinstance(entry.get(key), dict):
                 entry[key] = values | entry[key]

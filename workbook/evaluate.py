@@ -9,7 +9,6 @@ Design choices:
   the main one appends them all.
 """
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -21,17 +20,15 @@ import torch
 from tqdm.auto import tqdm
 
 from viral_core import distributed
-from viral_core.aligned import AlignedModel
 from viral_core.data import expand_image_tokens
-from viral_core.llava import assemble
-from viral_core.run_folder import PROJECTOR, Run, load_run
-from viral_core.templates import IMAGE_MARKER, TEMPLATES, Template, prompt, stop_token_id
+from viral_core.run_folder import Run
+from viral_core.templates import IMAGE_MARKER, prompt, stop_token_id
 from viral_core.tiles import view_of
 from workbook.benchmarks import load_rows, open_image, score
 from workbook.benchmarks.answers import append, continue_file, read_answers, set_outdated_aside, settings
 from workbook.config import Profile
 from workbook.logs import read_log
-from workbook.paths import Paths
+from workbook.models import load, load_start, model_id, stage1_folder
 
 
 def sampled(runs: int = 10, temperature: float = 0.1, seed: int = 0) -> dict:
@@ -39,50 +36,7 @@ def sampled(runs: int = 10, temperature: float = 0.1, seed: int = 0) -> dict:
     return {"runs": runs, "temperature": temperature, "seed": seed}
 
 
-def model_id(folder: Path) -> str:
-    """Name and weights of a run: answers of other weights are not continued."""
-    digest = hashlib.sha256()
-    for file in sorted(folder.rglob("*.safetensors")):
-        digest.update(file.read_bytes())
-    return f"{folder.parent.name}-{folder.name}@{digest.hexdigest()[:12]}"
-
-
-def load(settings: Profile, folder: Path) -> Run:
-    """A trained run on this process's device, in the precision that the profile says."""
-    return load_run(
-        folder,
-        dtype=getattr(torch, settings.compute.dtype),
-        device=distributed.device(),
-        attn_implementation=settings.compute.attention,
-    )
-
-
-def stage1_folder(settings: Profile, run: str) -> Path:
-    """Where the projector lies that a run's stage 2 started from."""
-    system = settings.systems[run]
-    return Paths(settings.name).stage1(system.language, system.vision)
-
-
-def load_start(settings: Profile, run: str) -> Run:
-    """A run as it was before stage 2: its language model with the projector of stage 1."""
-    system = settings.systems[run]
-    language, vision = settings.languages[system.language], settings.visions[system.vision]
-    llava, processor = assemble(
-        vision.path,
-        language.path,
-        vision_revision=vision.revision,
-        language_revision=language.revision,
-        projector=stage1_folder(settings, run) / PROJECTOR,
-        vision_feature_layer=vision.feature_layer,
-        tile_grids=settings.tiles.grids if system.tiled else None,
-        dtype=getattr(torch, settings.compute.dtype),
-        attn_implementation=settings.compute.attention,
-        device=distributed.device(),
-    )
-    return Run(AlignedModel(llava).eval(), processor, TEMPLATES[language.template], llava.base, settings.seed, {})
-
-
-def evaluate_run(settings: Profile, run: str, folder: Path, out: Path, limit: int | None = None) -> None:
+def evaluate_run(settings: Profile, run: str, folder: Path, out: Path) -> None:
     """Ask one run every benchmark of the profile, and its checkpoints those of the learning curve.
 
     A curve begins at checkpoint 0, the model before stage 2, which is asked every benchmark once, for the baseline.
@@ -92,52 +46,45 @@ def evaluate_run(settings: Profile, run: str, folder: Path, out: Path, limit: in
     """
     curve, system = settings.learning_curve, settings.systems[run]
     targets = [(partial(load, settings, folder), folder, out, settings.evaluation.benchmarks)]
-    if curve and run in curve.runs and limit is None:
-        if not (system.align or system.residual or system.reconstruct):
+    if curve and run in curve.runs:
+        if system.plain:
             start = partial(load_start, settings, run)
             targets.append((start, stage1_folder(settings, run), out / "checkpoint-0", settings.evaluation.benchmarks))
         for trained in sorted(folder.glob("checkpoint-*")):
             targets.append((partial(load, settings, trained), trained, out / trained.name, curve.benchmarks))
+    names = dict.fromkeys(name for *_, benchmarks in targets for name in benchmarks)
+    rows = {name: load_rows(name, settings.data.benchmarks) for name in names}  # a fault shows before anything is asked
     for model, weights, target, benchmarks in targets:
-        _evaluate(settings, model, model_id(weights), target, benchmarks, limit)
+        _evaluate(settings, model(), model_id(weights), target, {name: rows[name] for name in benchmarks})
     if distributed.is_main():
         for old in set(out.glob("checkpoint-*")) - {target for _, _, target, _ in targets}:
             shutil.rmtree(old)  # of a training with other steps
         read_log(folder).to_csv(out / "log.csv", index=False)
         metrics = {}
-        for name in settings.evaluation.benchmarks if limit is None else ():
+        for name in settings.evaluation.benchmarks:
             scored = [score(name, rows) for rows in read_answers(out / f"{name}.jsonl")[1]]
             metrics[name] = {rule: mean(one[rule] for one in scored) for rule in ("official", "strict")}
         (out / "scores.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
 
 
-def _evaluate(
-    settings: Profile, load: Callable[[], Run], weights: str, out: Path, benchmarks: list[str], limit: int | None
-) -> None:
+def _evaluate(settings: Profile, run: Run, weights: str, out: Path, rows: dict[str, list[dict]]) -> None:
     questions = settings.evaluation
-    rows = {name: load_rows(name, settings.data.benchmarks) for name in benchmarks}
-    run = load()
-    for name in benchmarks:
+    for name in rows:
         evaluate(
-            run.model,
-            run.processor,
-            run.template,
+            run,
             rows[name],
             out / f"{name}.jsonl",
             benchmark=name,
             model_id=weights,
             batch_size=questions.batch_size,
             max_new_tokens=questions.max_new_tokens,
-            limit=limit,
             renew=True,
             protocol=sampled(questions.sampled[name]) if name in questions.sampled else None,
         )
 
 
 def evaluate(
-    model,
-    processor,
-    template: Template,
+    run: Run,
     rows: Sequence[dict],
     out: str | Path,
     *,
@@ -146,7 +93,6 @@ def evaluate(
     batch_size: int = 16,
     max_new_tokens: int = 16,
     protocol: dict | None = None,
-    limit: int | None = None,
     variant: str = "",
     renew: bool = False,
     on_batch: Callable[[list[str]], None] | None = None,
@@ -155,12 +101,11 @@ def evaluate(
     """Ask a model every question of a benchmark, or the rest of them where `out` holds answers already.
 
     Args:
-        model: what generates: a LLaVA of transformers, with LoRA (peft) or without, with any hooks attached.
+        run: its model, a LLaVA of transformers with LoRA (peft) or without, answers with any hooks attached.
         rows: from `benchmarks.load_rows`, which has checked them.
         out: the answer file (`benchmarks.answers`).
         model_id: names the weights in the file and in tables.
         protocol: None for greedy decoding, or `sampled(...)`.
-        limit: for trials: about this many rows, whole pairs, spread over the benchmark; marks the result as partial.
         variant: names what else was done to the model, such as a permutation of its visual features.
         renew: answers in `out` that were made under other settings are set aside; by default they are an error.
         on_batch: called with the ids of the rows before each batch is generated.
@@ -172,25 +117,23 @@ def evaluate(
         ValueError: no rows, repeated ids, or `out` was made under other settings and is not to be renewed.
     """
     out = Path(out)
-    rows = list(rows) if limit is None else _spread(rows, limit)
     ids = [row["id"] for row in rows]
     if not rows or len(set(ids)) != len(ids):
         raise ValueError(f"{benchmark}: rows to evaluate must be some, each id once: load them with load_rows")
-    prompts = [prompt(template, f"{IMAGE_MARKER}\n{row['prompt'].replace(IMAGE_MARKER, '')}") for row in rows]
+    prompts = [prompt(run.template, f"{IMAGE_MARKER}\n{row['prompt'].replace(IMAGE_MARKER, '')}") for row in rows]
     if protocol:  # a sampled answer depends on its batch, so the size of a batch is part of the settings
         protocol = protocol | {"batch_size": batch_size}
     header = settings(
         benchmark,
         rows,
         model=model_id,
-        template=template.name,
+        template=run.template.name,
         prompts=prompts,
         max_new_tokens=max_new_tokens,
         protocol=protocol,
-        limit=limit,
         variant=variant,
     )
-    lengths = [len(tokens) for tokens in processor.tokenizer(prompts)["input_ids"]]
+    lengths = [len(tokens) for tokens in run.processor.tokenizer(prompts)["input_ids"]]
     order = sorted(range(len(rows)), key=lambda i: -lengths[i])
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     if distributed.is_main():
@@ -199,31 +142,25 @@ def evaluate(
         continue_file(out, header)
     distributed.barrier()
     answered = continue_file(out, header)
-    todo = []  # (run, number of the batch, rows without an answer)
-    for run in range(header["runs"]):
+    todo = []  # (sample, number of the batch, rows without an answer)
+    for sample in range(header["runs"]):
         for number, batch in enumerate(batches):
-            missing = [i for i in batch if (run, ids[i]) not in answered]
+            missing = [i for i in batch if (sample, ids[i]) not in answered]
             if missing:
-                todo.append((run, number, missing))
+                todo.append((sample, number, missing))
 
-    def answer(run: int, number: int, missing: list[int]) -> list[dict]:
+    def answer(sample: int, number: int, missing: list[int]) -> list[dict]:
         # A sampled answer depends on its batch: then the whole batch is drawn again.
         batch = batches[number] if protocol else missing
         if protocol:
-            torch.manual_seed(protocol["seed"] + run * len(batches) + number)
+            torch.manual_seed(protocol["seed"] + sample * len(batches) + number)
         if on_batch is not None:
             on_batch([ids[i] for i in batch])
-        responses = generate(
-            model,
-            processor,
-            template,
-            [open_image(rows[i]["image"]) for i in batch],
-            [prompts[i] for i in batch],
-            max_new_tokens=max_new_tokens,
-            temperature=protocol["temperature"] if protocol else None,
-        )
+        images = [open_image(rows[i]["image"]) for i in batch]
+        temperature = protocol["temperature"] if protocol else None
+        responses = generate(run, images, [prompts[i] for i in batch], max_new_tokens, temperature)
         by_row = dict(zip(batch, responses, strict=True))
-        return [rows[i] | {"run": run, "response": by_row[i]} for i in missing]
+        return [rows[i] | {"run": sample, "response": by_row[i]} for i in missing]
 
     total = len(answered) + sum(len(missing) for *_, missing in todo)
     quiet = not (progress and distributed.is_main())
@@ -234,34 +171,28 @@ def evaluate(
                 append(out, part)
                 bar.update(len(part))
     distributed.barrier()
-    _, runs = read_answers(out)
+    _, samples = read_answers(out)
     place = {name: i for i, name in enumerate(ids)}
-    return [sorted(run, key=lambda row: place[row["id"]]) for run in runs]
+    return [sorted(sample, key=lambda row: place[row["id"]]) for sample in samples]
 
 
 @torch.inference_mode()
 def generate(
-    model,
-    processor,
-    template: Template,
-    images: Sequence,
-    prompts: Sequence[str],
-    *,
-    max_new_tokens: int,
-    temperature: float | None = None,
+    run: Run, images: Sequence, prompts: Sequence[str], max_new_tokens: int, temperature: float | None = None
 ) -> list[str]:
     """Answers of one batch: one image (PIL, RGB) and one prompt with its marker for each; greedy without temperature.
 
     The model answers in its own device and dtype; its training mode is left as it was found.
     """
-    weights, tokenizer = next(model.parameters()), processor.tokenizer
+    model, processor, tokenizer = run.model, run.processor, run.processor.tokenizer
+    weights = next(model.parameters())
     view = view_of(processor)
     counts = [view.tokens((image.height, image.width)) for image in images]
     texts = [expand_image_tokens(text, n) for text, n in zip(prompts, counts, strict=True)]
     tokens = tokenizer(texts, padding=True, padding_side="left", return_tensors="pt").to(weights.device)
     images = [view.prepare(image) for image in images]
     pixels = processor.image_processor(images, return_tensors="pt").to(weights.device, weights.dtype)
-    stop = stop_token_id(tokenizer, template)
+    stop = stop_token_id(tokenizer, run.template)
     draw = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
     training = model.training
     model.eval()
@@ -277,14 +208,3 @@ def generate(
     model.train(training)
     new = produced[:, tokens["input_ids"].shape[1] :]
     return [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
-
-
-def _spread(rows: Sequence[dict], limit: int) -> list[dict]:
-    """About `limit` rows (at least one group) spread evenly over the benchmark, with all rows of their groups."""
-    if limit < 1:
-        raise ValueError(f"limit must be at least 1, not {limit}")
-    keys = [(row["category"], row["group"]) for row in rows]
-    groups = list(dict.fromkeys(keys))
-    n = max(1, min(len(groups), round(limit * len(groups) / len(rows))))
-    chosen = {groups[i * len(groups) // n] for i in range(n)}
-    return [row for row, key in zip(rows, keys, strict=True) if key in chosen]

@@ -7,7 +7,6 @@ stage.  Without a server a stage runs by itself, and does the same.
 Nothing of this project is imported before the fork: each stage reads the code as it is when it begins.
 """
 
-import array
 import importlib
 import json
 import os
@@ -42,9 +41,8 @@ def handed_over() -> int | None:
     except OSError:  # it has ended
         return None
     request = {"arguments": sys.argv[1:], "folder": os.getcwd(), "environment": dict(os.environ)}
-    outputs = array.array("i", [1, 2])
     data = json.dumps(request).encode()
-    connection.sendmsg([len(data).to_bytes(4, "big")], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, outputs)])
+    socket.send_fds(connection, [len(data).to_bytes(4, "big")], [1, 2])  # standard output and error
     connection.sendall(data)
     status = connection.recv(4)
     return int.from_bytes(status, "big") if status else 1
@@ -76,21 +74,15 @@ def serve(path: str) -> None:
 def _answer(connection: socket.socket) -> None:
     """Run one command in a process of its own; end it if the one that waits for it goes."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    outputs = array.array("i", [0, 0])
-    header, ancillary, _, _ = connection.recvmsg(4, socket.CMSG_SPACE(outputs.itemsize * 2))
-    outputs.frombytes(ancillary[0][2])
-    out, err = outputs[2:]
-    data = b""
-    while len(data) < int.from_bytes(header, "big"):
-        data += connection.recv(65536)
-    request = json.loads(data)
+    header, outputs, _, _ = socket.recv_fds(connection, 4, 2)
+    request = json.loads(connection.recv(int.from_bytes(header, "big"), socket.MSG_WAITALL))
     alive, ended = os.pipe()
     stage = os.fork()
     if stage == 0:
         connection.close()
         os.close(alive)
-        os.dup2(out, 1)
-        os.dup2(err, 2)
+        for file, output in enumerate(outputs, 1):
+            os.dup2(output, file)
         sys.stdout, sys.stderr = (os.fdopen(file, "w", buffering=1, closefd=False) for file in (1, 2))
         os.chdir(request["folder"])
         os.environ.clear()

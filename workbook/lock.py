@@ -8,14 +8,13 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
 import yaml
 
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # dvc.lock is long
 FILE = Path(".dvc/tmp/workbook.lock")
 
 
@@ -32,11 +31,13 @@ def shared() -> Iterator[None]:
 
 
 @contextmanager
-def alone(what: str) -> Iterator["Lock"]:
-    """For selecting a profile: nothing else of the pipeline runs.
+def alone(what: str) -> Iterator[Callable[[], None]]:
+    """For selecting a profile: nothing else of the pipeline runs, until the function that this gives is called.
+
+    That function lets stages take the lock, too, but none select a profile.
 
     Raises:
-        LockedError: something does.
+        LockedError: something of the pipeline runs.
     """
     with _open() as file:
         try:
@@ -48,20 +49,9 @@ def alone(what: str) -> Iterator["Lock"]:
         print(f"{what}, process {os.getpid()} on {socket.gethostname()} since {datetime.now():%H:%M}", file=file)
         file.flush()
         try:
-            yield Lock(file)
+            yield lambda: fcntl.flock(file, fcntl.LOCK_SH)
         finally:
             file.truncate(0)
-
-
-class Lock:
-    """The lock that `alone` has taken."""
-
-    def __init__(self, file):
-        self.file = file
-
-    def share(self) -> None:
-        """Let stages take it, too, but none select a profile."""
-        fcntl.flock(self.file, fcntl.LOCK_SH)
 
 
 def _open():
@@ -89,10 +79,9 @@ def mend() -> list[str]:
         record.unlink()
         done.append(f"{record} was empty and is removed: stages are looked up in DVC's cache of runs, or run again")
     elif record.is_file():
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the file is long
         try:
-            content = yaml.load(
-                record.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-            )
+            content = yaml.load(record.read_text(encoding="utf-8"), loader)
         except (yaml.YAMLError, UnicodeDecodeError):
             content = None
         if not isinstance(content, dict):

@@ -20,7 +20,8 @@ from viral_core.templates import IMAGE_MARKER, prompt, stop_token_id
 from workbook.benchmarks import load_rows, open_image
 from workbook.benchmarks.registry import read
 from workbook.config import Profile
-from workbook.evaluate import evaluate, load, load_start, model_id
+from workbook.evaluate import evaluate
+from workbook.models import load, load_start, model_id
 from workbook.paths import Paths
 
 PROBES = ("category", "number", "facing", "position", "extent")
@@ -33,7 +34,8 @@ def measure_run(settings: Profile, run: str, folder: Path, out: Path) -> None:
     `probes.csv`; of a baseline that is probed also, of the model before stage 2, its probes (source "before") and
     `cknna_start.csv`.
     """
-    system, benchmarks, evaluation = settings.systems[run], settings.data.benchmarks, settings.evaluation
+    benchmarks = settings.data.benchmarks
+    options = {"batch_size": settings.evaluation.batch_size, "max_new_tokens": settings.evaluation.max_new_tokens}
     parts = {name: getattr(settings, name) for name in ("attention", "permutation", "probes")}
     parts = {name: section for name, section in parts.items() if section and run in section.runs}
     if distributed.is_main():
@@ -44,22 +46,21 @@ def measure_run(settings: Profile, run: str, folder: Path, out: Path) -> None:
     loaded = load(settings, folder)
     _write(cknna(loaded, benchmarks, settings.cknna), out / "cknna.csv")
     if "attention" in parts:
-        tables = attention(loaded, benchmarks, parts["attention"], evaluation.batch_size, evaluation.max_new_tokens)
+        tables = attention(loaded, benchmarks, parts["attention"], **options)
         if tables is not None:
             questions, heads, maps = tables
             _write(heads, out / "attention" / "heads.csv")
             _write(questions, out / "attention" / "questions.csv")
             np.savez(out / "attention" / "maps.npz", **maps)
     if "permutation" in parts:
-        options = {"batch_size": evaluation.batch_size, "max_new_tokens": evaluation.max_new_tokens, "renew": True}
         answers = out / "permutation"
-        table = permutation(loaded, benchmarks, parts["permutation"], answers, model_id(folder), **options)
+        table = permutation(loaded, benchmarks, parts["permutation"], answers, model_id(folder), renew=True, **options)
         _write(table if distributed.is_main() else None, answers / "accuracy.csv")
     if "probes" in parts and distributed.is_main():
         pictures = probe_images(Paths(settings.name).data / "probes", parts["probes"].scenes)
         tables = [layer_probes(loaded.model, loaded.processor, *pictures, prompt(loaded.template, IMAGE_MARKER))]
         del loaded
-        if not (system.align or system.residual or system.reconstruct):
+        if settings.systems[run].plain:
             start = load_start(settings, run)
             before = layer_probes(start.model, start.processor, *pictures, prompt(start.template, IMAGE_MARKER))
             tables.append(before[before["source"] == "model"].assign(source="before"))
@@ -168,9 +169,7 @@ def permutation(run, benchmarks: Path, settings, out: Path, model_id: str, **opt
         variant = "original" if number is None else f"permuted-{number}"
         with nullcontext() if number is None else PatchPermutation(run.model, number) as permuted:
             answered = evaluate(
-                run.model,
-                run.processor,
-                run.template,
+                run,
                 rows,
                 out / f"{variant}.jsonl",
                 benchmark=settings.benchmark,

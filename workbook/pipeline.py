@@ -5,12 +5,11 @@ stages, a line each, with what a stage is made of by name and its folders.  `dvc
 stage depends on (`runs.${item.run}`, `stage2`, ...), so that a change re-runs the stages it concerns and no others.
 """
 
-import dataclasses
 from pathlib import Path
 
 import yaml
-from pydantic import BaseModel
 
+from viral_core.atomic import write_text
 from workbook.config import PARAMS, Profile, System, active, known, load
 from workbook.paths import Paths
 from workbook.scale import hub
@@ -140,20 +139,9 @@ def _inputs(profile: Profile, system: System, paths: Paths) -> dict:
     }
 
 
-def _plain(value):
-    """Settings as YAML has them, with every default written out."""
-    if isinstance(value, BaseModel):
-        value = {name: getattr(value, name) for name in type(value).model_fields}
-    elif dataclasses.is_dataclass(value):
-        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
-
-
 def parameters(profile: Profile) -> dict:
     """What `params.yaml` holds: settings by name, then the index of stages."""
-    settings = _plain(profile)
+    settings = profile.model_dump(mode="json")
     settings = {"profile": settings.pop("name"), **settings}
     settings["seeds"] = settings.pop("runs")
     settings["runs"] = {run: entry for run, entry in settings.pop("systems").items() if run in profile.runs}
@@ -176,12 +164,10 @@ def select(name: str) -> bool:
         paths.results("premises").mkdir(parents=True, exist_ok=True)  # of the embedded world alone
     paths.notebook("").parent.mkdir(parents=True, exist_ok=True)
     file = Path(PARAMS)
-    if file.is_file() and file.read_text(encoding="utf-8") == text:
-        return False
-    partial = file.with_name(f".{PARAMS}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(file)
-    return True
+    changed = not file.is_file() or file.read_text(encoding="utf-8") != text
+    if changed:
+        write_text(file, text)
+    return changed
 
 
 def stage(kind: str, key: str) -> tuple[Profile, dict]:

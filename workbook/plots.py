@@ -135,9 +135,7 @@ def forest(effects: pd.DataFrame, colours: dict[str, str], limit: float = 6) -> 
             beyond = abs(row.value) > limit
             marker = ">" if row.value > limit else "<" if beyond else "o"
             axis.plot(np.clip(row.value, -limit, limit), place, marker, color=colour, markersize=4)
-            axis.plot(
-                np.clip(row.paper, -limit, limit), place, "D", color="black", markersize=3, markerfacecolor="white"
-            )
+            axis.plot(np.clip(row.paper, -limit, limit), place, **paper)
         y += band + gap
         axis.axhline(y - gap / 2, color="#e6e6e6", linewidth=0.6, zorder=0)
     axis.axvspan(-1, 1, color="#f0f0f0", zorder=0)
@@ -189,4 +187,4 @@ def tiles(columns: dict[str, list], rows: list[str], side: float = 1.15) -> plt.
 
 def wrap(text: str, width: int = 70) -> str:
     """Break a title into lines."""
-    return "\n".join(textwrap.wrap(text, width))
+    return textwrap.fill(text, width)

@@ -43,9 +43,8 @@ def reference(profile: str, run: str) -> str:
     alignment, residual or reconstruction; the run itself where there is none."""
     systems = settings(profile).systems
     for name, other in systems.items():
-        plain = not (other.align or other.residual or other.reconstruct)
         models = [(one.language, one.vision, one.architecture) for one in (other, systems[run])]
-        if plain and models[0] == models[1]:
+        if other.plain and models[0] == models[1]:
             return name
     return run
 

@@ -244,6 +244,11 @@ class System(Section):
         return self.architecture == "llava_next"
 
     @property
+    def plain(self) -> bool:
+        """Whether nothing is added to LLaVA's own training."""
+        return not (self.align or self.residual or self.reconstruct)
+
+    @property
     def teacher(self) -> str | None:
         """Name of the teacher whose features this run needs."""
         return self.align.teacher if self.align else None

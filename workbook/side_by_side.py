@@ -14,8 +14,9 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
+from statistics import mean
 
 from rich.live import Live
 from rich.text import Text
@@ -54,14 +55,14 @@ class Pipeline:
     """Stages under way: which wait, run, are done or have failed."""
 
     def __init__(self, settings: Profile, needs: dict[str, set[str]], jobs: int):
-        self.settings, self.needs, self.jobs = settings, needs, jobs
-        self.logs = Paths(settings.name).logs
+        self.needs, self.jobs, self.paths = needs, jobs, Paths(settings.name)
+        self.logs = self.paths.logs
         self.waiting = dict(needs)
         self.running: dict[str, float] = {}
         self.done: set[str] = set()
         self.ran: list[str] = []
         self.failed: dict[str, str] = {}
-        self.seconds = {f"{kind}@{key}": s for (kind, key), s in costs.read_costs(Paths(settings.name).root).items()}
+        self.seconds = {f"{kind}@{key}": s for (kind, key), s in costs.read_costs(self.paths.root).items()}
 
     def next_group(self) -> list[str]:
         """A stage that can run, with those of its run that can follow it; they no longer wait."""
@@ -94,7 +95,9 @@ class Pipeline:
                 if announced[1] == "Running stage":
                     self._begin(current)
             lines.append(line)
-            self._write(current, [line])
+            if current in self.running:
+                with self.log(current).open("a", encoding="utf-8") as file:
+                    file.write(f"{line}\n")
         if await process.wait() == 0:
             self._end(current)
             return
@@ -112,8 +115,9 @@ class Pipeline:
         if name in self.running:  # it was not up to date
             seconds = time.monotonic() - self.running.pop(name)
             self.ran.append(name)
-            if name.partition("@")[0] not in pipeline.KINDS:  # the others note it themselves
-                self._note(name, seconds)
+            kind, key = name.split("@")
+            if kind not in pipeline.KINDS:  # the others note it themselves
+                costs.note(self.paths.root, kind, key, seconds)
             self.say(f"{name} took {clock(seconds)}")
 
     def _fail(self, name: str, lines: list[str]) -> None:
@@ -128,18 +132,6 @@ class Pipeline:
         """What a stage prints."""
         return self.logs / f"{name}.log"
 
-    def _write(self, name: str, lines: list[str]) -> None:
-        if name in self.running:
-            with self.log(name).open("a", encoding="utf-8") as file:
-                file.writelines(f"{line}\n" for line in lines)
-
-    def _note(self, name: str, seconds: float) -> None:
-        kind, key = name.split("@")
-        began = datetime.fromtimestamp(time.time() - seconds, UTC).isoformat(timespec="seconds")
-        line = {"stage": kind, "key": key, "began": began, "seconds": round(seconds, 3), "done": True}
-        with (Paths(self.settings.name).root / costs.FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-
     def say(self, text: str) -> None:
         """A line for an event, with the state of the whole; a terminal shows `lines` instead."""
         if not sys.stdout.isatty():
@@ -152,11 +144,11 @@ class Pipeline:
             kinds.setdefault(name.partition("@")[0], []).append(seconds)
         total = 0.0
         for name in [*self.waiting, *self.running]:
-            known = self.seconds.get(name) or _mean(kinds.get(name.partition("@")[0]))
-            if known is None:
+            alike = kinds.get(name.partition("@")[0])
+            if not alike:
                 return None
             spent = time.monotonic() - self.running[name] if name in self.running else 0
-            total += max(known - spent, 0)
+            total += max(self.seconds.get(name, mean(alike)) - spent, 0)
         return total / self.jobs
 
     def whole(self) -> str:
@@ -168,10 +160,6 @@ class Pipeline:
     def __rich__(self) -> Text:
         lines = [f"  {name:50} {clock(time.monotonic() - start)}" for name, start in sorted(self.running.items())]
         return Text("\n".join([*lines, self.whole()]))
-
-
-def _mean(values: list[float] | None) -> float | None:
-    return sum(values) / len(values) if values else None
 
 
 def clock(seconds: float) -> str:
@@ -227,11 +215,11 @@ def reproduce(settings: Profile, targets: list[str], jobs: int | None) -> bool:
                         ("TRANSFORMERS_VERBOSITY", "error")):  # fmt: skip
         os.environ.setdefault(name, value)
     began = time.monotonic()
-    with lock.alone(f"make repro PROFILE={settings.name}") as held:
+    with lock.alone(f"make repro PROFILE={settings.name}") as share:
         for line in lock.mend():
             print(line)
         pipeline.select(settings.name)
-        held.share()
+        share()
         run = Pipeline(settings, graph(targets) if changed(targets) else {}, jobs)
         if not run.needs:
             return conclude(settings, run, began)

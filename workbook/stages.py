@@ -1,177 +1,120 @@
 """The stages of the pipeline: each takes the profile and its line of `params.yaml` and writes what `dvc.yaml` says.
 
-A stage only connects: the work is done by the modules it imports, when it needs them.
+A stage only connects: the work is done by the modules it imports.
 """
 
 import dataclasses
 import math
 from pathlib import Path
 
-from workbook.config import Profile
+import torch
+from transformers import AutoConfig
+
+from viral_core import distributed
+from viral_core.aligned import AlignedModel
+from viral_core.cache import FeatureCache, write_cache
+from viral_core.conversations import load_conversations, shuffle_targets
+from viral_core.images import find_image
+from viral_core.llava import add_lora, scale_projector
+from viral_core.recipe import Recipe
+from viral_core.run_folder import PROJECTOR
+from viral_core.teachers import load_encoder
+from viral_core.templates import TEMPLATES
+from viral_core.tiles import Tiled, tile_processor
+from viral_core.trainer import train_stage1, train_stage2
+from workbook import models
+from workbook.evaluate import evaluate_run
+from workbook.measurements import measure_run
 from workbook.paths import Paths
+from workbook.scale.launch import deepspeed_config
+from workbook.scale.pretrained import prepare
+from workbook.scale.projector import import_projector
+from workbook.sections import Profile
 
 
 def pretrained(settings: Profile, item: dict) -> None:
     """Make a model folder of a language model that a package ships."""
-    from workbook.scale.pretrained import prepare
-
     prepare(settings.languages[item["language"]].package, item["out"])
 
 
 def world(settings: Profile, item: dict) -> None:
     """Draw the embedded world: training data, benchmarks and pictures for probes."""
-    from workbook.world.conversations import write_world
+    from workbook.world.conversations import write_world  # which is not installed at the paper's scale
 
     write_world(item["out"], settings.seed, **dict(settings.world))
 
 
 def cache(settings: Profile, item: dict) -> None:
     """Keep features of the training images: a teacher's, a VAE's latents, or the encoder's own."""
-    from viral_core import distributed
-    from viral_core.cache import write_cache
-    from viral_core.conversations import load_conversations
-    from viral_core.images import find_image
-    from viral_core.tiles import Tiled, tile_processor
-
     encoder, tiled = settings.visions[item["vision"]], item["views"] == "tiles"
     folder = settings.data.caption_images if item["part"] == "captions" else settings.data.conversation_images
     samples = load_conversations(item["json"], folder)
     images = {name: find_image(folder, name) for sample in samples for name in sample.images}
-    tiles, kind = None, encoder.cache
     if item["model"]:
-        source = _teacher(settings, item["model"], item["vision"], item["state"])
+        source = models.teacher(settings, item["model"], item["vision"], item["state"])
         kind = settings.tiles.cache if tiled else settings.teachers[item["model"]].cache
         if source.kind == "oracle":
             truths = Path(settings.teachers[item["model"]].path)
             images = {name: truths / Path(name).with_suffix(".png") for name in images}
     else:
-        from viral_core.teachers import load_encoder
-
-        source = load_encoder(
-            encoder.path, encoder.feature_layer, revision=encoder.revision, device=distributed.device()
-        )
+        kind, device = encoder.cache, distributed.device()
+        source = load_encoder(encoder.path, encoder.feature_layer, revision=encoder.revision, device=device)
+    tiles = None
     if tiled:
-        config = _config(encoder)
+        config = models.vision_config(encoder)
         pixels = tile_processor(encoder.path, config.image_size, settings.tiles.grids, encoder.revision)
         tiles = Tiled(pixels, config.patch_size)
-    workers = settings.stage2.workers
-    write_cache(source, images, item["out"], tiles=tiles, dtype=kind, workers=workers)
+    write_cache(source, images, item["out"], tiles=tiles, dtype=kind, workers=settings.stage2.workers)
 
 
-def _config(encoder):
-    """Configuration of a vision encoder, from a checkpoint of its own or of a pair with a text encoder."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(encoder.path, revision=encoder.revision)
-    return getattr(config, "vision_config", config)
-
-
-def _teacher(settings: Profile, name: str, vision: str, state: str):
-    from transformers import AutoImageProcessor
-
-    from viral_core import distributed
-    from viral_core.images import mean_color
-    from viral_core.teachers import load_teacher, randomise_linears
-
-    teacher, encoder = settings.teachers[name], settings.visions[vision]
-    if teacher.kind == "oracle":
-        from workbook.world.oracle import Oracle
-
-        return Oracle()
-    student, pixels = _config(encoder), AutoImageProcessor.from_pretrained(encoder.path, revision=encoder.revision)
-    released = state == "as_released"
-    grid = student.image_size // student.patch_size
-    loaded = load_teacher(
-        teacher.kind, teacher.path, grid, revision=teacher.revision, clip_pixels=released,
-        subfolder=teacher.subfolder, device=distributed.device(), color=mean_color(pixels),
-    )  # fmt: skip
-    if released:
-        randomise_linears(loaded, seed=0)  # one draw for all seeds of the run, as a cache holds one
-    return loaded
-
-
-def _assemble(settings: Profile, item: dict, bf16: bool, projector: Path | None = None, tiled: bool = False):
+def _llava(settings: Profile, item: dict, recipe: Recipe, **options):
     """The LLaVA of a training, in the recipe's precision, on this process's device (ZeRO-3 places it itself)."""
-    import torch
-
-    from viral_core import distributed
-    from viral_core.llava import assemble
-
-    language, encoder = settings.languages[item["language"]], settings.visions[item["vision"]]
-    partitioned = (settings.launch.deepspeed or "").startswith("zero3")
-    return assemble(
-        encoder.path, language.path, vision_revision=encoder.revision, language_revision=language.revision,
-        vision_feature_layer=encoder.feature_layer, tile_grids=settings.tiles.grids if tiled else None,
-        projector=projector, dtype=torch.bfloat16 if bf16 else torch.float32,
-        attn_implementation=settings.compute.attention, device="cpu" if partitioned else distributed.device(),
-    )  # fmt: skip
-
-
-def stage1(settings: Profile, item: dict) -> None:
-    """Stage 1: train the projector on captions, in the profile's template or else in the language model's own."""
-    import torch
-
-    from viral_core.conversations import load_conversations
-    from viral_core.llava import scale_projector
-    from viral_core.templates import TEMPLATES
-    from viral_core.trainer import train_stage1
-    from workbook.scale.launch import deepspeed_config
-
-    recipe = dataclasses.replace(settings.stage1, seed=settings.seed, deepspeed=deepspeed_config(settings.launch))
-    template = TEMPLATES[settings.template or settings.languages[item["language"]].template]
-    torch.manual_seed(settings.seed)
-    samples = load_conversations(settings.data.captions, settings.data.caption_images)
-    llava, processor = _assemble(settings, item, recipe.bf16)
-    scale_projector(llava, settings.projector_scale)
-    train_stage1(llava, processor, samples, recipe, item["out"], template=template, **_features(settings, item))
+    dtype = torch.bfloat16 if recipe.bf16 else torch.float32
+    device = "cpu" if (settings.launch.deepspeed or "").startswith("zero3") else distributed.device()
+    return models.llava(settings, item["language"], item["vision"], dtype, device, **options)
 
 
 def _features(settings: Profile, item: dict) -> dict:
     """The encoder's cached features as an option of a training, where the profile keeps them."""
-    from viral_core.cache import FeatureCache
-
     cached = settings.visions[item["vision"]].cache and item.get("views") != "tiles"
     return {"encoder_features": FeatureCache(item["features"])} if cached else {}
 
 
+def stage1(settings: Profile, item: dict) -> None:
+    """Stage 1: train the projector on captions, in the profile's template or else in the language model's own."""
+    recipe = dataclasses.replace(settings.stage1, seed=settings.seed, deepspeed=deepspeed_config(settings.launch))
+    template = TEMPLATES[settings.template or settings.languages[item["language"]].template]
+    torch.manual_seed(settings.seed)
+    samples = load_conversations(settings.data.captions, settings.data.caption_images)
+    llava, processor = _llava(settings, item, recipe)
+    scale_projector(llava, settings.projector_scale)
+    train_stage1(llava, processor, samples, recipe, item["out"], template=template, **_features(settings, item))
+
+
 def projector(settings: Profile, item: dict) -> None:
     """Take existing projector weights instead of training stage 1."""
-    from transformers import AutoConfig
-
-    from workbook.scale.projector import import_projector
-
-    model, encoder = settings.languages[item["language"]], _config(settings.visions[item["vision"]])
+    model, encoder = settings.languages[item["language"]], models.vision_config(settings.visions[item["vision"]])
     language = AutoConfig.from_pretrained(model.path, revision=model.revision)
     import_projector(item["source"], item["out"], encoder.hidden_size, language.hidden_size)
 
 
 def stage2(settings: Profile, item: dict) -> None:
     """Stage 2: train LoRA, projector and, with alignment, the head on the instruction mix."""
-    import torch
-
-    from viral_core.aligned import AlignedModel
-    from viral_core.cache import FeatureCache
-    from viral_core.conversations import load_conversations, shuffle_targets
-    from viral_core.llava import add_lora
-    from viral_core.templates import TEMPLATES
-    from viral_core.trainer import train_stage2
-    from workbook.scale.launch import deepspeed_config
-
     system, seed, name = settings.systems[item["run"]], item["seed"], f"{item['run']}-s{item['seed']}"
     recipe = dataclasses.replace(settings.recipe(item["run"], seed), deepspeed=deepspeed_config(settings.launch))
     samples = load_conversations(settings.data.conversations, settings.data.conversation_images)
     if system.images:
         samples = first_images(samples, system.images)
     torch.manual_seed(seed)
-    projector = Path(item["projector"]) / "projector.safetensors"
-    llava, processor = _assemble(settings, item, recipe.bf16, projector, system.tiled)
+    weights = Path(item["projector"]) / PROJECTOR
+    llava, processor = _llava(settings, item, recipe, projector=weights, tiled=system.tiled)
     llava = add_lora(llava, **dict(settings.lora))
     sources, align, reconstruct = _features(settings, item), system.align, system.reconstruct
     if system.teacher:
         if settings.tiles.cache if system.tiled else settings.teachers[system.teacher].cache:
             target = sources["features"] = FeatureCache(item["targets"])
         else:
-            target = sources["teacher"] = _teacher(settings, system.teacher, item["vision"], align.teacher_state)
+            target = sources["teacher"] = models.teacher(settings, system.teacher, item["vision"], align.teacher_state)
         align = dataclasses.replace(align, dim=target.dim)
         if align.shuffled:
             samples = shuffle_targets(samples, seed)
@@ -198,29 +141,13 @@ def first_images(samples: list, n: int) -> list:
     return images[:n] + texts[: round(len(texts) * n / len(images))]
 
 
-def evaluate(settings: Profile, item: dict, limit: int | None = None) -> None:
-    """Ask one run every benchmark of the profile, and the checkpoints it has kept those of the learning curve.
-
-    With a `limit` of rows it is a trial: its answers lie in a folder beside the run's, and enter no table.
-    """
-    from workbook.evaluate import evaluate_run
-
+def evaluate(settings: Profile, item: dict) -> None:
+    """Ask one run every benchmark of the profile, and the checkpoints it has kept those of the learning curve."""
     out = Paths(settings.name).evaluation(item["run"], item["seed"])
-    if limit is not None:
-        out = out.with_name(f"{out.name}.limit-{limit}")
-    evaluate_run(settings, item["run"], Path(item["out"]), out, limit)
+    evaluate_run(settings, item["run"], Path(item["out"]), out)
 
 
 def measure(settings: Profile, item: dict) -> None:
     """Measure one run, loaded once: CKNNA, and what the profile asks of it: attention, permutation, probes."""
-    from workbook.measurements import measure_run
-
     out = Paths(settings.name).measurement(item["run"], item["seed"])
     measure_run(settings, item["run"], Path(item["out"]), out)
-
-
-def report(settings: Profile) -> None:
-    """Render the report of the profile."""
-    from workbook.report import build
-
-    print(f"report: {build(settings.name, Paths(settings.name).report)}")

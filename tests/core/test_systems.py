@@ -13,7 +13,6 @@ import yaml
 from safetensors.torch import load_file
 from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model
 
-from viral_core import trainer
 from viral_core.aligned import AlignedModel
 from viral_core.cache import FeatureCache
 from viral_core.conversations import load_conversations, shuffle_targets
@@ -23,7 +22,7 @@ from viral_core.llava import add_lora, assemble, save_projector
 from viral_core.run_folder import load_run
 from viral_core.templates import TEMPLATES
 from workbook import config as profiles
-from workbook import pipeline, stages
+from workbook import models, pipeline, stages
 
 BLOCKS, LAYER, BATCH = 4, 2, 4
 RUNS = (
@@ -307,7 +306,7 @@ def test_as_released_leaves_the_head_at_its_random_start(tiny_profile):
 
 def test_as_released_redraws_every_linear_of_the_teacher_and_keeps_the_rest(tiny_profile):
     entry = tiny_profile.made["stage2"]["tiny-as-released-s0"]
-    teacher = stages._teacher(tiny_profile.settings, "dinov2", entry["vision"], "as_released")
+    teacher = models.teacher(tiny_profile.settings, "dinov2", entry["vision"], "as_released")
     checkpoint = Dinov2Model.from_pretrained(tiny_profile.settings.teachers["dinov2"].path)
     linear = {f"{name}." for name, m in checkpoint.named_modules() if isinstance(m, torch.nn.Linear)}
     redrawn = 0
@@ -388,7 +387,7 @@ def test_a_runs_folder_tells_how_it_was_made(tiny_profile):
 def test_stage_1_asks_in_its_own_template_or_in_the_language_models(tiny_profile, monkeypatch, stated, asked_in):
     """A stop token that the language model does not know would spoil the projector."""
     seen = []
-    monkeypatch.setattr(trainer, "train_stage1", lambda *_, template, **__: seen.append(template.name))
+    monkeypatch.setattr(stages, "train_stage1", lambda *_, template, **__: seen.append(template.name))
     model = tiny_profile.settings.languages["vicuna-7b"].model_copy(update={"template": "qwen"})
     settings = tiny_profile.settings.model_copy(update={"languages": {"vicuna-7b": model}, **stated})
     stages.stage1(settings, tiny_profile.made["stage1"]["tiny-vicuna-7b-clip"])

@@ -1,6 +1,7 @@
 """LLaVA-NeXT: tiles, tokens, alignment, runs and measurements, on tiny models with 4 visual tokens a tile."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -287,12 +288,9 @@ def test_batched_answers_are_the_single_ones(tiny, samples):
     model, processor = build(tiny)
     images = [image for i in (1, 3, 4, 5) for image in samples[i].open_images()]
     prompts = [prompt(TEMPLATE, f"<image>\n{question}") for question in ("What?", "Where is it?", "Dogs?", "Two dogs?")]
-    options = {"max_new_tokens": 6}
-    together = generate(model.llava, processor, TEMPLATE, images, prompts, **options)
-    alone = [
-        generate(model.llava, processor, TEMPLATE, [image], [text], **options)[0]
-        for image, text in zip(images, prompts, strict=True)
-    ]
+    run, options = SimpleNamespace(model=model.llava, processor=processor, template=TEMPLATE), {"max_new_tokens": 6}
+    together = generate(run, images, prompts, **options)
+    alone = [generate(run, [image], [text], **options)[0] for image, text in zip(images, prompts, strict=True)]
     assert together == alone
     assert len(set(alone)) > 1
     by_hand = processor(images=images[1], text=prompts[1], return_tensors="pt")

@@ -13,10 +13,10 @@ from commands import replace
 from PIL import Image
 
 from workbook import config as profiles
-from workbook.config import Launch
 from workbook.paths import ROOT
 from workbook.scale import doctor, hub
 from workbook.scale.doctor import MISSING, NOTE, OK
+from workbook.sections import Launch
 
 PAPER = replace(profiles.load("paper"), runs={"baseline": [0], "viral": [0]}, learning_curve=None,
                 launch=Launch(gpus=2, deepspeed="zero2"))  # fmt: skip

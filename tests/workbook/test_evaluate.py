@@ -1,5 +1,7 @@
 """The runner on tiny random models: batches, order, continuation, protocols, trials, summaries."""
 
+from types import SimpleNamespace
+
 import pytest
 
 import viral_core  # noqa: F401  (before torch and transformers)
@@ -46,8 +48,13 @@ def rows(tmp_path_factory):
 OPTIONS = {"benchmark": "pope_random", "model_id": "tiny", "max_new_tokens": 6, "progress": False}
 
 
+def run(model):
+    """A run as far as answering goes."""
+    return SimpleNamespace(model=model[0], processor=model[1], template=model[2])
+
+
 def ask(model, rows, out, **options):
-    return evaluate(*model, rows, out, **(OPTIONS | options))
+    return evaluate(run(model), rows, out, **(OPTIONS | options))
 
 
 def texts(runs):
@@ -60,9 +67,9 @@ def test_a_batch_answers_as_one_by_one_in_the_rows_order(model, rows, tmp_path):
         assert texts(ask(model, rows, tmp_path / f"{size}.jsonl", batch_size=size)) == texts(one)
     assert [row["id"] for row in one[0]] == [row["id"] for row in rows]
     assert len(set(texts(one)[0])) > 3
+    prompts = [prompt(model[2], "<image>\n" + row["prompt"]) for row in rows]
     by_hand = [
-        generate(*model, [Image.open(r["image"])], [prompt(model[2], "<image>\n" + r["prompt"])], max_new_tokens=6)[0]
-        for r in rows
+        generate(run(model), [Image.open(row["image"])], [text], 6)[0] for row, text in zip(rows, prompts, strict=True)
     ]
     assert texts(one) == [by_hand]
 
@@ -134,7 +141,7 @@ def test_an_interrupted_evaluation_continues_and_a_finished_one_is_not_repeated(
 def test_answers_of_other_settings_are_refused(model, rows, tmp_path):
     out = tmp_path / "a.jsonl"
     ask(model, rows, out)
-    for change in ({"model_id": "other"}, {"max_new_tokens": 7}, {"limit": 4}, {"variant": "permuted 0"},
+    for change in ({"model_id": "other"}, {"max_new_tokens": 7}, {"variant": "permuted 0"},
                    {"protocol": sampled(2)}, {"benchmark": "pope_popular"}):  # fmt: skip
         with pytest.raises(ValueError, match="other settings") as error:
             ask((None, *model[1:]), rows, out, **change)
@@ -156,14 +163,6 @@ def test_sampled_runs_are_seeded_and_continue_exactly(model, rows, tmp_path):
     (tmp_path / "d.jsonl").write_text("".join(lines[:17]))
     assert texts(ask(model, rows, tmp_path / "d.jsonl", protocol=protocol, batch_size=4)) == texts(first)
     assert read_answers(tmp_path / "a.jsonl")[0]["protocol"]["temperature"] == 2.0
-
-
-def test_a_limit_takes_whole_groups(model, rows, tmp_path):
-    (run,) = ask(model, rows, tmp_path / "a.jsonl", limit=4)
-    assert [row["group"] for row in run] == ["0", "0", "2", "2"]
-    assert read_answers(tmp_path / "a.jsonl")[0]["limit"] == 4
-    with pytest.raises(ValueError, match="at least 1"):
-        ask(model, rows, tmp_path / "b.jsonl", limit=0)
 
 
 def test_hooks_are_active_during_an_evaluation(model, rows, tmp_path):

@@ -119,10 +119,10 @@ def test_runs_of_one_width_share_their_colours_and_the_encoder_has_its_own(sessi
 @pytest.mark.parametrize(
     ("changes", "error"),
     [
-        ({"run": "elsewhere"}, "no run 'elsewhere': there are baseline-s0, viral-s0"),
-        ({"teacher": "sam"}, "no teacher 'sam': there are clip"),
+        ({"run": "elsewhere"}, "no run 'elsewhere'; there are: baseline-s0, viral-s0"),
+        ({"teacher": "sam"}, "no teacher 'sam'; there are: clip"),
         ({"benchmark": "nothing"}, "no benchmark 'nothing'"),
-        ({"row": "q9"}, "no question 'q9': there are q0, q1"),
+        ({"row": "q9"}, "no question 'q9'; there are: q0, q1"),
         ({"image": "no/such.png"}, "no image no/such.png: give the path of a file"),
         ({"image": __file__}, "cannot read image .*test_explorer.py"),
         ({"question": "What is in <image>?"}, "the question holds <image>: leave it out"),

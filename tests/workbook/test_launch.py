@@ -23,9 +23,9 @@ from viral_core.templates import TEMPLATES
 from viral_core.trainer import AlignmentTrainer, train_stage2
 from workbook import config as profiles
 from workbook.benchmarks.answers import append, read_answers
-from workbook.config import Launch, ProfileError, deepspeed_names
 from workbook.scale import launch
 from workbook.scale.launch import deepspeed_config, launcher
+from workbook.sections import Launch, ProfileError, deepspeed_names
 
 TEMPLATE = TEMPLATES["vicuna_v1"]
 

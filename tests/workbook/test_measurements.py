@@ -15,10 +15,11 @@ from viral_core.measure.permutation import PatchPermutation
 from viral_core.run_folder import save_run
 from viral_core.templates import TEMPLATES
 from workbook import evaluate as evaluation
-from workbook import measurements
+from workbook import measurements, models
 from workbook.benchmarks.answers import read_answers
 from workbook.evaluate import generate
 from workbook.paths import Paths
+from workbook.sections import System
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def test_permuted_answers_are_those_of_single_questions(run, rows, tmp_path, mon
                 if permuted:
                     permuted.set_samples([row["id"]])
                 image = [Image.open(row["image"])]
-                (text,) = generate(run.model, run.processor, run.template, image, [prompt], max_new_tokens=3)
+                (text,) = generate(run, image, [prompt], max_new_tokens=3)
             letters[variant].append(text[:1].upper())
     keyed = [row | {"answer": letters["original"][i] if i % 2 else "-"} for i, row in enumerate(rows)]
     monkeypatch.setattr(measurements, "load_rows", lambda benchmark, folder: keyed)
@@ -112,12 +113,10 @@ def trained(tiny, tmp_path_factory):
             Image.fromarray(rng.integers(0, 256, (28, 28, 3), dtype=np.uint8)).save(folder / name)
         labels = {name: rng.integers(0, 3, (count, side * side), dtype=np.uint8) for name in measurements.PROBES}
         np.savez(folder.parent / "labels.npz", names=names, categories=["a", "b"], **labels)
-    plain = SimpleNamespace(language="l", vision="v", tiled=False, teacher=None, align=None, residual=None,
-                            reconstruct=None)  # fmt: skip
     settings = SimpleNamespace(
         name="tiny",
         seed=0,
-        systems={"baseline": plain},
+        systems={"baseline": System(language="l", vision="v")},
         languages={"l": SimpleNamespace(path=str(tiny / "llama"), revision=None, template="vicuna_v1")},
         visions={"v": SimpleNamespace(path=str(tiny / "clip"), revision=None, feature_layer=-2)},
         data=SimpleNamespace(benchmarks="rows"),
@@ -135,7 +134,7 @@ def trained(tiny, tmp_path_factory):
 def test_a_run_is_measured_before_and_after_stage_2(trained, rows, tmp_path, monkeypatch):
     settings, root, folder = trained
     monkeypatch.setattr(measurements, "load_rows", lambda benchmark, folder: rows)
-    for module in (measurements, evaluation):
+    for module in (measurements, models):
         monkeypatch.setattr(module, "Paths", lambda name: Paths(name, root))
     (tmp_path / "permutation").mkdir()  # of a profile that asked for it
     measurements.measure_run(settings, "baseline", folder, tmp_path)
@@ -158,7 +157,7 @@ def test_a_run_is_measured_before_and_after_stage_2(trained, rows, tmp_path, mon
 def test_a_curve_begins_before_stage_2_and_outdated_checkpoints_go(trained, rows, monkeypatch):
     settings, root, folder = trained
     monkeypatch.setattr(evaluation, "load_rows", lambda benchmark, folder: rows)
-    monkeypatch.setattr(evaluation, "Paths", lambda name: Paths(name, root))
+    monkeypatch.setattr(models, "Paths", lambda name: Paths(name, root))
     out = Paths("tiny", root).evaluation("baseline", 0)
     evaluation.evaluate_run(settings, "baseline", folder, out)
     assert sorted(path.name for path in out.iterdir()) == [

@@ -9,8 +9,8 @@ from commands import replace
 
 from workbook import config as profiles
 from workbook import pipeline
-from workbook.config import Launch
 from workbook.scale import estimates, plan
+from workbook.sections import Launch
 
 PAPER = profiles.load("paper")
 

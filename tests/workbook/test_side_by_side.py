@@ -156,10 +156,10 @@ def runs(process: int) -> bool:
 
 def test_while_a_pipeline_is_under_way_no_profile_is_selected(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with lock.alone("make repro PROFILE=laptop") as held:
+    with lock.alone("make repro PROFILE=laptop") as share:
         with pytest.raises(lock.LockedError, match=rf"PROFILE=laptop, process {os.getpid()} on .* since .*Wait for it"):
             lock.alone("other").__enter__()
-        held.share()
+        share()
         with lock.shared(), pytest.raises(lock.LockedError, match="PROFILE=laptop"):
             lock.alone("other").__enter__()
     with lock.shared(), pytest.raises(lock.LockedError, match="a stage, started by dvc"):

@@ -27,7 +27,6 @@ def settings(
     prompts: Sequence[str],
     max_new_tokens: int,
     protocol: Mapping | None = None,
-    limit: int | None = None,
     variant: str = "",
 ) -> dict:
     """All that answers depend on.  `protocol` is None for greedy decoding, else how it samples."""
@@ -39,7 +38,7 @@ def settings(
         "questions": hashlib.sha256(asked.encode()).hexdigest(),
         "max_new_tokens": max_new_tokens,
         "protocol": dict(protocol) if protocol else "greedy",
-        "limit": limit,
+        "limit": None,  # in earlier files the number of rows of a trial
         "variant": variant,
         "rows": len(rows),
         "runs": protocol["runs"] if protocol else 1,

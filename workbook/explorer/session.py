@@ -4,7 +4,7 @@ needs nothing new; a patch, word, token or head takes a few small products of th
 import hashlib
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -20,11 +20,13 @@ from viral_core.measure.inputs import square_side
 from viral_core.measure.pca import pca_maps
 from viral_core.run_folder import Run, load_run
 from viral_core.teachers import KINDS, Teacher, load_teacher
-from workbook import config
+from workbook import config, runs
 from workbook.benchmarks import BENCHMARKS, load_rows, open_image
 from workbook.explorer.look import Look, attention_map, cknna_curve, entropies, look, shown, similarity, word_map
 from workbook.paths import Paths
+from workbook.sections import known
 
+HERE = "explorer"  # in messages
 Place = Annotated[int, Field(ge=0)]
 QUESTIONS = 200  # of a benchmark that are offered
 RECENT = 8  # looks and teacher features that are at hand
@@ -54,34 +56,20 @@ class Choice:
     word: str = ""
 
 
+@dataclass
 class Session:
-    """Answers choices; holds the models of the last one and drops them when others are chosen.
+    """Answers choices; holds the models of the last one and drops them when others are chosen."""
 
-    Args:
-        runs: folder of each run that is offered; of models that see an image as one square grid.
-        teachers: arguments of `load_teacher` for each that is offered, without grid and device.
-        benchmarks: names that `rows` takes.
-        rows: benchmark -> its rows (`workbook.benchmarks.load_rows`).
-        folder: for own images and saved figures.
-        k: neighbours of CKNNA.
-        options: of `load_run`: dtype, attn_implementation.
-    """
-
-    def __init__(
-        self,
-        runs: dict[str, Path],
-        teachers: dict[str, dict],
-        benchmarks: list[str],
-        rows: Callable[[str], list[dict]],
-        folder: Path,
-        k: int = 10,
-        **options,
-    ):
-        self.runs, self.teachers, self.benchmarks, self.folder, self.k = runs, teachers, benchmarks, folder, k
-        self._read_rows, self._options = rows, options
-        self._rows: dict[str, dict[str, dict]] = {}
-        self._models: dict[tuple[str, str], Run | Teacher] = {}
-        self._recent: dict[tuple, object] = {}
+    runs: dict[str, Path]  # folder of each run that is offered; of models that see an image as one square grid
+    teachers: dict[str, dict]  # arguments of `load_teacher` for each that is offered, without grid and device
+    benchmarks: list[str]
+    read_rows: Callable[[str], list[dict]]  # of a benchmark, such as `workbook.benchmarks.load_rows`
+    folder: Path  # for own images and saved figures
+    k: int = 10  # neighbours of CKNNA
+    options: dict = field(default_factory=dict)  # of `load_run`: dtype, attn_implementation
+    _rows: dict[str, dict[str, dict]] = field(default_factory=dict, init=False)
+    _models: dict[tuple[str, str], Run | Teacher] = field(default_factory=dict, init=False)
+    _recent: dict[tuple, object] = field(default_factory=dict, init=False)
 
     def first(self) -> Choice:
         """The choice that the explorer opens with: a run, beside it the first that VIRAL trained."""
@@ -98,9 +86,9 @@ class Session:
 
     def rows(self, benchmark: str) -> dict[str, dict]:
         """The questions that are offered, by their id."""
-        _expect("benchmark", benchmark, self.benchmarks)
+        known("benchmark", benchmark, self.benchmarks, HERE)
         if benchmark not in self._rows:
-            self._rows[benchmark] = {str(row["id"]): row for row in self._read_rows(benchmark)[:QUESTIONS]}
+            self._rows[benchmark] = {str(row["id"]): row for row in self.read_rows(benchmark)[:QUESTIONS]}
         return self._rows[benchmark]
 
     def upload(self, content: bytes) -> str:
@@ -141,9 +129,9 @@ class Session:
         image, question, key = self._sample(choice)
         names = [name for name in dict.fromkeys([choice.run, choice.beside]) if name]
         for name in names:
-            _expect("run", name, self.runs)
+            known("run", name, self.runs, HERE)
         if choice.teacher:
-            _expect("teacher", choice.teacher, self.teachers)
+            known("teacher", choice.teacher, self.teachers, HERE)
         chosen = {("run", name) for name in names} | {("teacher", choice.teacher)}
         self._models = {key: model for key, model in self._models.items() if key in chosen}  # before others are loaded
 
@@ -193,7 +181,7 @@ class Session:
     def _sample(self, choice: Choice) -> tuple[Image.Image, str, str]:
         """Image, question, and the key of a benchmark's own."""
         rows = self.rows(choice.benchmark)
-        _expect("question", choice.row, rows)
+        known("question", choice.row, rows, HERE)
         row = rows[choice.row]
         if choice.image and not Path(choice.image).is_file():
             raise FileNotFoundError(f"no image {choice.image}: give the path of a file, or drop one here")
@@ -203,7 +191,7 @@ class Session:
 
     def _run(self, name: str) -> Run:
         if ("run", name) not in self._models:
-            self._models["run", name] = load_run(self.runs[name], device=distributed.device(), **self._options)
+            self._models["run", name] = load_run(self.runs[name], device=distributed.device(), **self.options)
         return self._models["run", name]
 
     def _teacher(self, name: str, student: Look) -> Teacher:
@@ -264,10 +252,10 @@ def _colours(vectors: dict[str, torch.Tensor]) -> dict[str, bytes]:
     for name, states in vectors.items():
         groups.setdefault(states.shape[-1] if len(states) > 1 else name, []).append(name)
     colours = {}
-    for names in groups.values():
-        sets = [F.normalize(layer.float(), dim=-1) for name in names for layer in vectors[name]]
+    for alike in groups.values():
+        sets = [F.normalize(layer.float(), dim=-1) for name in alike for layer in vectors[name]]
         maps = iter(pca_maps(sets, shared=True))
-        for name in names:
+        for name in alike:
             layers = np.stack([next(maps) for _ in vectors[name]])
             colours[name] = np.rint(layers * 255).astype(np.uint8).tobytes()
     return colours
@@ -301,11 +289,6 @@ def _png(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def _expect(what: str, name: str, known) -> None:
-    if name not in known:
-        raise ValueError(f"no {what} {name!r}: there are {', '.join(known)}")
-
-
 def of_profile(profile: str) -> Session:
     """The session of a profile's finished runs; its folders are seen from the repository's root.
 
@@ -313,32 +296,30 @@ def of_profile(profile: str) -> Session:
         FileNotFoundError: none of them has been trained; the message says what to do.
     """
     settings, paths = config.load(profile), Paths(profile)
-    runs = {
+    folders = {
         f"{run}-s{seed}": paths.run(run, seed)
-        for run, seeds in settings.runs.items()
-        for seed in seeds
-        if settings.systems[run].architecture == "llava" and (paths.run(run, seed) / "run.json").is_file()
+        for run, seed in runs.names(profile)
+        if settings.systems[run].architecture == "llava"
     }
-    if not runs:
+    trained = {name: folder for name, folder in folders.items() if (folder / "run.json").is_file()}
+    if not trained:
         raise FileNotFoundError(
             f"profile {profile} has no trained run yet: `make repro PROFILE={profile}` trains them, "
             "or choose another profile in the parameters cell"
         )
-    # The teacher of the first aligned run comes first: the explorer opens with it.
-    aligned = [settings.systems[run].align for run in settings.runs]
-    order = dict.fromkeys([*(align.teacher for align in aligned if align and align.teacher), *settings.teachers])
     teachers = {
         name: {"kind": teacher.kind, "path": teacher.path, "revision": teacher.revision}
-        for name in order
-        if (teacher := settings.teachers[name]).kind in KINDS
+        for name, teacher in settings.teachers.items()
+        if teacher.kind in KINDS
     }
+    aligned = (settings.systems[run].teacher for run in settings.runs)
+    first = next((name for name in aligned if name in teachers), None)  # the explorer opens with this teacher
     return Session(
-        runs,
-        teachers,
+        trained,
+        dict(sorted(teachers.items(), key=lambda item: item[0] != first)),
         [name for name in settings.evaluation.benchmarks if name in BENCHMARKS],
         lambda benchmark: load_rows(benchmark, settings.data.benchmarks),
         paths.results("explorer"),
         settings.cknna.k,
-        dtype=getattr(torch, settings.compute.dtype),
-        attn_implementation=settings.compute.attention,
+        {"dtype": getattr(torch, settings.compute.dtype), "attn_implementation": settings.compute.attention},
     )

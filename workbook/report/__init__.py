@@ -96,18 +96,13 @@ def _verdicts(table: pd.DataFrame) -> list[tuple[str, int, str]]:
 
 def _costs(paths: Paths) -> list[dict]:
     """What each kind of stage took as it last finished, and what the folders of results hold, the largest first."""
-    seconds = pd.Series(read_costs(paths.root), dtype=float)
-    rows = []
-    if len(seconds):
-        for stage, part in seconds.groupby(level=0, sort=False):
-            rows.append({"name": stage, "count": len(part), "seconds": float(part.sum())})
-    return sorted(rows, key=lambda row: -row["seconds"])
+    costs = pd.DataFrame([(stage, s) for (stage, _), s in read_costs(paths.root).items()], columns=["name", "seconds"])
+    table = costs.groupby("name")["seconds"].agg(count="count", seconds="sum")
+    return table.sort_values("seconds", ascending=False).reset_index().to_dict("records")
 
 
 def _disk(paths: Paths) -> list[dict]:
     """Bytes in each folder of the profile's results."""
     folders = [folder for folder in sorted(paths.root.glob("*")) if folder.is_dir() and folder != paths.report]
-    sizes = {
-        folder.name: sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) for folder in folders
-    }
-    return [{"name": name, "bytes": size} for name, size in sizes.items()]
+    sizes = [sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) for folder in folders]
+    return [{"name": folder.name, "bytes": size} for folder, size in zip(folders, sizes, strict=True)]

@@ -1,6 +1,7 @@
 """Executed notebooks as offline HTML: whole pages, and the parts that the report shows."""
 
 import base64
+import functools
 import io
 import re
 from dataclasses import dataclass, field
@@ -91,8 +92,13 @@ def _html(data: dict, caption: str) -> str:
 
 def page(file: Path, shared: dict[str, str]) -> str:
     """A whole notebook, code included, as a page; `shared`: title, profile, label and style."""
+    notebook = nbformat.read(file, as_version=4)
+    body, _ = _exporter().from_notebook_node(notebook, resources={**shared, "policy": POLICY})
+    return body
+
+
+@functools.cache  # its templates take a while to compile
+def _exporter() -> HTMLExporter:
     exporter = HTMLExporter(template_name="page", extra_template_basedirs=[str(PARTS)])
     exporter.register_filter("markdown2html", render)
-    notebook = nbformat.read(file, as_version=4)
-    body, _ = exporter.from_notebook_node(notebook, resources={**shared, "policy": POLICY})
-    return body
+    return exporter

@@ -21,15 +21,21 @@ def timed(folder: str | Path, stage: str, key: str) -> Iterator[None]:
     if int(os.environ.get("RANK", 0)):
         yield
         return
-    began, start, done = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic(), False
+    start, done = time.monotonic(), False
     try:
         yield
         done = True
     finally:
-        line = {"stage": stage, "key": key, "began": began, "seconds": round(time.monotonic() - start, 3), "done": done}
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        with (Path(folder) / FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        note(folder, stage, key, time.monotonic() - start, done)
+
+
+def note(folder: str | Path, stage: str, key: str, seconds: float, done: bool = True) -> None:
+    """Note a stage that has just ended."""
+    began = datetime.fromtimestamp(time.time() - seconds, UTC).isoformat(timespec="seconds")
+    line = {"stage": stage, "key": key, "began": began, "seconds": round(seconds, 3), "done": done}
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with (Path(folder) / FILE).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
 
 
 def read_costs(folder: str | Path) -> dict[tuple[str, str], float]:

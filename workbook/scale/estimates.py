@@ -13,8 +13,8 @@ import yaml
 
 from viral_core.recipe import Recipe
 from viral_core.specs import Align
-from workbook.config import Launch, Profile, TeacherModel
 from workbook.paths import DEEPSPEED, PROFILES
+from workbook.sections import Launch, Profile, TeacherModel
 
 GIB = 2**30
 CACHED_BYTES = {"float16": 2, "int8": 1}  # of a feature; int8 has 4 bytes more per token

@@ -13,8 +13,8 @@ import os
 import subprocess
 import sys
 
-from workbook.config import Launch, ProfileError
 from workbook.paths import DEEPSPEED
+from workbook.sections import Launch, ProfileError
 
 TRAININGS = ("stage1", "stage2")
 # Stages whose work is divided among processes.

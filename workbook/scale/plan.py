@@ -16,10 +16,10 @@ import pandas as pd
 from viral_core.files import read_entries
 from workbook import paper, pipeline
 from workbook.benchmarks.registry import EXPECTED
-from workbook.config import Launch, Profile
 from workbook.paths import Paths
 from workbook.scale import estimates
 from workbook.scale.costs import read_costs
+from workbook.sections import Launch, Profile
 
 GB = 1e9
 
