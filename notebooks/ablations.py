@@ -167,7 +167,7 @@ tables.styled(second, f"Table 2, the paper's numbers beside ours. Ours: {setting
 
 # %%
 once = second.drop_duplicates(["run", "benchmark"])
-figure = plots.score_panels(once[once["run"] != "baseline"], scores.TITLES, "gain", zero=True)  # table_2_gains
+figure = plots.score_panels(once[once["run"] != "baseline"], scores.TITLES, "gain")  # table_2_gains
 figure.suptitle(plots.wrap(f"{settings.label}; gain over the baseline; filled: excludes 0", 90), fontsize="small")
 plots.save(figure, out, "table_2_gains")
 
@@ -193,7 +193,7 @@ table.to_csv(out / "controls.csv", index=False, float_format="%.4f")
 tables.styled(table, f"Controls of ours; only the first two rows are the paper's. Ours: {settings.label}.")
 
 # %%
-figure = plots.score_panels(table[table["run"] != "baseline"], scores.TITLES, "gain", zero=True)  # controls_gains
+figure = plots.score_panels(table[table["run"] != "baseline"], scores.TITLES, "gain")  # controls_gains
 figure.suptitle(plots.wrap(f"{settings.label}; gain over the baseline; filled: excludes 0", 90), fontsize="small")
 plots.save(figure, out, "controls_gains")
 

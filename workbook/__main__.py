@@ -3,9 +3,8 @@
 import os
 import shutil
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -15,7 +14,6 @@ from workbook.paths import Paths
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 ProfileName = Annotated[str, typer.Argument(help="name of a profile, a file of profiles/", metavar="PROFILE")]
 Key = Annotated[str, typer.Argument(help="the stage's key in params.yaml")]
-Dtype = StrEnum("Dtype", ("float32", "bfloat16", "float16"))
 
 
 @app.command()
@@ -80,13 +78,13 @@ def plan(name: ProfileName, price: Annotated[float | None, typer.Option(help="US
 def export(
     run: Annotated[Path, typer.Argument(help="the run's folder")],
     out: Annotated[Path, typer.Argument(help="the folder to write")],
-    dtype: Annotated[Dtype, typer.Option()] = Dtype.float32,
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
 ) -> None:
     """Write a run as a folder that transformers loads alone."""
     from workbook.scale.export import export
 
     try:
-        export(run, out, dtype.value)
+        export(run, out, dtype)
     except (FileNotFoundError, FileExistsError, ValueError) as error:
         sys.exit(f"error: {error}")
 
@@ -137,7 +135,7 @@ def measure(
     what: Annotated[str, typer.Argument(help="a stage's key; or cknna, attention, permutation or pca of a model")],
     model: Annotated[str | None, typer.Argument(help="folder or hub id of a LLaVA or LLaVA-NeXT")] = None,
     images: Annotated[Path | None, typer.Argument(help="folder of images")] = None,
-    out: Annotated[Path, typer.Option(help="folder for the table")] = Path("measurements"),
+    out: Annotated[Path, typer.Argument(help="folder for the table")] = Path("measurements"),
     question: Annotated[str, typer.Option(help="what the model is asked")] = "Describe the image.",
     template: Annotated[str | None, typer.Option(help="of the conversation; by default the model's own")] = None,
     k: Annotated[int, typer.Option(help="neighbours of CKNNA")] = 10,
@@ -163,9 +161,8 @@ def _run(kind: str, key: str) -> None:
         hub.go_offline(hub.models(settings))
         launch.spread(kind, settings.launch)  # which may start this command again, and not return
         with costs.timed(Paths(settings.name).root, kind, key):
-            from viral_core import (
-                distributed,  # only now: the libraries take seconds, and read whether they are offline
-            )
+            # Only now: the libraries take seconds, and read whether they are offline.
+            from viral_core import distributed
             from workbook import stages
 
             getattr(stages, kind)(settings, item)

@@ -101,11 +101,6 @@ def _entries(defaults: dict[str, dict]) -> dict[str, dict]:
     return complete
 
 
-def systems() -> dict[str, System]:
-    """The runs of `profiles/runs.yaml`, without what a profile gives them."""
-    return validate(dict[str, System], _entries({}), SYSTEMS)
-
-
 def _expand(data, name: str):
     """Put the profile's name into paths written with {profile}."""
     if isinstance(data, dict):

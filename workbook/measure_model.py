@@ -6,7 +6,6 @@ permutation  answers with the image's features in their order and shuffled
 pca          colours of the visual tokens in every layer, with a picture per image
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +23,8 @@ from viral_core.measure.states import layerwise_cknna, stream_states
 from viral_core.templates import IMAGE_MARKER, TEMPLATES, prompt
 from viral_core.tiles import is_tiled
 
-PERMUTATIONS = 5
-SUFFIXES = Image.registered_extensions()
+QUANTITIES = ("cknna", "attention", "permutation", "pca")
+PERMUTATIONS, BATCH_SIZE = 5, 4
 
 
 def measure(
@@ -36,12 +35,11 @@ def measure(
     question: str = "Describe the image.",
     template: str | None = None,
     k: int = 10,
-    batch_size: int = 4,
 ) -> Path:
     """Measure a model and write a tidy table, `<quantity>.csv`, into `out`; returns the file.
 
     Args:
-        quantity: a key of `QUANTITIES`.
+        quantity: one of `QUANTITIES`.
         model_id: folder or hub id of a LLaVA or LLaVA-NeXT.
         images: folder of images; all that Pillow reads, in the order of their names.
         question: that the model answers.
@@ -53,7 +51,7 @@ def measure(
     """
     if quantity not in QUANTITIES:
         raise ValueError(f"no measurement {quantity!r}; there are: {', '.join(QUANTITIES)}")
-    files = sorted(file for file in images.glob("*") if file.suffix.lower() in SUFFIXES)
+    files = sorted(file for file in images.glob("*") if file.suffix.lower() in Image.registered_extensions())
     if not files:
         raise ValueError(f"{images} holds no image (a folder of .jpg, .png, ... is expected)")
     processor = AutoProcessor.from_pretrained(model_id)
@@ -61,9 +59,19 @@ def measure(
     model = AutoModelForImageTextToText.from_pretrained(model_id, dtype="auto")
     if model.config.model_type not in ("llava", "llava_next"):
         raise ValueError(f"{model_id} is a {model.config.model_type}; llava and llava_next can be measured")
+    if quantity in ("permutation", "pca") and is_tiled(processor):
+        raise ValueError(f"{quantity} is of the one map of features of an image: LLaVA-NeXT has several tiles")
     model = model.to(distributed.device()).eval()
     out.mkdir(parents=True, exist_ok=True)
-    table = QUANTITIES[quantity](model, processor, files, text, out=out, k=k, batch_size=batch_size)
+    options = {"ids": [file.name for file in files], "batch_size": BATCH_SIZE}
+    if quantity == "cknna":
+        table = layerwise_cknna(model, processor, files, text, k=k, **options)
+    elif quantity == "attention":
+        table = question_entropies(model, processor, files, text, **options).rename(columns={"question": "image"})
+    elif quantity == "permutation":
+        table = _permutation(model, processor, files, text)
+    else:
+        table = _pca(model, processor, files, text, out)
     file = out / f"{quantity}.csv"
     table.to_csv(file, index=False)
     return file
@@ -80,24 +88,10 @@ def _prompt(processor, question: str, template: str | None) -> str:
     return processor.apply_chat_template([turn], add_generation_prompt=True)
 
 
-def _cknna(model, processor, files: list[Path], text: str, *, k: int, batch_size: int, **_) -> pd.DataFrame:
-    names = [file.name for file in files]
-    return layerwise_cknna(model, processor, files, text, ids=names, k=k, batch_size=batch_size)
-
-
-def _attention(model, processor, files: list[Path], text: str, *, batch_size: int, **_) -> pd.DataFrame:
-    names = [file.name for file in files]
-    return question_entropies(model, processor, files, text, ids=names, batch_size=batch_size).rename(
-        columns={"question": "image"}
-    )
-
-
-def _permutation(model, processor, files: list[Path], text: str, *, batch_size: int, **_) -> pd.DataFrame:
+def _permutation(model, processor, files: list[Path], text: str) -> pd.DataFrame:
     """One row per image and variant: image, variant, response, changed (from the answer to the image as it is)."""
-    if is_tiled(processor):
-        raise ValueError("permutation shuffles the one map of features of an image: LLaVA-NeXT has several tiles")
     rows = []
-    for chosen, inputs in batches(model, processor, files, text, batch_size, "permutation"):
+    for chosen, inputs in batches(model, processor, files, text, BATCH_SIZE, "permutation"):
         names = [file.name for file in files[chosen]]
         original = _answers(model, processor, inputs)
         rows += [(name, "original", response, False) for name, response in zip(names, original, strict=True)]
@@ -117,12 +111,10 @@ def _answers(model, processor, inputs) -> list[str]:
     return [text.strip() for text in texts]
 
 
-def _pca(model, processor, files: list[Path], text: str, *, out: Path, batch_size: int, **_) -> pd.DataFrame:
+def _pca(model, processor, files: list[Path], text: str, out: Path) -> pd.DataFrame:
     """One row per image, layer and token: image, layer, row, column, red, green, blue (0 to 1)."""
-    if is_tiled(processor):
-        raise ValueError("pca colours the one map of features of an image: LLaVA-NeXT has several tiles")
     layers, frames = range(model.config.text_config.num_hidden_layers + 1), []
-    for image in stream_states(model, processor, files, text, layers, batch_size, "pca"):
+    for image in stream_states(model, processor, files, text, layers, BATCH_SIZE, "pca"):
         name, maps = files[image.position].name, [pca_map(state.float()) for state in image.states]
         for layer, colours in zip(layers, maps, strict=True):
             row, column = np.indices(colours.shape[:2]).reshape(2, -1)
@@ -133,11 +125,3 @@ def _pca(model, processor, files: list[Path], text: str, *, out: Path, batch_siz
         strip.resize((strip.width * scale, strip.height * scale), Image.Resampling.NEAREST).save(out / f"{name}.png")
     columns = ["image", "layer", "row", "column", "red", "green", "blue"]
     return pd.concat(frames, ignore_index=True)[columns]
-
-
-QUANTITIES: dict[str, Callable[..., pd.DataFrame]] = {
-    "cknna": _cknna,
-    "attention": _attention,
-    "permutation": _permutation,
-    "pca": _pca,
-}

@@ -8,9 +8,11 @@ import warnings
 from pathlib import Path
 
 import yaml
+from IPython.display import Markdown, display
 
 from workbook.config import Profile, load
 from workbook.paths import ROOT, Paths
+from workbook.scale import hub
 
 
 def notebooks(settings: Profile) -> list[str]:
@@ -30,10 +32,7 @@ def begin(profile: str, name: str) -> tuple[Profile, Path]:
     Raises:
         ProfileError: no such profile; the message lists those there are.
     """
-    from IPython.display import Markdown, display
-
-    from workbook import plots
-    from workbook.scale import hub
+    from workbook import plots  # seaborn takes seconds, and the report needs none
 
     if "transformers" in sys.modules:  # its reports of weights that a part of a model does without
         sys.modules["transformers"].logging.set_verbosity_error()
@@ -49,17 +48,8 @@ def begin(profile: str, name: str) -> tuple[Profile, Path]:
     return settings, out
 
 
-def conclude(lines: list[str]) -> None:
-    """Show sentences as a list."""
-    from IPython.display import Markdown, display
-
-    display(Markdown("\n".join(f"- {line}" for line in lines)))
-
-
 def show(code) -> None:
     """Display the source of a function, method or class as it is running here, with its file and line."""
-    from IPython.display import Markdown, display
-
     code = inspect.unwrap(code)  # a decorator's wrapper lies in another file
     file = Path(inspect.getsourcefile(code))
     lines, number = inspect.getsourcelines(code)

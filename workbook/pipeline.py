@@ -48,18 +48,16 @@ def stages(profile: Profile) -> dict[str, dict[str, dict]]:
             add("pretrained", name, language=name, out=model.path)
     if profile.world:
         add("world", "world", out=paths.data)
-    for system in systems.values():
-        _add_caches(add, profile, system, paths)
     for language, vision in sorted({(system.language, system.vision) for system in systems.values()}):
         name, out = f"{language}-{vision}", paths.stage1(language, vision)
         models = _models(profile, language, vision)
         if name in profile.projectors:
             add("projector", name, **models, source=profile.projectors[name], out=out)
         else:
-            add("stage1", name, **models, features=_features(profile, vision, "captions", paths), out=out)
+            add("stage1", name, **models, features=_features(add, profile, vision, part="captions"), out=out)
     for run, seeds in profile.runs.items():
+        inputs = _inputs(add, profile, systems[run])
         for seed in seeds:
-            inputs = _inputs(profile, systems[run], paths)
             add("stage2", f"{run}-s{seed}", run=run, seed=seed, **inputs, out=paths.run(run, seed))
     return index
 
@@ -73,38 +71,30 @@ def _models(profile: Profile, language: str, vision: str) -> dict[str, str]:
     }
 
 
-def _features(profile: Profile, vision: str, part: str, paths: Paths) -> Path | str:
-    """The cached features of an encoder, or the encoder."""
-    encoder = profile.visions[vision]
-    return paths.encoder_cache(vision, part) if encoder.cache else tracked(encoder.path)
+def _features(add, profile: Profile, vision: str, model=None, *, part="conversations", state="intact", tiled=False):
+    """What a training reads of an encoder, or of a teacher or VAE (`model`) on its grid.
 
-
-def _add_caches(add, profile: Profile, system: System, paths: Paths) -> None:
-    """Caches that a run reads: of its teacher's features, of its VAE's latents, of its encoder's features.
-
-    `settings`: what the cached values depend on beside the encoder, as `dvc.yaml` names it.
+    That is the folder of cached features, whose stage is added to the index, or the model where it runs along.
     """
-    vision = system.vision
-    encoder = profile.visions[vision]
-    files = {"vision": vision, "vision_files": tracked(encoder.path)}
-
-    def add_model(name: str, state: str, tiled: bool) -> None:
-        model = profile.teachers[name]
-        out = paths.cache(name, vision, state, tiled)
-        if profile.tiles.cache if tiled else model.cache:
-            views = "tiles" if tiled else f"visions.{vision}"
-            add("cache", out.name, model=name, settings=f"teachers.{name}", views=views, state=state,
-                model_files=tracked(model.path), **_images(profile, "conversations"), **files, out=out)  # fmt: skip
-
-    if system.teacher:
-        add_model(system.teacher, system.align.teacher_state, system.tiled)
-    if system.reconstruct:
-        add_model(system.reconstruct.vae, "intact", False)
-    for part in ("captions", "conversations") if encoder.cache else ():
-        if part == "captions" or not system.tiled:
-            out = paths.encoder_cache(vision, part)
-            add("cache", out.name, model=None, settings=f"visions.{vision}", views=f"visions.{vision}", state="intact",
-                model_files=files["vision_files"], **_images(profile, part), **files, out=out)  # fmt: skip
+    paths, encoder = Paths(profile.name), profile.visions[vision]
+    source = profile.teachers[model] if model else encoder
+    if not (profile.tiles.cache if tiled else source.cache):
+        return tracked(source.path)
+    out = paths.cache(model, vision, state, tiled) if model else paths.encoder_cache(vision, part)
+    add(
+        "cache",
+        out.name,
+        model=model,
+        settings=f"teachers.{model}" if model else f"visions.{vision}",  # what the features depend on, by name
+        views="tiles" if tiled else f"visions.{vision}",
+        state=state,
+        model_files=tracked(source.path),
+        vision=vision,
+        vision_files=tracked(encoder.path),
+        **_images(profile, part),
+        out=out,
+    )
+    return out
 
 
 def _images(profile: Profile, part: str) -> dict[str, str]:
@@ -114,26 +104,25 @@ def _images(profile: Profile, part: str) -> dict[str, str]:
     return {"part": part, "json": getattr(profile.data, part), "images": images}
 
 
-def _inputs(profile: Profile, system: System, paths: Paths) -> dict:
+def _inputs(add, profile: Profile, system: System) -> dict:
     """What the instruction tuning of a run reads, data and settings apart."""
-    models = _models(profile, system.language, system.vision)
-    encoder = models["vision_files"]
-    targets = target_settings = latents = None
+    models, paths = _models(profile, system.language, system.vision), Paths(profile.name)
+    encoder, settings = models["vision_files"], f"visions.{system.vision}"
+    targets = latents = features = encoder
     if system.teacher:
-        teacher = profile.teachers[system.teacher]
-        cached = profile.tiles.cache if system.tiled else teacher.cache
-        folder = paths.cache(system.teacher, system.vision, system.align.teacher_state, system.tiled)
-        targets = folder if cached else tracked(teacher.path)
-        target_settings = f"teachers.{system.teacher}"
+        state = system.align.teacher_state
+        targets = _features(add, profile, system.vision, system.teacher, state=state, tiled=system.tiled)
     if system.reconstruct:
-        latents = paths.cache(system.reconstruct.vae, system.vision)
+        latents = _features(add, profile, system.vision, system.reconstruct.vae)
+    if not system.tiled:
+        features = _features(add, profile, system.vision)
     return {
         **models,
-        "views": "tiles" if system.tiled else f"visions.{system.vision}",
-        "teacher": target_settings or f"visions.{system.vision}",
-        "targets": targets or encoder,
-        "latents": latents or encoder,
-        "features": encoder if system.tiled else _features(profile, system.vision, "conversations", paths),
+        "views": "tiles" if system.tiled else settings,
+        "teacher": f"teachers.{system.teacher}" if system.teacher else settings,
+        "targets": targets,
+        "latents": latents,
+        "features": features,
         "projector": paths.stage1(system.language, system.vision),
         "probes": paths.data / "probes" if profile.world else encoder,  # of its measurements
     }

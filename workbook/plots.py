@@ -47,13 +47,12 @@ def line(i: int) -> dict:
     return {"color": COLOURS[i], "marker": MARKERS[i], "linestyle": (0, DASHES[i]) if DASHES[i] else "-"}
 
 
-def curves(axis: plt.Axes, table: pd.DataFrame, x: str, y: str, names: dict[str, str] | None = None) -> None:
+def curves(axis: plt.Axes, table: pd.DataFrame, x: str, y: str, names: dict[str, str]) -> None:
     """Draw a line per run with its interval, from columns run, `x`, `y`, low and high; `names` are for the legend.
 
-    A run keeps its look in every panel: the i-th of `names` (or of the table) has the i-th colour, marker and dashes.
-    One without rows is in the legend as "(not run)".
+    A run keeps its look in every panel: the i-th of `names` has the i-th colour, marker and dashes.  One without
+    rows is in the legend as "(not run)".
     """
-    names = names or {run: run for run in dict.fromkeys(table["run"])}
     for i, (run, name) in enumerate(names.items()):
         rows = table[table["run"] == run].sort_values(x)
         axis.plot(rows[x], rows[y], label=name if len(rows) else f"{name} (not run)", markersize=4, **line(i))
@@ -69,14 +68,13 @@ def mark_layers(axis: plt.Axes, layers: list[int], chance: float | None = None) 
         axis.axhline(chance, color="grey", linestyle=":", linewidth=1.2, label="chance", zorder=0)
 
 
-def score_panels(table: pd.DataFrame, titles: dict[str, str], value: str = "ours", zero: bool = False) -> plt.Figure:
+def score_panels(table: pd.DataFrame, titles: dict[str, str], value: str = "ours") -> plt.Figure:
     """A panel per benchmark and a line of text per run: dots with intervals; a run that has not been run says so.
 
     Args:
         table: what `tables.side_by_side` returns.
         titles: of the benchmarks.
-        value: "ours", beside the dotted score of the best constant answer, or "gain".
-        zero: mark zero.
+        value: "ours", beside the dotted score of the best constant answer, or "gain", beside zero.
     """
     low, high = ("low", "high") if value == "ours" else ("gain_low", "gain_high")
     runs, benchmarks = list(dict.fromkeys(table["run"])), list(dict.fromkeys(table["benchmark"]))
@@ -100,7 +98,7 @@ def score_panels(table: pd.DataFrame, titles: dict[str, str], value: str = "ours
             axis.set_xticks([])
         if value == "ours" and rows["constant"].notna().any():
             axis.axvline(rows["constant"].max(), color="grey", linestyle=":", linewidth=1.2, zorder=0)
-        if zero:
+        if value == "gain":
             axis.axvline(0, color="grey", linewidth=0.8, zorder=0)
         axis.set_title(titles[benchmark], fontsize="small")
         axis.set_xlabel("points" if benchmark == "mme" else "%", fontsize="small")

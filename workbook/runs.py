@@ -39,17 +39,11 @@ def trained(profile: str, runs: Iterable[str]) -> dict[str, Path]:
     return {run: folder for run, folder in folders.items() if (folder / "run.json").is_file()}
 
 
-def not_run(profile: str, runs: Iterable[str] | None = None, table: str | None = None) -> list[str]:
-    """Runs with their seed that have not been evaluated, or lack a table of `measured`.
-
-    `runs`: only of these; one of them that the profile does not train is named without a seed.
-    """
-    runs = list(settings(profile).runs if runs is None else runs)
+def not_run(profile: str, runs: Iterable[str]) -> list[str]:
+    """Those of `runs` that have not been evaluated, with their seed, or without one where the profile trains none."""
     absent = [run for run in runs if run not in settings(profile).runs]
     for run, seed in names(profile, runs):
-        folder = paths(profile).evaluation(run, seed)
-        written = any(folder.glob("*.jsonl")) if table is None else _table(profile, run, seed, table).is_file()
-        if not written:
+        if not any(paths(profile).evaluation(run, seed).glob("*.jsonl")):
             absent.append(f"{run}-s{seed}")
     return absent
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from viral_core.measure.intervals import Interval, interval
+from viral_core.measure.intervals import Interval
 from workbook.benchmarks import PAPER, score, stats
 from workbook.runs import answer_files, names, read_all, settings
 
@@ -117,11 +117,11 @@ def scores(
     return pd.DataFrame(rows, columns=columns).rename(columns={"value": "score"})
 
 
-def by_seed(profile: str, runs: Iterable[str] | None = None, benchmarks: Iterable[str] | None = None) -> pd.DataFrame:
+def by_seed(profile: str, runs: Iterable[str]) -> pd.DataFrame:
     """Official score of every seed: run, seed, benchmark, score; what the seed alone moves is its spread."""
     rows = []
     for run in dict(names(profile, runs)):
-        for benchmark in benchmarks_of(profile) if benchmarks is None else benchmarks:
+        for benchmark in benchmarks_of(profile):
             for seed, one in _scored(profile, run, benchmark).items():
                 rows.append((run, seed, benchmark, unit(benchmark) * one.effects["official"].seeds.item()))
     return pd.DataFrame(rows, columns=["run", "seed", "benchmark", "score"])
@@ -200,17 +200,3 @@ def differences(
                 rows.append({"run": run, "reference": over, "benchmark": benchmark, **one.columns()})
     columns = ["run", "reference", "benchmark", "value", *COLUMNS]
     return pd.DataFrame(rows, columns=columns).rename(columns={"value": "difference"})
-
-
-def matrix(table: pd.DataFrame, value: str, item: str) -> pd.DataFrame:
-    """A column as (seeds, items), for `interval`; several rows of an item, such as tiles of an image, are averaged."""
-    return table.pivot_table(index="seed", columns=item, values=value, dropna=False)
-
-
-def means(table: pd.DataFrame, value: str, item: str, by: Sequence[str] = ("run", "layer")) -> pd.DataFrame:
-    """Mean of a measured column per group: the columns of `by`, `value`, low, high, p, error, df, n (items), seeds."""
-    rows = []
-    for keys, group in table.groupby(list(by), sort=False) if len(table) else ():
-        one = interval(matrix(group, value, item).to_numpy())
-        rows.append(dict(zip(by, keys, strict=True)) | one.columns())
-    return pd.DataFrame(rows, columns=[*by, "value", *COLUMNS]).rename(columns={"value": value})

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import datetime
 from pathlib import Path
 from statistics import mean
@@ -183,11 +183,8 @@ async def run_all(run: Pipeline) -> None:
 
 
 @contextmanager
-def _server(jobs: int) -> Iterator[None]:
-    """A fork server for the stages, where several run at a time."""
-    if jobs == 1:
-        yield
-        return
+def _server() -> Iterator[None]:
+    """A fork server for the stages."""
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "socket")
         command = [sys.executable, "-m", "workbook.fork_server", path]
@@ -225,12 +222,9 @@ def reproduce(settings: Profile, targets: list[str], jobs: int | None) -> bool:
             return conclude(settings, run, began)
         run.logs.mkdir(parents=True, exist_ok=True)
         print(f"{len(run.needs)} stages of profile {settings.name}, {jobs} at a time; details: {run.logs}/", flush=True)
-        with _server(jobs):
-            if sys.stdout.isatty():
-                with Live(run, refresh_per_second=2):
-                    asyncio.run(run_all(run))
-            else:
-                asyncio.run(run_all(run))
+        server = _server() if jobs > 1 else nullcontext()
+        with server, Live(run, refresh_per_second=2) if sys.stdout.isatty() else nullcontext():
+            asyncio.run(run_all(run))
         return conclude(settings, run, began)
 
 

@@ -63,11 +63,11 @@ def number(value: float, low: float, high: float, digits: int, sign: bool = Fals
     return f"{value:{plus}.{digits}f}{bounds}"
 
 
-def styled(frame: pd.DataFrame, caption: str, gain: bool = True) -> Styler:
-    """What `side_by_side` returns, as the paper prints it: a row per system, two or three columns per benchmark.
+def styled(frame: pd.DataFrame, caption: str) -> Styler:
+    """What `side_by_side` returns, as the paper prints it: a row per system, three columns per benchmark.
 
-    Columns of a benchmark: the paper's number (italic and grey), ours with its interval and the number of seeds, and,
-    with `gain`, our paired difference to the row's reference; bold where its interval excludes zero.
+    Columns of a benchmark: the paper's number (italic and grey), ours with its interval and the number of seeds, and
+    our paired difference to the row's reference; bold where its interval excludes zero.
     """
     columns, bold = {}, {}
     for benchmark, cells in frame.groupby("benchmark", sort=False):
@@ -75,10 +75,9 @@ def styled(frame: pd.DataFrame, caption: str, gain: bool = True) -> Styler:
         title = f"{ours.TITLES[benchmark]} (n = {cells['n'].max() or DASH})"
         columns[title, "paper"] = [DASH if pd.isna(value) else f"{value:.2f}" for value in cells["paper"]]
         columns[title, "ours"] = [_ours(row, digits) for row in cells.itertuples()]
-        if gain:
-            columns[title, "gain"] = [_gain(row, digits) for row in cells.itertuples()]
-            decided = (cells["gain_low"] > 0) | (cells["gain_high"] < 0)
-            bold[title, "gain"] = ["font-weight: bold" if one else "" for one in decided]
+        columns[title, "gain"] = [_gain(row, digits) for row in cells.itertuples()]
+        decided = (cells["gain_low"] > 0) | (cells["gain_high"] < 0)
+        bold[title, "gain"] = ["font-weight: bold" if one else "" for one in decided]
     index = pd.MultiIndex.from_frame(frame.drop_duplicates(["row", "run"])[["row", "run"]])
     table = pd.DataFrame(columns, index=index)
     weights = pd.DataFrame(bold, index=index).reindex(columns=table.columns, fill_value="")

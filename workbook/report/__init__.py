@@ -16,6 +16,7 @@ from workbook import claims, config
 from workbook.notebook import notebooks
 from workbook.paths import Paths
 from workbook.report.pages import PARTS, POLICY, page, section
+from workbook.runs import names
 from workbook.scale.costs import read_costs
 
 
@@ -39,11 +40,7 @@ def build(profile: str, out: str | Path) -> Path:
             body = page(paths.notebook(part.name), shared | {"title": part.title})
             (out / "notebooks" / f"{part.name}.html").write_text(body, encoding="utf-8")
 
-    runs = {
-        f"{run}-s{seed}": (paths.run(run, seed) / "run.json").is_file()
-        for run, seeds in settings.runs.items()
-        for seed in seeds
-    }
+    runs = {f"{run}-s{seed}": (paths.run(run, seed) / "run.json").is_file() for run, seed in names(profile)}
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader("workbook.report", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -65,10 +62,7 @@ def build(profile: str, out: str | Path) -> Path:
 def _ledger(folder: Path) -> dict | None:
     """What the claims notebook decided; None where it has not run.
 
-    Returns:
-        forest: the picture as base64, empty where nothing was measured.
-        verdicts: (word, rows, colour) of all rows but premises.  claims: per claim its
-        section, text, fails (premises that do not hold) and verdicts, a list of (word, parts, colour).
+    `forest` is its picture as base64, empty where nothing was measured; `verdicts` are of all rows but premises.
     """
     file, forest = folder / "claims.csv", folder / "claims.png"
     if not file.is_file():
