@@ -130,7 +130,7 @@ def by_seed(profile: str, runs: Iterable[str]) -> pd.DataFrame:
 def change(
     profile: str,
     run: str | Sequence[str],
-    over: str | Sequence[str] | None,
+    over: str | Sequence[str],
     weights: Mapping[str, float],
     *,
     relative: bool = False,
@@ -139,7 +139,7 @@ def change(
     """Paired difference of official scores, `run` minus `over`, as a weighted sum over benchmarks.
 
     Args:
-        run, over: of each, one run, or several that stand for their mean; `over` None for the score of `run` itself.
+        run, over: of each, one run, or several that stand for their mean.
         weights: of each benchmark.  A sum shares the noise of its seeds; its questions are independent.
         relative: in percent of the score of `over`; the weights are then those of a mean, and a benchmark on which
             `over` scores 0 is left out of it.
@@ -148,7 +148,7 @@ def change(
     Returns:
         None where no seed of all these runs has been evaluated on all benchmarks.
     """
-    ours, theirs = _listed(run), _listed(over)
+    ours, theirs = ([names] if isinstance(names, str) else list(names) for names in (run, over))
     scored = {}
     for benchmark in weights:
         scored[benchmark] = [_scored(profile, name, benchmark, checkpoint) for name in ours]
@@ -156,7 +156,7 @@ def change(
     seeds = sorted(set.intersection(*(set(one) for models in scored.values() for one in models)))
     if not seeds:
         return None
-    shares = [1 / len(ours)] * len(ours) + [-1 / len(theirs) for _ in theirs]
+    shares = [1 / len(ours)] * len(ours) + [-1 / len(theirs)] * len(theirs)
     total, used = None, 0.0
     for benchmark, weight in weights.items():
         models = [[one[seed] for seed in seeds] for one in scored[benchmark]]
@@ -174,17 +174,11 @@ def change(
     return (total * (1 / used) if relative else total).interval()
 
 
-def _listed(names: str | Sequence[str] | None) -> list[str]:
-    return [names] if isinstance(names, str) else list(names or ())
-
-
-def differences(
-    profile: str, pairs: Mapping[str, str] | Iterable[tuple], benchmarks: Iterable[str] | None = None
-) -> pd.DataFrame:
+def differences(profile: str, pairs: Mapping[str, str], benchmarks: Iterable[str] | None = None) -> pd.DataFrame:
     """Paired differences of runs to their references, on the same questions and with the seeds that both have.
 
     Args:
-        pairs: {run: reference}, or pairs of these.
+        pairs: {run: reference}.
         benchmarks: all that the profile asks in full by default.
 
     Returns:
@@ -193,7 +187,7 @@ def differences(
     """
     rows = []
     benchmarks = benchmarks_of(profile) if benchmarks is None else list(benchmarks)
-    for run, over in pairs.items() if isinstance(pairs, Mapping) else pairs:
+    for run, over in pairs.items():
         for benchmark in benchmarks:
             one = change(profile, run, over, {benchmark: 1.0})
             if one is not None:
