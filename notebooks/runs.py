@@ -42,9 +42,8 @@ from workbook.paths import Paths
 
 settings, out = begin(profile, "runs")
 paths = Paths(profile)
-trained = {(run, seed): paths.run(run, seed) for run, seed in runs.names(profile)}
-folders = {key: folder for key, folder in trained.items() if (folder / "run.json").is_file()}
-display(Markdown(f"{len(folders)} of {len(trained)} runs of this profile are trained."))
+folders = runs.folders(profile)
+display(Markdown(f"{len(folders)} of {len(runs.names(profile))} runs of this profile are trained."))
 
 # %% [markdown]
 # ## The profile

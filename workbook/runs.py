@@ -32,11 +32,16 @@ def names(profile: str, runs: Iterable[str] | None = None) -> list[tuple[str, in
     return [(run, seed) for run in (seeds if runs is None else runs) for seed in seeds.get(run, ())]
 
 
+def folders(profile: str, runs: Iterable[str] | None = None) -> dict[tuple[str, int], Path]:
+    """Folders of the trained ones of all runs, or of those of `runs`, relative to the repository: by (run, seed)."""
+    places = {(run, seed): Paths(profile).run(run, seed) for run, seed in names(profile, runs)}
+    return {name: folder for name, folder in places.items() if (folder / "run.json").is_file()}
+
+
 def trained(profile: str, runs: Iterable[str]) -> dict[str, Path]:
-    """Run folders, of the first seed, of those of `runs` that have been trained; relative to the repository."""
-    seeds = settings(profile).runs
-    folders = {run: Paths(profile).run(run, seeds[run][0]) for run in runs if run in seeds}
-    return {run: folder for run, folder in folders.items() if (folder / "run.json").is_file()}
+    """Folders of the first seed of those of `runs` that have been trained."""
+    first = {(run, seeds[0]) for run, seeds in settings(profile).runs.items()}
+    return {name[0]: folder for name, folder in folders(profile, runs).items() if name in first}
 
 
 def not_run(profile: str, runs: Iterable[str]) -> list[str]:

@@ -296,13 +296,9 @@ def of_profile(profile: str) -> Session:
         FileNotFoundError: none of them has been trained; the message says what to do.
     """
     settings, paths = config.load(profile), Paths(profile)
-    folders = {
-        f"{run}-s{seed}": paths.run(run, seed)
-        for run, seed in runs.names(profile)
-        if settings.systems[run].architecture == "llava"
-    }
-    trained = {name: folder for name, folder in folders.items() if (folder / "run.json").is_file()}
-    if not trained:
+    folders = runs.folders(profile).items()
+    whole = {f"{run}-s{seed}": folder for (run, seed), folder in folders if not settings.systems[run].tiled}
+    if not whole:
         raise FileNotFoundError(
             f"profile {profile} has no trained run yet: `make repro PROFILE={profile}` trains them, "
             "or choose another profile in the parameters cell"
@@ -315,7 +311,7 @@ def of_profile(profile: str) -> Session:
     aligned = (settings.systems[run].teacher for run in settings.runs)
     first = next((name for name in aligned if name in teachers), None)  # the explorer opens with this teacher
     return Session(
-        trained,
+        whole,
         dict(sorted(teachers.items(), key=lambda item: item[0] != first)),
         [name for name in settings.evaluation.benchmarks if name in BENCHMARKS],
         lambda benchmark: load_rows(benchmark, settings.data.benchmarks),

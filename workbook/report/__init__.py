@@ -16,7 +16,7 @@ from workbook import claims, config
 from workbook.notebook import notebooks
 from workbook.paths import Paths
 from workbook.report.pages import PARTS, POLICY, page, section
-from workbook.runs import names
+from workbook.runs import folders, names
 from workbook.scale.costs import read_costs
 
 
@@ -40,7 +40,8 @@ def build(profile: str, out: str | Path) -> Path:
             body = page(paths.notebook(part.name), shared | {"title": part.title})
             (out / "notebooks" / f"{part.name}.html").write_text(body, encoding="utf-8")
 
-    runs = {f"{run}-s{seed}": (paths.run(run, seed) / "run.json").is_file() for run, seed in names(profile)}
+    trained = folders(profile)
+    runs = {f"{run}-s{seed}": (run, seed) in trained for run, seed in names(profile)}
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader("workbook.report", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
