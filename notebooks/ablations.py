@@ -33,7 +33,6 @@ from dataclasses import asdict
 import pandas as pd
 import seaborn as sns
 import torch
-from IPython.display import Markdown, display
 from matplotlib import pyplot as plt
 from transformers import AutoConfig
 
@@ -43,7 +42,7 @@ from viral_core.conversations import load_conversations
 from viral_core.specs import Align
 from viral_core.teachers import load_teacher, randomise_linears
 from workbook import claims, plots, runs, scores, tables
-from workbook.notebook import begin, show
+from workbook.notebook import begin, show, show_missing
 
 settings, out = begin(profile, "ablations")
 controls = {
@@ -214,5 +213,5 @@ gains[["run", "reference", "benchmark", "difference", "low", "high", "p", "n", "
 
 # %%
 missing = runs.not_run(profile, dict.fromkeys([*second["run"], *fifth["run"], *controls]))
-display(Markdown(f"Not run: {', '.join(missing) or 'nothing'}."))
+show_missing(missing)
 claims.write(out, claims.gains(profile, "ablations")).drop(columns=["error", "df", "clusters"])

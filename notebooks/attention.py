@@ -29,7 +29,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
-from IPython.display import Markdown, display
+from IPython.display import display
 from matplotlib import pyplot as plt
 from scipy import ndimage
 
@@ -42,12 +42,12 @@ from viral_core.run_folder import load_run
 from viral_core.templates import IMAGE_MARKER, prompt, stop_token_id
 from workbook import claims, plots, runs
 from workbook.benchmarks import load_rows, open_image
-from workbook.notebook import begin, show
+from workbook.notebook import begin, show, show_missing
 
 settings, out = begin(profile, "attention")
 systems = {"baseline": "baseline", "viral": "VIRAL"}
 aligned = settings.systems["viral"].align.blocks(settings.blocks("viral"))[0]
-display(Markdown(f"Not run: {', '.join(runs.not_run(profile, systems)) or 'nothing'}."))
+show_missing(runs.not_run(profile, systems))
 
 # %% [markdown]
 # ## Spatial entropy

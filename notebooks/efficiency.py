@@ -40,14 +40,14 @@ from viral_core.measure.intervals import interval
 from viral_core.run_folder import load_run
 from viral_core.step_profile import PARTS, profile_step
 from workbook import claims, paper, plots, runs, scores
-from workbook.notebook import begin, show
+from workbook.notebook import begin, show, show_missing
 from workbook.paths import ROOT, Paths
 
 settings, out = begin(profile, "efficiency")
 models = {"": "CLIP, Vicuna-7B", "qwen-": "CLIP, Qwen2.5-7B", "13b-": "CLIP, Vicuna-13B"}
 pairs = {f"{prefix}viral": f"{prefix}baseline" for prefix in models}
 systems = [name for pair in pairs.items() for name in pair]
-display(Markdown(f"Not run: {', '.join(runs.not_run(profile, systems)) or 'nothing'}."))
+show_missing(runs.not_run(profile, systems))
 
 # %% [markdown]
 # ## Learning curves (Figure 6)

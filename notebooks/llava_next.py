@@ -26,7 +26,7 @@ profile = "laptop"
 # %%
 import pandas as pd
 import torch
-from IPython.display import Markdown, display
+from IPython.display import display
 from matplotlib import pyplot as plt
 from transformers import AutoConfig
 
@@ -35,7 +35,7 @@ from viral_core.conversations import load_conversations
 from viral_core.measure.cknna import cknna_batch
 from viral_core.measure.intervals import interval
 from workbook import claims, plots, runs
-from workbook.notebook import begin, show
+from workbook.notebook import begin, show, show_missing
 
 settings, out = begin(profile, "llava_next")
 systems = {"next-baseline": "LLaVA-NeXT", "next-viral": "LLaVA-NeXT with alignment"}
@@ -98,7 +98,7 @@ if len(similarity):
             most_tokens=("n", "max"),
         )
     )
-display(Markdown(f"Not run: {', '.join(runs.not_run(profile, systems)) or 'nothing'}."))
+show_missing(runs.not_run(profile, systems))
 
 # %% [markdown]
 # ## Layer by layer (Figure 9)

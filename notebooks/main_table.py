@@ -30,18 +30,18 @@ import json
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from IPython.display import Markdown, display
+from IPython.display import display
 from matplotlib import pyplot as plt
 
 from viral_core.measure import intervals
 from workbook import claims, paper, plots, runs, scores, tables
 from workbook.benchmarks import BENCHMARKS, load_rows, open_image, parse_answer, score
 from workbook.benchmarks.registry import read
-from workbook.notebook import begin, show
+from workbook.notebook import begin, show, show_missing
 
 settings, out = begin(profile, "main_table")
 systems = list(dict.fromkeys(paper.table(1)["run"]))
-display(Markdown(f"Not run: {', '.join(runs.not_run(profile, systems)) or 'nothing'}."))
+show_missing(runs.not_run(profile, systems))
 
 # %% [markdown]
 # ## One question of each benchmark

@@ -29,7 +29,6 @@ profile = "laptop"
 # %%
 import pandas as pd
 import torch
-from IPython.display import Markdown, display
 from matplotlib import pyplot as plt
 
 from viral_core import distributed
@@ -42,7 +41,7 @@ from viral_core.run_folder import load_run
 from viral_core.templates import IMAGE_MARKER, prompt
 from workbook import claims, plots, runs, scores, tables
 from workbook.benchmarks import load_rows, open_image
-from workbook.notebook import begin, show
+from workbook.notebook import begin, show, show_missing
 from workbook.paths import Paths
 
 settings, out = begin(profile, "pilot_study")
@@ -52,7 +51,7 @@ systems = {
     "align-encoder": "(c) alignment to the encoder (Eq. 4)",
     "viral": "VIRAL, alignment to DINOv2 (Eq. 6)",
 }
-display(Markdown(f"Not run: {', '.join(runs.not_run(profile, systems)) or 'nothing'}."))
+show_missing(runs.not_run(profile, systems))
 
 # %% [markdown]
 # ## CKNNA

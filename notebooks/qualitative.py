@@ -31,7 +31,6 @@ import pandas as pd
 import seaborn as sns
 import torch
 import torch.nn.functional as F
-from IPython.display import Markdown, display
 from matplotlib import pyplot as plt
 
 from viral_core import distributed
@@ -46,7 +45,7 @@ from viral_core.templates import IMAGE_MARKER, prompt
 from workbook import plots, runs
 from workbook.benchmarks import load_rows, open_image
 from workbook.benchmarks.registry import read
-from workbook.notebook import begin, show
+from workbook.notebook import begin, show, show_missing
 from workbook.paths import Paths
 
 settings, out = begin(profile, "qualitative")
@@ -59,7 +58,7 @@ teachers = {
 }
 systems = ["baseline", *teachers.values()]
 middle = settings.systems["viral"].align.blocks(settings.blocks("viral"))[0]
-display(Markdown(f"Not run: {', '.join(runs.not_run(profile, systems)) or 'nothing'}."))
+show_missing(runs.not_run(profile, systems))
 
 # %% [markdown]
 # ## Which questions

@@ -34,7 +34,6 @@ profile = "laptop"
 # %%
 import pandas as pd
 import torch
-from IPython.display import Markdown, display
 from matplotlib import pyplot as plt
 
 from viral_core.aligned import AlignedModel
@@ -50,7 +49,7 @@ from viral_core.tiles import view_of
 from workbook import claims, plots, runs, scores, tables
 from workbook.benchmarks import load_rows, open_image
 from workbook.models import load_start
-from workbook.notebook import begin, show
+from workbook.notebook import begin, show, show_missing
 
 settings, out = begin(profile, "residual_variants")
 systems = {
@@ -60,7 +59,7 @@ systems = {
     "residual-pre": "(d) residual, pre-projection (Eq. 7)",
     "align-projector": "(e) alignment, post-projection (Eq. 8)",
 }
-display(Markdown(f"Not run: {', '.join(runs.not_run(profile, systems)) or 'nothing'}."))
+show_missing(runs.not_run(profile, systems))
 
 # %% [markdown]
 # ## The four equations as four lines

@@ -32,7 +32,7 @@ from contextlib import nullcontext
 import pandas as pd
 import seaborn as sns
 import torch
-from IPython.display import Markdown, display
+from IPython.display import display
 from matplotlib import pyplot as plt
 from PIL import Image
 
@@ -46,7 +46,7 @@ from viral_core.tiles import view_of
 from workbook import claims, paper, plots, runs
 from workbook.benchmarks import load_rows, open_image
 from workbook.evaluate import generate
-from workbook.notebook import begin, show
+from workbook.notebook import begin, show, show_missing
 
 settings, out = begin(profile, "robustness")
 systems = {
@@ -55,7 +55,7 @@ systems = {
     "siglip2-baseline": "SigLIPv2",
     "siglip2-viral": "SigLIPv2, aligned",
 }
-display(Markdown(f"Not run: {', '.join(runs.not_run(profile, systems)) or 'nothing'}."))
+show_missing(runs.not_run(profile, systems))
 
 # %% [markdown]
 # ## The permutation

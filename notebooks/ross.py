@@ -43,11 +43,11 @@ from viral_core.run_folder import load_run
 from viral_core.teachers import load_teacher, load_vae
 from viral_core.templates import IMAGE_MARKER, prompt
 from workbook import claims, paper, plots, runs, scores, tables
-from workbook.notebook import begin, show
+from workbook.notebook import begin, show, show_missing
 
 settings, out = begin(profile, "ross")
 systems = list(dict.fromkeys(paper.table(6)["run"]))
-display(Markdown(f"Not run: {', '.join(runs.not_run(profile, systems)) or 'nothing'}."))
+show_missing(runs.not_run(profile, systems))
 
 # %% [markdown]
 # ## The objective

@@ -39,13 +39,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from IPython.display import Markdown, display
 from matplotlib import pyplot as plt
 
 from viral_core.specs import Align
 from workbook import plots, runs, scores
 from workbook.config import System
-from workbook.notebook import begin, show
+from workbook.notebook import begin, show, show_missing
 from workbook.paths import ROOT
 
 settings, out = begin(profile, "when_it_helps")
@@ -200,4 +199,4 @@ differences.round(2)
 
 # %%
 missing = runs.not_run(profile, [*kinds, "baseline"])
-display(Markdown(f"Not run: {', '.join(missing) or 'nothing'}."))
+show_missing(missing)

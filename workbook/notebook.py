@@ -48,6 +48,11 @@ def begin(profile: str, name: str) -> tuple[Profile, Path]:
     return settings, out
 
 
+def show_missing(runs: list[str]) -> None:
+    """Display which runs have not been run."""
+    display(Markdown(f"Not run: {', '.join(runs) or 'nothing'}."))
+
+
 def show(code) -> None:
     """Display the source of a function, method or class as it is running here, with its file and line."""
     code = inspect.unwrap(code)  # a decorator's wrapper lies in another file
