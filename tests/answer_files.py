@@ -4,31 +4,28 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from viral_core.specs import Align, Residual
 from workbook import paper
 from workbook.benchmarks.answers import append, continue_file, settings
 from workbook.paths import Paths
+from workbook.sections import System
 
 QUESTIONS = 60
 
 
-def system(language="vicuna-7b", vision="clip", architecture="llava", **method):
-    method = {"align": None, "residual": None, "reconstruct": None} | method
-    return SimpleNamespace(language=language, vision=vision, architecture=architecture, **method)
-
-
 def profile(**seeds):
     """A profile with the benchmarks CV-Bench, MMVP and POPE, and seeds of a few runs, which have the paper's names."""
-    align = SimpleNamespace(teacher="dinov2", blocks=lambda count: [count // 2])
+    align = Align(teacher="dinov2")
     systems = {
-        "baseline": system(),
-        "viral": system(align=align),
-        "residual-post": system(residual=SimpleNamespace(block=lambda count: count // 2 + 1)),
-        "qwen-baseline": system("qwen-7b"),
-        "qwen-viral": system("qwen-7b", align=align),
-        "siglip2-viral": system(vision="siglip2", align=align),
-        "siglip2-baseline": system(vision="siglip2", align=align),
+        "baseline": System(),
+        "viral": System(align=align),
+        "residual-post": System(residual=Residual()),
+        "qwen-baseline": System(language="qwen-7b"),
+        "qwen-viral": System(language="qwen-7b", align=align),
+        "siglip2-viral": System(vision="siglip2", align=align),
+        "siglip2-baseline": System(vision="siglip2", align=align),
     }
-    systems |= {run: system(align=align) for run in paper.tables()["run"] if run not in systems}
+    systems |= {run: System(align=align) for run in paper.tables()["run"] if run not in systems}
     evaluation = SimpleNamespace(benchmarks=["cv_bench", "mmvp", "pope_random", "pope_popular", "whats_up_one"])
     return SimpleNamespace(name="tiny", runs=seeds, systems=systems, evaluation=evaluation, blocks=lambda run: 4)
 

@@ -52,7 +52,7 @@ def test_pages_are_whole_without_a_network(report_folder):
         "<b>0</b> contradicted",
         "It helps &lt;b&gt;here&lt;/b&gt;.",
         "premises that do not hold: above-constant",
-        "1 of 12 trainings",
+        "1 of 10 trainings",
         "<code>baseline-s0</code>",
         "<math",
         "$HOME",
