@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from statistics import mean
 
-import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
@@ -25,10 +24,10 @@ from viral_core.data import expand_image_tokens
 from viral_core.run_folder import Run
 from viral_core.templates import IMAGE_MARKER, prompt, stop_token_id
 from viral_core.tiles import view_of
-from viral_core.training_log import LOG, read_log
 from workbook.benchmarks import load_rows, open_image, score
 from workbook.benchmarks.answers import append, continue_file, read_answers, set_outdated_aside, settings
 from workbook.config import Profile
+from workbook.logs import read_log
 from workbook.models import load, load_start, model_id, stage1_folder
 
 
@@ -60,7 +59,7 @@ def evaluate_run(settings: Profile, run: str, folder: Path, out: Path) -> None:
     if distributed.is_main():
         for old in set(out.glob("checkpoint-*")) - {target for _, _, target, _ in targets}:
             shutil.rmtree(old)  # of a training with other steps
-        pd.DataFrame(read_log(folder / LOG)).to_csv(out / "log.csv", index=False)
+        read_log(folder).to_csv(out / "log.csv", index=False)
         metrics = {}
         for name in settings.evaluation.benchmarks:
             scored = [score(name, rows) for rows in read_answers(out / f"{name}.jsonl")[1]]
