@@ -32,7 +32,7 @@ from transformers import AutoConfig
 
 from viral_core import tiles
 from viral_core.conversations import load_conversations
-from viral_core.measure.cknna import cknna_batch
+from viral_core.measure.cknna import cknna
 from viral_core.measure.intervals import interval
 from workbook import claims, plots, runs
 from workbook.notebook import begin, show, show_missing
@@ -83,7 +83,7 @@ pd.Series(tile.tolist(), name="tokens").value_counts().rename(index={-1: "newlin
 # tiles of an image, then over images. A tile of which unpadding leaves fewer than $k + 2$ tokens has no value.
 
 # %%
-show(cknna_batch)
+show(cknna)
 
 # %%
 similarity = runs.measured(profile, "cknna", systems)

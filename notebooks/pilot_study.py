@@ -33,7 +33,7 @@ from matplotlib import pyplot as plt
 
 from viral_core import distributed
 from viral_core.images import pad_to_square
-from viral_core.measure.cknna import _hsic, cknna_batch, clamp_outliers
+from viral_core.measure.cknna import _hsic, cknna, clamp_outliers
 from viral_core.measure.intervals import interval
 from viral_core.measure.permutation import patch_order
 from viral_core.measure.states import stream_states
@@ -67,7 +67,7 @@ show_missing(runs.not_run(profile, systems))
 # encoder's raw features $z$, before the projector.
 
 # %%
-show(cknna_batch)
+show(cknna)
 show(_hsic)
 
 # %% [markdown]
@@ -90,7 +90,7 @@ for run in systems:
     [image] = stream_states(trained.model, trained.processor, [picture], question, layers, 1, run)
     order = torch.from_numpy(patch_order(0, "chance", len(image.features)))
     for name, target in ((systems[run], image.features), ("chance", image.features[order])):
-        values, _ = cknna_batch(image.states.float(), target.float(), settings.cknna.k)
+        values = cknna(image.states.float(), target.float(), settings.cknna.k)
         one += [{"system": name, "layer": layer, "cknna": value} for layer, value in enumerate(values.tolist())]
     del trained, image
 one = pd.DataFrame(one, columns=["system", "layer", "cknna"])

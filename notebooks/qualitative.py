@@ -35,7 +35,7 @@ from matplotlib import pyplot as plt
 
 from viral_core import distributed
 from viral_core.images import pad_to_square
-from viral_core.measure.cknna import cknna_batch
+from viral_core.measure.cknna import cknna
 from viral_core.measure.intervals import interval
 from viral_core.measure.pca import pca_map
 from viral_core.measure.states import stream_states
@@ -211,7 +211,7 @@ for teacher, run in teachers.items():
         )
         target = model(pictures).cpu()
         tokens = torch.stack([image[middle] for image in states[name]])
-        values, _ = cknna_batch(tokens, target, settings.cknna.k)
+        values = cknna(tokens, target, settings.cknna.k)
         numbers.append({"teacher": teacher, "run": name, **interval(values.numpy()).columns()})
 numbers = pd.DataFrame(numbers, columns=["teacher", "run", "value", "low", "high", "n"])
 numbers.to_csv(out / "cknna_to_teachers.csv", index=False, float_format="%.5f")

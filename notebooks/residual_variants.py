@@ -40,7 +40,7 @@ from viral_core.aligned import AlignedModel
 from viral_core.head import AlignmentHead
 from viral_core.images import pad_to_square
 from viral_core.losses import cosine
-from viral_core.measure.cknna import cknna_batch
+from viral_core.measure.cknna import cknna
 from viral_core.measure.inputs import batches
 from viral_core.measure.intervals import interval
 from viral_core.tap import VisualTap
@@ -121,7 +121,7 @@ show(VisualTap._visit)
 # %%
 figure, axis = plt.subplots(figsize=(4.6, 2.6))  # one_image
 for i, (name, values) in enumerate(states.items()):
-    similarity, _ = cknna_batch(values, z, settings.cknna.k)
+    similarity = cknna(values, z, settings.cknna.k)
     axis.plot(range(blocks + 1), similarity.cpu(), label=f"{name} untrained", markersize=4, **plots.line(i))
 plots.mark_layers(axis, [middle])
 axis.set(xlabel="layer", ylabel=f"CKNNA to z, k = {settings.cknna.k}")

@@ -99,8 +99,8 @@ def test_sums_share_their_seeds_or_are_independent():
     apart = independent_sum([interval(a), interval(b)], [0.5, 0.5])
     assert both.value == pytest.approx(apart.value) == pytest.approx((a.mean() + b.mean()) / 2)
     assert both.error == pytest.approx(apart.error * np.sqrt(2), rel=0.05)  # the seeds' noise does not average out
-    assert (effects(a) - effects(a)).interval().value == 0
-    assert (effects(a) - effects(b)).interval().error < 0.05
+    assert (effects(a) + effects(a) * -1).interval().value == 0
+    assert (effects(a) + effects(b) * -1).interval().error < 0.05
     scaled = interval(a).scaled(-100)
     assert (scaled.low, scaled.high) == pytest.approx((-100 * interval(a).high, -100 * interval(a).low))
 

@@ -26,7 +26,7 @@ from viral_core.measure.attention import (
     entropy_per_head,
     generate_with_attention,
     question_entropies,
-    spatial_entropy,
+    spatial_entropies,
 )
 from viral_core.measure.cknna import cknna, clamp_outliers
 from viral_core.measure.permutation import PatchPermutation, patch_order
@@ -135,19 +135,16 @@ def test_the_stop_token_ends_an_answer_and_is_left_out(model, processor, images)
     inputs = encode(processor, images[:3], PROMPTS[:3])
     free = generate_with_attention(model, inputs, max_new_tokens=5)
     stop = free[0].tokens[0]
-    stopped = generate_with_attention(model, inputs, max_new_tokens=5, stop=stop, layers=[2])
+    stopped = generate_with_attention(model, inputs, max_new_tokens=5, stop=stop)
     assert stopped[0].tokens == []
-    assert stopped[0].attention.shape == (0, 1, HEADS, N)
+    assert stopped[0].attention.shape == (0, LAYERS, HEADS, N)
     for before, after in zip(free, stopped, strict=True):
         kept = before.tokens.index(stop) if stop in before.tokens else 5
         assert after.tokens == before.tokens[:kept]
-        torch.testing.assert_close(after.attention, before.attention[:kept, 1:2], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(after.attention, before.attention[:kept], rtol=1e-4, atol=1e-6)
 
 
 def test_prompts_that_cannot_be_measured_are_refused(model, processor, images):
-    inputs = encode(processor, images[:2], PROMPTS[:2])
-    with pytest.raises(ValueError, match="blocks 1 to 3"):
-        generate_with_attention(model, inputs, layers=[0])
     right = processor(images=images[:2], text=PROMPTS[:2], padding=True, padding_side="right", return_tensors="pt")
     with pytest.raises(ValueError, match="padded on the right"):
         generate_with_attention(model, right)
@@ -163,10 +160,7 @@ def test_entropies_per_head_average_tokens_then_questions(model, processor, imag
     ]
     for reading, options in {"renormalised": (0.0, True), "raw": (1e-3, False)}.items():
         row = table.set_index(["reading", "layer", "head"]).loc[reading, 2, 1]
-        means = [
-            np.mean([spatial_entropy(token[1, 1].reshape(4, 4), *options) for token in answer.attention])
-            for answer in single
-        ]
+        means = [np.mean(spatial_entropies(answer.attention[:, 1, 1].reshape(-1, 4, 4), *options)) for answer in single]
         assert row["entropy"] == pytest.approx(np.mean(means), abs=1e-4)
         assert row["std"] == pytest.approx(np.std(means, ddof=1), abs=1e-4)
         assert (row["questions"], row["tokens"], row["undefined"]) == (6, 18, 0)
@@ -234,22 +228,21 @@ def test_layerwise_cknna_equals_the_states_of_transformers(model, processor, ima
             rows = table.query("image == @name and clamp == @clamp").set_index("layer")
             target = clamp_outliers(features, clamp)
             for layer, state in enumerate(states):
-                expected = cknna(clamp_outliers(state, clamp), target, 4)
+                expected = float(cknna(clamp_outliers(state, clamp), target, 4))
                 assert rows["cknna"][layer] == pytest.approx(expected, abs=1e-4, nan_ok=True)
-                expected = cknna(clamp_outliers(state, clamp), target[patch_order(0, f"chance:{name}", N)], 4)
+                other = target[patch_order(0, f"chance:{name}", N)]
+                expected = float(cknna(clamp_outliers(state, clamp), other, 4))
                 assert rows["chance"][layer] == pytest.approx(expected, abs=1e-4, nan_ok=True)
 
 
 def test_layerwise_cknna_refuses_bad_input_before_it_runs(model, processor, images, tmp_path):
     def measure(images=images, prompts=PROMPTS, **options):
-        return layerwise_cknna(model, processor, images, prompts, **options)
+        return layerwise_cknna(model, processor, images, prompts, **{"ids": "012345", "k": 4} | options)
 
     with pytest.raises(FileNotFoundError, match=r"1 of 6 images are missing, the first: .*gone\.png"):
         measure([*images[:5], tmp_path / "gone.png"])
     with pytest.raises(ValueError, match="6 images and 2 prompts"):
         measure(prompts=PROMPTS[:2])
-    with pytest.raises(ValueError, match=r"\[4\] do not exist"):
-        measure(layers=[4])
     with pytest.raises(ValueError, match="needs its own"):
         measure(ids=["a"] * 6)
     with pytest.raises(ValueError, match="image 0: k = 20"):
@@ -287,7 +280,7 @@ def test_layer_probes_read_the_encoder_and_every_layer(model, processor, images)
         bright.append(1 + (channel > np.median(channel)))
     labels = {"bright": np.array(bright), "some": np.array(bright) * (np.arange(N) % 2)}
     train, test = ({name: label[part] for name, label in labels.items()} for part in (slice(4), slice(4, 6)))
-    table = layer_probes(model, processor, images[:4], train, images[4:], test, PROMPTS[2], batch_size=4)
+    table = layer_probes(model, processor, images[:4], train, images[4:], test, PROMPTS[2])
     assert table.groupby(["source", "layer"], dropna=False).ngroups == 1 + LAYERS + 1
     assert table.query("probe == 'bright'")["tokens"].eq(N).all()
     assert table.query("probe == 'some'")["tokens"].eq(N // 2).all()
@@ -309,7 +302,7 @@ def test_a_run_with_lora_and_a_residual_in_bfloat16_can_be_measured(tiny, images
     model, template = aligned.llava, TEMPLATES[name]
     asked = template.question("<image>\nWhat is in the photo?", first=True)
 
-    assert len(layerwise_cknna(model, processor, images, asked, k=2)) == len(images) * 5 * 2
+    assert len(layerwise_cknna(model, processor, images, asked, "012345", k=2)) == len(images) * 5 * 2
     stop = stop_token_id(processor.tokenizer, template)
     table = entropy_per_head(question_entropies(model, processor, images, asked, max_new_tokens=2, stop=stop))
     assert len(table) == 2 * 4 * 4

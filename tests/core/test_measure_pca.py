@@ -28,7 +28,6 @@ def test_map_equals_a_full_decomposition():
     assert colours.shape == (4, 4, 3)
     assert colours.reshape(16, 3) == pytest.approx(by_svd(x), abs=1e-9)
     assert np.array_equal(pca_map(torch.from_numpy(x)), colours)
-    assert pca_map(x, grid=(2, 8)).shape == (2, 8, 3)
 
 
 def test_signs_survive_what_flips_them_in_a_decomposition():
@@ -40,11 +39,9 @@ def test_signs_survive_what_flips_them_in_a_decomposition():
 
 def test_shared_basis_is_that_of_all_tokens():
     layers = [tokens(seed=seed) * scale for seed, scale in ((0, 1), (1, 2), (2, 1))]
-    shared = pca_maps(layers, shared=True)
+    shared = pca_maps(layers)
     assert np.concatenate([one.reshape(16, 3) for one in shared]) == pytest.approx(by_svd(np.vstack(layers)), abs=1e-9)
-    apart = pca_maps(layers)
-    assert all(np.array_equal(one, pca_map(layer)) for one, layer in zip(apart, layers, strict=True))
-    assert not np.allclose(shared[1], apart[1], atol=0.05)
+    assert not np.allclose(shared[1], pca_map(layers[1]), atol=0.05)
 
 
 def test_tokens_that_are_all_alike_are_grey():
@@ -52,13 +49,11 @@ def test_tokens_that_are_all_alike_are_grey():
 
 
 def test_bad_tokens_are_refused():
-    with pytest.raises(ValueError, match="at least 4"):
-        pca_map(np.ones((16, 3)))
-    with pytest.raises(ValueError, match="not finite"):
-        pca_map(np.full((16, 8), np.inf))
-    with pytest.raises(ValueError, match="does not hold 16"):
-        pca_map(tokens(), grid=(3, 5))
+    with pytest.raises(ValueError, match="n_components=3"):
+        pca_map(tokens(d=3))
+    with pytest.raises(ValueError, match="infinity"):
+        pca_map(np.where(np.eye(16, 8) > 0, np.inf, tokens(d=8)))
     with pytest.raises(ValueError, match="not a square"):
         pca_map(tokens(n=15))
-    with pytest.raises(ValueError, match="one width"):
-        pca_maps([tokens(d=8), tokens(d=9)], shared=True)
+    with pytest.raises(ValueError, match="dimension"):
+        pca_maps([tokens(d=8), tokens(d=9)])

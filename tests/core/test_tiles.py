@@ -385,7 +385,7 @@ def test_cknna_per_tile_against_a_direct_computation(tiny, samples, tmp_path):
                     if len(places) < k + 2:
                         expected = chance = math.nan
                     else:
-                        expected, chance = cknna(state, target, k), cknna(state, target[order], k)
+                        expected, chance = (float(cknna(state, side, k)) for side in (target, target[order]))
                     assert found["cknna"][layer] == pytest.approx(expected, abs=1e-4, nan_ok=True)
                     assert found["chance"][layer] == pytest.approx(chance, abs=1e-4, nan_ok=True)
     assert left_out

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from viral_core.measure.attention import spatial_entropy
+from viral_core.measure.attention import spatial_entropies
 from viral_core.measure.cknna import cknna
 from viral_core.measure.pca import pca_map
 from viral_core.run_folder import load_run
@@ -47,10 +47,10 @@ def test_a_look_is_what_the_measurements_of_the_same_states_say(run_folders, pic
     assert seen.states.shape == (BLOCKS + 1, TOKENS, 32)
     assert seen.attention.shape == (len(seen.tokens), BLOCKS, HEADS, TOKENS)
     curve = looks.cknna_curve(seen.states, seen.features, 2)
-    assert curve[3] == pytest.approx(cknna(seen.states[3], seen.features, 2), nan_ok=True)
+    assert curve[3] == pytest.approx(float(cknna(seen.states[3], seen.features, 2)), nan_ok=True)
     weights = looks.attention_map(seen, 0, 1)
     assert torch.equal(weights, seen.attention[0, :, 1])
-    assert looks.entropies(weights)[2] == pytest.approx(spatial_entropy(weights[2].reshape(2, 2)), nan_ok=True)
+    assert looks.entropies(weights)[2] == pytest.approx(spatial_entropies(weights[2].reshape(2, 2)), nan_ok=True)
     cosines = looks.similarity(seen.states, 1)
     expected = torch.nn.functional.cosine_similarity(seen.states[2, 1], seen.states[2, 3], dim=0)
     assert cosines[2, 3] == pytest.approx(expected.item(), abs=1e-5)

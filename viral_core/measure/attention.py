@@ -6,15 +6,14 @@ one query over the H x W image tokens,
     B = relu(S - mean S);  components c of {B > threshold}, 8-connected
     p_c = sum of B in c / sum of all B;  entropy = - sum_c p_c ln p_c      (nats)
 
-Two readings.  The primary one renormalises S to sum 1 over the image tokens and has threshold 0: the mass that a query
-puts on the image does not matter, only where it puts it.  The secondary one is the reference's: the raw row and the
-absolute threshold 0.001.  There, a row that hardly looks at the image falls under the threshold everywhere and scores
-0, which reads as a perfect focus.
+The primary reading renormalises S to sum 1 over the image tokens and has threshold 0: the mass that a query puts on the
+image does not matter, only where it puts it.  The secondary one is the reference's: the raw row and the absolute
+threshold 0.001, under which a row that hardly looks at the image scores 0, which reads as a perfect focus.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -27,49 +26,19 @@ from viral_core.tap import base_llava
 READINGS = {"renormalised": {"threshold": 0.0, "renormalise": True}, "raw": {"threshold": 1e-3, "renormalise": False}}
 
 # 8-connected inside one map, not connected across the maps of a stack.
-_CONNECTIVITY = np.zeros((3, 3, 3), dtype=bool)
-_CONNECTIVITY[1] = True
-
-
-def spatial_entropy(attention, threshold: float = 0.0, renormalise: bool = True) -> float | None:
-    """Spatial entropy of one attention map, in nats; see the module's docstring for the formula.
-
-    Args:
-        attention: (H, W) non-negative attention over the image tokens, torch or numpy.
-        threshold: tau; a token belongs to a component where its attention exceeds the map's mean by more than this.
-        renormalise: divide the map by its sum first.
-
-    Returns:
-        A float >= 0, or None where the entropy is undefined: no attention stands above the mean.
-
-    Raises:
-        ValueError: not an H x W map, or values that are negative or not finite.
-    """
-    if np.ndim(attention) != 2:
-        raise ValueError(f"an attention map is H x W, got shape {tuple(np.shape(attention))}")
-    entropy = spatial_entropies(attention, threshold, renormalise)
-    return None if np.isnan(entropy) else float(entropy)
+_CONNECTIVITY = np.pad(np.ones((1, 3, 3), dtype=bool), ((1, 1), (0, 0), (0, 0)))
 
 
 def spatial_entropies(attention, threshold: float = 0.0, renormalise: bool = True) -> np.ndarray:
-    """Spatial entropy of a stack of maps, labelled in one call.
+    """Spatial entropy of attention maps (..., H, W), torch or numpy, in nats; the formula is in the module's docstring.
 
-    Args:
-        attention: (..., H, W), torch or numpy; otherwise as `spatial_entropy`.
-
-    Returns:
-        float64 of the leading shape, NaN where undefined.
-
-    Raises:
-        ValueError: as `spatial_entropy`.
+    A token belongs to a component where its attention exceeds the map's mean by more than `threshold`; `renormalise`
+    divides each map by its sum first. Returns float64 >= 0, NaN where no attention stands above the mean. ValueError
+    for maps that are not H x W, or hold values that are negative or not finite.
     """
-    if isinstance(attention, torch.Tensor):
-        attention = attention.detach().double().cpu().numpy()
-    maps = np.asarray(attention, dtype=np.float64)
-    if not (np.isfinite(maps).all() and (maps >= 0).all()):
-        raise ValueError("attention maps must be finite and non-negative")
-    if threshold < 0:
-        raise ValueError(f"threshold = {threshold}: tokens below the mean are no peaks, choose 0 or more")
+    maps = torch.as_tensor(attention).detach().double().cpu().numpy()
+    if maps.ndim < 2 or not (np.isfinite(maps).all() and (maps >= 0).all()):
+        raise ValueError(f"attention maps must be H x W, finite and non-negative; got shape {maps.shape}")
     leading = maps.shape[:-2]
     maps = maps.reshape(-1, *maps.shape[-2:])
     flat = maps.min((1, 2)) == maps.max((1, 2))  # exactly: the rounding of a flat map's mean is not a peak
@@ -91,56 +60,27 @@ def spatial_entropies(attention, threshold: float = 0.0, renormalise: bool = Tru
 
 @dataclass
 class Answer:
-    """What one sample's greedy answer looked at.
+    """What one sample's greedy answer looked at, from the position that predicts each token; rows do not sum to 1."""
 
-    tokens: the T generated ids, the stop token left out.  attention: (T, layers, heads, N) float32 on the CPU, from the
-    position that predicts each token to the N image tokens, in reading order; the rows are raw, they do not sum to 1.
-    """
-
-    tokens: list[int]
-    attention: torch.Tensor
-
-
-@contextmanager
-def eager_attention(model) -> Iterator[None]:
-    """Run the language model with eager attention, the one that returns its weights, and restore the setting after."""
-    llava = base_llava(model)
-    before = llava.config.text_config._attn_implementation
-    llava.set_attn_implementation({"text_config": "eager"})
-    try:
-        yield
-    finally:
-        llava.set_attn_implementation({"text_config": before})
+    tokens: list[int]  # the T generated ids, the stop token left out
+    attention: torch.Tensor  # (T, layers, heads, N) to the N image tokens in reading order, float32 on the CPU
 
 
 @torch.inference_mode()
-def generate_with_attention(
-    model, inputs, max_new_tokens: int = 16, stop: int | None = None, layers: Sequence[int] | None = None
-) -> list[Answer]:
-    """Answer greedily and collect the text-to-image attention of every generated token.
+def generate_with_attention(model, inputs, max_new_tokens: int = 16, stop: int | None = None) -> list[Answer]:
+    """Answer greedily and collect the text-to-image attention of every generated token, one `Answer` per prompt.
 
-    A hook on each self-attention keeps the last query's row at the image columns and lets the matrix go, so what is
-    kept grows with the number of image tokens, not with its square.  The last query of a forward pass is the position
-    that predicts the next token: the last position of the prompt for the first one.
+    A hook on each self-attention keeps the last query's row at the image columns and lets the matrix go.
 
     Args:
-        model: a LLaVA of transformers, with LoRA (peft) or without, in evaluation mode.
         inputs: the processor's output for B prompts, padded on the left, on the model's device.
-        max_new_tokens: generation stops here or at a stop token.
         stop: id of the stop token; by default what the model's generation config says.
-        layers: the blocks to collect, 1-based and in this order; all by default.
-
-    Returns:
-        One `Answer` per prompt.
 
     Raises:
-        ValueError: a prompt without image tokens, padding on the right, or a block that does not exist.
+        ValueError: a prompt without image tokens, or padding on the right.
     """
     llava = base_llava(model)
     blocks = llava.model.language_model.layers
-    layers = list(range(1, len(blocks) + 1)) if layers is None else list(layers)
-    if not all(1 <= layer <= len(blocks) for layer in layers):
-        raise ValueError(f"layers {layers}: the language model has blocks 1 to {len(blocks)}")
     ids = inputs["input_ids"]
     if "attention_mask" in inputs and not inputs["attention_mask"][:, -1].all():
         raise ValueError("the prompts are padded on the right: answers are generated from prompts padded on the left")
@@ -148,40 +88,31 @@ def generate_with_attention(
     if empty := [sample for sample, column in enumerate(columns) if not len(column)]:
         raise ValueError(f"samples {empty} of the batch have no image tokens: only prompts with an image have them")
 
-    seen = {layer: [] for layer in layers}  # of each layer: a list over steps of lists over samples of (heads, N)
+    seen = [[] for _ in blocks]  # of each block: a list over steps of lists over samples of (heads, N)
 
-    def record(layer):
-        def hook(module, args, output):
-            last = output[1][:, :, -1]
-            seen[layer].append([row[:, column] for row, column in zip(last, columns, strict=True)])
+    def record(steps, _module, _args, output):
+        last = output[1][:, :, -1]
+        steps.append([row[:, column] for row, column in zip(last, columns, strict=True)])
 
-        return hook
-
-    handles = [blocks[layer - 1].self_attn.register_forward_hook(record(layer)) for layer in layers]
+    handles = [
+        block.self_attn.register_forward_hook(partial(record, steps)) for block, steps in zip(blocks, seen, strict=True)
+    ]
+    stop = llava.generation_config.eos_token_id if stop is None else stop
+    greedy = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
+    before = llava.config.text_config._attn_implementation
+    llava.set_attn_implementation({"text_config": "eager"})  # the one that returns its weights
     try:
-        with eager_attention(llava):
-            greedy = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
-            stop = llava.generation_config.eos_token_id if stop is None else stop
-            generated = llava.generate(**inputs, max_new_tokens=max_new_tokens, eos_token_id=stop, **greedy)
+        generated = llava.generate(**inputs, max_new_tokens=max_new_tokens, eos_token_id=stop, **greedy)
     finally:
+        llava.set_attn_implementation({"text_config": before})
         for handle in handles:
             handle.remove()
 
-    answers = []
-    for sample, tokens in enumerate(_until_stop(generated[:, ids.shape[1] :], stop)):
-        rows = [torch.stack([seen[layer][step][sample] for layer in layers]) for step in range(len(tokens))]
-        nothing = torch.empty(0, len(layers), llava.config.text_config.num_attention_heads, len(columns[sample]))
-        answers.append(Answer(tokens, torch.stack(rows).float().cpu() if rows else nothing))
-    return answers
-
-
-def _until_stop(generated: torch.Tensor, stop: int | list[int] | None) -> list[list[int]]:
-    """The ids of each row before its first stop token."""
-    stop = {stop} if isinstance(stop, int) else set(stop or ())
-    answers = []
-    for row in generated.tolist():
-        end = next((position for position, token in enumerate(row) if token in stop), len(row))
-        answers.append(row[:end])
+    stops, answers = {stop} if isinstance(stop, int) else set(stop or ()), []
+    for sample, tokens in enumerate(generated[:, ids.shape[1] :].tolist()):
+        end = next((position for position, token in enumerate(tokens) if token in stops), len(tokens))
+        attention = [torch.stack([step[sample] for step in steps[: max(end, 1)]]) for steps in seen]
+        answers.append(Answer(tokens[:end], torch.stack(attention, dim=1)[:end].float().cpu()))
     return answers
 
 
@@ -200,26 +131,19 @@ def question_entropies(
     """Spatial entropy of text-to-image attention per question, layer and head, over greedy answers.
 
     Args:
-        model, processor: of one run.
-        images: Q images, PIL or paths; padded to a square here.  Every image needs a square grid of tokens.
-        prompts: Q prompts, or one for all, as the model was trained on, each with one `<image>`.
+        images, prompts: Q each, as `viral_core.measure.inputs.batches`; every image needs a square grid of tokens.
         ids: names of the questions; their numbers by default.
         maps: gets the attention of each question, (layers, H, W), mean over the answer's tokens and the heads.
-        max_new_tokens, stop: as `generate_with_attention`.
 
     Returns:
-        One row per reading, question, layer and head: reading (a key of `READINGS`), question, layer, head, entropy
-        (nats, mean over the answer's tokens where it is defined), tokens, undefined (tokens left out).
-
-    Raises:
-        ValueError: as `generate_with_attention`, or a number of image tokens that is not a square.
+        reading (a key of `READINGS`), question, layer, head, entropy (nats, mean over the answer's tokens where it is
+        defined), tokens, undefined (tokens left out).
     """
     ids = list(range(len(images))) if ids is None else list(ids)
     frames = []
     for chosen, inputs in batches(model, processor, images, prompts, batch_size, "spatial entropy"):
-        for question, answer in zip(
-            ids[chosen], generate_with_attention(model, inputs, max_new_tokens, stop), strict=True
-        ):
+        answers = generate_with_attention(model, inputs, max_new_tokens, stop)
+        for question, answer in zip(ids[chosen], answers, strict=True):
             steps, layers, heads, n = answer.attention.shape
             grid = answer.attention.unflatten(-1, (square_side(n),) * 2)
             if maps is not None:
@@ -227,21 +151,16 @@ def question_entropies(
             layer, head = np.indices((layers, heads)).reshape(2, -1)
             for reading, options in READINGS.items():
                 entropy = pd.DataFrame(spatial_entropies(grid, **options).reshape(steps, layers * heads))
-                frames.append(
-                    pd.DataFrame({
-                        "reading": reading, "question": question, "layer": layer + 1, "head": head,
-                        "entropy": entropy.mean(), "tokens": steps, "undefined": entropy.isna().sum(),
-                    })
-                )  # fmt: skip
+                columns = {"reading": reading, "question": question, "layer": layer + 1, "head": head}
+                columns |= {"entropy": entropy.mean(), "tokens": steps, "undefined": entropy.isna().sum()}
+                frames.append(pd.DataFrame(columns))
     return pd.concat(frames, ignore_index=True)
 
 
 def entropy_per_head(questions: pd.DataFrame) -> pd.DataFrame:
-    """Mean over the questions of what `question_entropies` returns (Figure 4, right).
+    """Mean over the questions of what `question_entropies` returns, one row per reading, layer and head (Figure 4).
 
-    Returns:
-        One row per reading, layer and head: reading, layer, head, entropy (nats), std (over questions), questions (that
-        entered the mean), tokens, undefined (tokens left out).
+    Of entropy (nats) also std (over questions) and questions (that entered the mean); tokens and undefined are sums.
     """
     groups = questions.groupby(["reading", "layer", "head"], sort=False)
     table = groups["entropy"].agg(entropy="mean", std="std", questions="count")

@@ -8,67 +8,37 @@ diagonal excluded, *not* symmetrised), m_L likewise and m = m_K * m_L,
     CKNNA = H(m*K, m*L) / (sqrt(H(m_K*K, m_K*K) H(m_L*L, m_L*L)) + 1e-6)
     H(P, Q) = [sum(P * Q^T) + sum(P) sum(Q) / ((n-1)(n-2)) - 2 sum(P Q) / (n-2)] / (n (n-3))
 
-H is the unbiased HSIC of zero-diagonal matrices.  The masked matrices are asymmetric: the transpose matters, and so, a
-little, does the order of x and y.  The sum over the matrix product is colsum(P) . rowsum(Q), which leaves O(n^2 d)
-time, spent on the kernels, and O(n^2) memory.  The biased HSIC is not offered: it scores independent data 0.7 where the
-unbiased one scores 0.02 (n = 576, k = 10).
+H is the unbiased HSIC of zero-diagonal matrices (the biased one scores independent data 0.7 at n = 576 and k = 10).
+The masked matrices are asymmetric: the transpose matters, and so, a little, does the order of x and y.  The sum over
+the matrix product is colsum(P) . rowsum(Q), which leaves O(n^2 d) time, spent on the kernels, and O(n^2) memory.
 
 The level of chance grows with k / n: independent data score 0.02 at n = 576 and k = 10, but 0.2 at n = 16 and k = 10.
-
-The estimator of a variance under the root can be negative when n is small.  A negative product
-has no root: the value is NaN, and callers count it.
+The estimator of a variance under the root can be negative when n is small; a negative product has no root.
 """
 
-import numpy as np
 import torch
 
 EPSILON = 1e-6  # of the published denominator
 
 
-def cknna(x, y, k: int = 10) -> float:
-    """CKNNA of two representations of the same n samples.
+def cknna(x, y, k: int = 10) -> torch.Tensor:
+    """CKNNA of two representations of the same n samples, or of many pairs, such as the layers of one image.
 
     Args:
-        x, y: (n, d_x) and (n, d_y), torch or numpy, computed on the device of `x` in float32, or in float64 where the
-            input is float64.  Rows are L2-normalised here.
+        x, y: (..., n, d_x) and (..., n, d_y), torch or numpy, computed in float32, or in float64 where the input is
+            float64.  The leading dimensions broadcast.  Rows are L2-normalised here.
         k: neighbours per sample, 2 <= k < n.
 
-    Returns:
-        A float; NaN where the published formula is undefined.
-
-    Raises:
-        ValueError: shapes that do not fit, n < 4, k out of range, or features that are not finite.
+    Returns a float64 tensor of the leading shape, on the device of `x`; NaN where the formula is undefined.  ValueError
+    for shapes that do not fit, n < 4, k out of range, or features that are not finite.
     """
-    if np.ndim(x) != 2 or np.ndim(y) != 2:
-        raise ValueError(f"cknna needs two (n, d) matrices, got {tuple(np.shape(x))} and {tuple(np.shape(y))}")
-    return float(cknna_batch(x, y, k)[0])
-
-
-def cknna_batch(x, y, k: int = 10):
-    """CKNNA of many pairs of representations, for instance of a batch of images or of the layers of one image.
-
-    Args:
-        x, y: (..., n, d_x) and (..., n, d_y), torch or numpy; the leading dimensions broadcast, so that one target
-            (n, d_y) serves every layer in (layers, n, d_x).
-        k: neighbours per sample, 2 <= k < n.
-
-    Returns:
-        (values, undefined): float64 values of the leading shape, in the kind and on the device of `x`, NaN where the
-        formula is undefined, and the number of these.
-
-    Raises:
-        ValueError: as `cknna`.
-    """
-    is_numpy = not isinstance(x, torch.Tensor)
     x = _rows(x, "x")
     y = _rows(y, "y").to(x.device)
     n = x.shape[-2]
     if y.shape[-2] != n:
         raise ValueError(f"x has {n} samples and y has {y.shape[-2]}: both must describe the same samples")
-    if n < 4:
-        raise ValueError(f"the unbiased HSIC needs at least 4 samples, got {n}")
-    if not 2 <= k < n:
-        raise ValueError(f"k = {k} neighbours out of n = {n} samples: choose 2 <= k < n")
+    if n < 4 or not 2 <= k < n:
+        raise ValueError(f"k = {k} neighbours out of n = {n} samples: choose 2 <= k < n, of at least 4 samples")
 
     kernel_x, nearest_x, mask_x = _neighbours(x, k)
     kernel_y, nearest_y, mask_y = _neighbours(y, k)
@@ -78,33 +48,19 @@ def cknna_batch(x, y, k: int = 10):
     kernel_x, kernel_y, mask, nearest = (
         part.expand(*leading, *part.shape[-2:]) for part in (kernel_x, kernel_y, mask_x & mask_y, nearest_x)
     )
-    values = _hsic(kernel_x, kernel_y, mask, nearest) / ((self_x * self_y).sqrt() + EPSILON)
-    undefined = int(values.isnan().sum())
-    return (values.cpu().numpy() if is_numpy else values), undefined
+    return _hsic(kernel_x, kernel_y, mask, nearest) / ((self_x * self_y).sqrt() + EPSILON)
 
 
-def clamp_outliers(x, q: float = 0.95):
-    """Clamp a representation to plus or minus the q-quantile of |x|, as the reference does before CKNNA.
+def clamp_outliers(x: torch.Tensor, q: float = 0.95) -> torch.Tensor:
+    """Clamp each (n, d) of `x` (..., n, d) to plus or minus its own q-quantile of |x|, 0 < q <= 1, as the reference.
 
-    It matters where a few channels carry massive activations, which would otherwise decide every neighbour.  The
-    quantile is the order statistic at index floor(q * size) over all n * d entries of one representation.
-
-    Args:
-        x: (..., n, d), torch or numpy; each (n, d) is clamped by its own quantile.
-        q: in (0, 1]; 1 leaves `x` as it is.
-
-    Returns:
-        The clamped `x`, of its kind, shape, device and dtype.
-
-    Raises:
-        ValueError: `q` out of range.
+    A few channels with massive activations would otherwise decide every neighbour.  The quantile is the order statistic
+    at index floor(q * size) over all n * d entries; q = 1 leaves `x` as it is.
     """
     if not 0 < q <= 1:
         raise ValueError(f"q = {q} is not a quantile in (0, 1]")
     if q == 1:
         return x
-    if not isinstance(x, torch.Tensor):
-        return clamp_outliers(torch.as_tensor(x), q).numpy()
     size = x.shape[-1] * x.shape[-2]
     bound = x.flatten(-2).abs().kthvalue(int(q * size) + 1, dim=-1).values[..., None, None]
     return x.clamp(-bound, bound)

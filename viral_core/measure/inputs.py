@@ -23,12 +23,11 @@ def square_side(n: int) -> int:
 def batches(
     model, processor, images: Sequence, prompts: str | Sequence[str], batch_size: int, task: str
 ) -> Iterator[tuple[slice, dict]]:
-    """Encode images and prompts batch by batch, behind a progress bar over the images.
+    """Encode images and prompts batch by batch, behind a progress bar over the images, called `task`.
 
     Args:
         images: PIL images or paths; each is padded to a square (not for LLaVA-NeXT), as in training.
         prompts: as many, or one for all, each with one `<image>`.
-        task: what the progress bar is called; without a name there is none.
 
     Yields:
         (slice into `images`, the processor's tensors, padded on the left, on the model's device and in its dtype)
@@ -50,8 +49,9 @@ def batches(
     with tqdm(total=len(images), desc=task, unit="image", disable=not task) as bar:
         for start in range(0, len(images), batch_size):
             chosen = slice(start, min(start + batch_size, len(images)))
+            opened = [to_rgb(one) if isinstance(one, Image.Image) else open_rgb(one) for one in images[chosen]]
             inputs = processor(
-                images=[view.prepare(_rgb(image)) for image in images[chosen]],
+                images=[view.prepare(image) for image in opened],
                 text=prompts[chosen],
                 padding=True,
                 padding_side="left",
@@ -59,7 +59,3 @@ def batches(
             )
             yield chosen, inputs.to(llava.device, llava.dtype)
             bar.update(chosen.stop - start)
-
-
-def _rgb(image: Image.Image | str | Path) -> Image.Image:
-    return to_rgb(image) if isinstance(image, Image.Image) else open_rgb(image)

@@ -1,9 +1,7 @@
 """Patch permutation: does a model notice that its image was shuffled?  VIRAL Section 5.5, Table 3, Figure 7.
 
 Qi et al. (2025): the order of the visual features z is permuted before the projector, while the positions in the
-sequence stay as they are.  One permutation per sample, drawn from the seed and the sample's id alone: every model that
-is compared sees the same one.  A single permutation is one draw of a random effect, so Table 3's numbers need several
-seeds and a confidence interval.
+sequence stay as they are.  Every model that is compared sees the same permutation of a sample.
 """
 
 import hashlib
@@ -24,18 +22,8 @@ def patch_order(seed: int, sample: str | int, n: int) -> np.ndarray:
 class PatchPermutation:
     """Permute the visual features of a model before its projector, for as long as the context is open.
 
-    The features that reach the projector do not say which sample they belong to, so whoever runs the batches says it:
-    `set_samples(ids)` before each forward pass or `generate` call, one id per row of the projector's input (per image;
-    per tile where a model cuts its images into tiles), in the batch's order.  The ids stay until they are set again.
-
-        with PatchPermutation(model, seed=0) as permuted:
-            evaluate(model, ..., variant="permuted-0", on_batch=permuted.set_samples)
-
-    It acts before every other hook on the projector, so that whatever else reads the features sees the permuted ones.
-
-    Args:
-        model: a LLaVA of transformers, with LoRA (peft) or without.
-        seed: of this repetition of the experiment.
+    Whoever runs the batches says `set_samples(ids)` before each forward pass or `generate` call, one id per row of the
+    projector's input (per image; per tile where a model cuts its images into tiles).
     """
 
     def __init__(self, model, seed: int):
@@ -57,10 +45,8 @@ class PatchPermutation:
     def _permute(self, module, args):
         (features,) = args
         if len(self.samples) != len(features):
-            raise ValueError(
-                f"{len(features)} images reach the projector and {len(self.samples)} sample ids were named: "
-                "call set_samples with one id per image before each batch"
-            )
+            named = f"{len(features)} images reach the projector and {len(self.samples)} sample ids"
+            raise ValueError(f"{named}: call set_samples before each batch")
         orders = np.stack([patch_order(self.seed, sample, features.shape[1]) for sample in self.samples])
         index = torch.from_numpy(orders).to(features.device)[..., None]
         return features.take_along_dim(index, dim=1)

@@ -1,9 +1,4 @@
-"""Linear probes: what can be read linearly from a token's features, in an encoder, a teacher, or a layer of the model.
-
-A ridge classifier on standardised features, its penalty chosen by leave-one-out, fitted on the tokens of some images
-and asked about those of others.  Text-only supervision discards visual detail, says the paper's hypothesis: then a
-probe reads less from the later layers of a baseline than from its encoder.
-"""
+"""Linear probes: what can be read linearly from a token's features, in an encoder, a teacher, or a model's layer."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -24,27 +19,18 @@ Labels = Mapping[str, np.ndarray]  # of each probe (images, N) integers; 0 where
 
 
 def probe(features: np.ndarray, labels: np.ndarray, test_features: np.ndarray, test_labels: np.ndarray) -> pd.DataFrame:
-    """Fit one probe and ask it about other images.
+    """A ridge classifier, fitted on features (images, N, D) and labels (images, N), 0 where a token is left out.
 
-    Args:
-        features, test_features: (images, N, D).
-        labels, test_labels: (images, N), 0 where a token is left out.
-
-    Returns:
-        One row per test image that has a labelled token: image (its number), tokens (labelled ones), right, and
-        constant, how many of them the most frequent label of the training tokens gets right.
-
-    Raises:
-        ValueError: shapes that do not fit, fewer than two labels to learn, or no token to ask about.
+    Features are standardised, the penalty is chosen by leave-one-out. Returns one row per test image that has a
+    labelled token: image (its number), tokens (labelled ones), right, and constant, how many of them the most frequent
+    label of the training tokens gets right. ValueError for shapes that do not fit, or where there is no question.
     """
     if features.shape[:2] != labels.shape or test_features.shape[:2] != test_labels.shape:
         raise ValueError(f"labels {labels.shape}, {test_labels.shape} for {features.shape}, {test_features.shape}")
     known, asked = labels > 0, test_labels > 0
     classes, counts = np.unique(labels[known], return_counts=True)
     if len(classes) < 2 or not asked.any():
-        raise ValueError(
-            f"{len(classes)} labels to learn and {asked.sum()} tokens to ask about: a probe has no question"
-        )
+        raise ValueError(f"{len(classes)} labels to learn, {asked.sum()} tokens to ask about: a probe has no question")
     classifier = make_pipeline(StandardScaler(), RidgeClassifierCV(alphas=PENALTIES))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Singular matrix|Ill-conditioned")
@@ -58,37 +44,23 @@ def probe(features: np.ndarray, labels: np.ndarray, test_features: np.ndarray, t
 
 def probes(features: np.ndarray, labels: Labels, test_features: np.ndarray, test_labels: Labels) -> pd.DataFrame:
     """`probe` for each kind of label, named in a column `probe`."""
-    tables = [
-        probe(features, labels[name], test_features, test_labels[name]).assign(probe=name) for name in sorted(labels)
-    ]
-    return pd.concat(tables, ignore_index=True)
+    tables = {name: probe(features, labels[name], test_features, test_labels[name]) for name in sorted(labels)}
+    return pd.concat([table.assign(probe=name) for name, table in tables.items()], ignore_index=True)
 
 
 def layer_probes(
-    model,
-    processor,
-    images: Sequence,
-    labels: Labels,
-    test_images: Sequence,
-    test_labels: Labels,
-    prompt: str,
-    batch_size: int = 32,
+    model, processor, images: Sequence, labels: Labels, test_images: Sequence, test_labels: Labels, prompt: str
 ) -> pd.DataFrame:
-    """Probes of the encoder's features and of the visual tokens in every layer of a LLaVA.
+    """`probe` of each source ("encoder", "model"), layer (0 to L, of the model) and kind of label, named in columns.
 
-    Args:
-        model, processor: as `viral_core.measure.states.stream_states`; the images need one grid of N tokens each.
-        prompt: of every image; what stands after `<image>` is not seen by the visual tokens.
-
-    Returns:
-        What `probe` returns for each source ("encoder", "model"), layer (0 to L, of the model) and probe, in columns.
+    The images need one grid of N tokens each; `prompt` is of every image.
     """
     layers = list(range(len(base_llava(model).model.language_model.layers) + 1))
     sides = []
     for pictures in (images, test_images):
         stream = [
             (image.features.float().cpu().numpy(), image.states.float().clamp(-LARGEST, LARGEST).half().cpu().numpy())
-            for image in stream_states(model, processor, pictures, prompt, layers, batch_size, "probes")
+            for image in stream_states(model, processor, pictures, prompt, layers, 32, "probes")
         ]
         sides.append([np.stack(part) for part in zip(*stream, strict=True)])
     (features, states), (test_features, test_states) = sides

@@ -9,42 +9,31 @@ from dataclasses import dataclass
 import pandas as pd
 import torch
 
-from viral_core.measure.cknna import cknna_batch, clamp_outliers
+from viral_core.measure.cknna import cknna, clamp_outliers
 from viral_core.measure.inputs import batches
 from viral_core.measure.permutation import patch_order
 from viral_core.tap import VisualTap, base_llava
 from viral_core.tiles import NEWLINE, batch_patch_index, is_tiled
 
+CLAMPS = (1.0, 0.95)  # quantiles for `clamp_outliers` on both sides; 1 does not clamp
+
 
 @dataclass
 class ImageStates:
-    """Of one image with N visual tokens, on the model's device.
+    """Of one image with N visual tokens, on the model's device; LLaVA-NeXT's newlines are left out."""
 
-    position: of the image in the input.  states: (layers, N, D).  features: (N, Dz), what the encoder gave to the
-    projector, for LLaVA the patches of its penultimate layer.  tiles: (N,), the tile of each token, on the CPU: 0, but
-    for LLaVA-NeXT, whose newlines and unpadded patches are left out.
-    """
-
-    position: int
-    states: torch.Tensor
-    features: torch.Tensor
-    tiles: torch.Tensor
+    position: int  # of the image in the input
+    states: torch.Tensor  # (layers, N, D)
+    features: torch.Tensor  # (N, Dz), what the encoder gave to the projector
+    tiles: torch.Tensor  # (N,), the tile of each token, on the CPU; 0 but for LLaVA-NeXT
 
 
 def stream_states(
     model, processor, images: Sequence, prompts: str | Sequence[str], layers: Sequence[int], batch_size: int, task: str
 ) -> Iterator[ImageStates]:
-    """Run images through a model and yield what it holds of each, one by one.
+    """Run images through a model and yield what it holds of each, one by one, in `layers` of 0 to L.
 
-    Args:
-        model, processor: of one run, the model in evaluation mode.
-        images: PIL images or paths.
-        prompts: one per image, or one for all.  The text before `<image>` is seen by the visual tokens, that after it
-            is not.
-        layers: 0 to L.
-
-    Raises:
-        ValueError: a layer that does not exist, and as `viral_core.measure.inputs.batches`.
+    Other arguments as `viral_core.measure.inputs.batches`; visual tokens see the text before `<image>` only.
     """
     llava = base_llava(model)
     for chosen, inputs in batches(llava, processor, images, prompts, batch_size, task):
@@ -63,73 +52,47 @@ def stream_states(
 
 
 def layerwise_cknna(
-    model,
-    processor,
-    images: Sequence,
-    prompts: str | Sequence[str],
-    *,
-    ids: Sequence[str] | None = None,
-    layers: Sequence[int] | None = None,
-    k: int = 10,
-    clamps: Sequence[float] = (1.0, 0.95),
-    batch_size: int = 8,
+    model, processor, images: Sequence, prompts: str | Sequence[str], ids: Sequence[str], k: int, batch_size: int = 8
 ) -> pd.DataFrame:
-    """CKNNA between a model's visual tokens and its encoder's features, layer by layer: Figures 2(d) and 9.
+    """CKNNA between a model's visual tokens, of each layer 0 to L, and its encoder's features: Figures 2(d) and 9.
 
-    The N visual tokens of one image are the samples, one value per image and layer; of LLaVA-NeXT those of one tile,
-    one value per tile, to be averaged over an image's tiles and then over images.  What counts as high depends on
-    k / n, so every value has its chance level beside it: the same measurement against the same features in an
-    arbitrary order.
-
-    Args:
-        model, processor, images, prompts: as `stream_states`.
-        ids: names of the images; their numbers by default.
-        layers: every one by default, 0 to L.
-        k: neighbours; less than the number of tokens.
-        clamps: quantiles for `clamp_outliers` on both sides; 1 does not clamp.
+    The N visual tokens of one image are the samples, of LLaVA-NeXT those of one tile, to be averaged over an image's
+    tiles and then over images.  Every value has its chance level beside it, which depends on k / n: the same
+    measurement against the same features in an arbitrary order.
 
     Returns:
         One row per clamp, image and layer: layer, image, cknna and chance (NaN where undefined), k, n, clamp.
-        LLaVA-NeXT: one row per tile, named in a column `tile`; a tile of which unpadding leaves fewer than k + 2 tokens
-        is not measured and has NaN.
-
-    Raises:
-        ValueError: features that are not finite or k out of range, with the image; and as `stream_states`.
+        LLaVA-NeXT: one row per tile, named in a column `tile`; NaN where unpadding leaves fewer than k + 2 tokens.
     """
-    layers = list(range(len(base_llava(model).model.language_model.layers) + 1)) if layers is None else list(layers)
-    ids = [str(name) for name in (range(len(images)) if ids is None else ids)]
+    layers = list(range(len(base_llava(model).model.language_model.layers) + 1))
     if len(ids) != len(images) or len(set(ids)) < len(ids):
         raise ValueError(f"{len(images)} images and {len(set(ids))} different ids: every image needs its own")
     frames = []
     for image in stream_states(model, processor, images, prompts, layers, batch_size, "CKNNA"):
         name = ids[image.position]
         if not is_tiled(processor):
-            frames += _tables(name, image.states, image.features, layers, k, clamps)
+            frames += _tables(name, image.states, image.features, k)
             continue
         for tile in image.tiles.unique().tolist():
             own = image.tiles == tile
-            tables = _tables(f"{name}#{tile}", image.states[:, own], image.features[own], layers, k, clamps, k + 2)
+            tables = _tables(f"{name}#{tile}", image.states[:, own], image.features[own], k, least=k + 2)
             frames += [table.assign(image=name, tile=tile) for table in tables]
     return pd.concat(frames, ignore_index=True)
 
 
-def _tables(name, states, features, layers, k, clamps, least=0) -> list[pd.DataFrame]:
-    """A table per clamp of one set of samples: states (layers, n, D), features (n, Dz); NaN where n < `least`."""
+def _tables(name, states, features, k, least=0) -> list[pd.DataFrame]:
+    """A table per clamp of one set of samples: states (L + 1, n, D), features (n, Dz); NaN where n < `least`."""
     n = len(features)
-    if states.shape[1] != n:
-        raise ValueError(f"image {name}: {states.shape[1]} visual tokens in the model and {n} from the encoder")
     order = torch.from_numpy(patch_order(0, f"chance:{name}", n))
     tables = []
-    for clamp in clamps:
+    for clamp in CLAMPS:
         x, y = clamp_outliers(states.float(), clamp), clamp_outliers(features.float(), clamp)
+        both = torch.stack([y, y[order]])[:, None]
         try:
-            if n < least:
-                values = torch.full((2, len(layers)), torch.nan)
-            else:
-                values, _ = cknna_batch(x, torch.stack([y, y[order]])[:, None], k)  # (2, layers)
+            values = torch.full((2, len(x)), torch.nan) if n < least else cknna(x, both, k)  # (2, L + 1)
         except ValueError as error:
             raise ValueError(f"image {name}: {error}") from error
-        cknna, chance = values.cpu().numpy()
-        columns = {"layer": layers, "image": name, "cknna": cknna, "chance": chance, "k": k, "n": n, "clamp": clamp}
-        tables.append(pd.DataFrame(columns))
+        value, chance = values.cpu().numpy()
+        columns = {"layer": range(len(x)), "image": name, "cknna": value, "chance": chance, "k": k, "n": n}
+        tables.append(pd.DataFrame(columns).assign(clamp=clamp))
     return tables

@@ -15,7 +15,7 @@ from PIL import Image
 
 from viral_core.images import mean_color, pad_to_square
 from viral_core.measure.attention import generate_with_attention, spatial_entropies
-from viral_core.measure.cknna import cknna_batch
+from viral_core.measure.cknna import cknna
 from viral_core.measure.inputs import batches, square_side
 from viral_core.measure.permutation import PatchPermutation, patch_order
 from viral_core.run_folder import Run
@@ -159,7 +159,7 @@ def entropies(weights: torch.Tensor) -> np.ndarray:
 
 def cknna_curve(states: torch.Tensor, features: torch.Tensor, k: int) -> np.ndarray:
     """(L + 1,) CKNNA of states (L + 1, N, D) to features (N, Dz) of the same patches, with at most N - 1 neighbours."""
-    values, _ = cknna_batch(states.float(), features.float()[None], min(k, len(features) - 1))
+    values = cknna(states.float(), features.float()[None], min(k, len(features) - 1))
     return values.cpu().numpy()
 
 

@@ -254,7 +254,7 @@ def _colours(vectors: dict[str, torch.Tensor]) -> dict[str, bytes]:
     colours = {}
     for alike in groups.values():
         sets = [F.normalize(layer.float(), dim=-1) for name in alike for layer in vectors[name]]
-        maps = iter(pca_maps(sets, shared=True))
+        maps = iter(pca_maps(sets))
         for name in alike:
             layers = np.stack([next(maps) for _ in vectors[name]])
             colours[name] = np.rint(layers * 255).astype(np.uint8).tobytes()

@@ -70,10 +70,10 @@ def benchmark(
 
 def _best(measure, x: torch.Tensor, y: torch.Tensor, k: int, repeats: int) -> tuple[float, float]:
     """A call's value and its shortest time in seconds; the value is a float, so the device has finished."""
-    value, seconds = measure(x, y, k), []
+    value, seconds = float(measure(x, y, k)), []
     for _ in range(repeats):
         start = time.perf_counter()
-        measure(x, y, k)
+        float(measure(x, y, k))
         seconds.append(time.perf_counter() - start)
     return value, min(seconds)
 
