@@ -28,20 +28,13 @@ import json
 
 import pandas as pd
 import seaborn as sns
-import torch
 from IPython.display import Markdown, display
 from matplotlib import pyplot as plt
 
-from viral_core import distributed
-from viral_core.cache import FeatureCache
-from viral_core.conversations import load_conversations
-from viral_core.data import Collator, ConversationDataset
 from viral_core.measure.intervals import interval
-from viral_core.run_folder import load_run
-from viral_core.step_profile import PARTS, profile_step
 from workbook import claims, paper, plots, runs, scores
-from workbook.notebook import begin, show, show_missing
-from workbook.paths import ROOT, Paths
+from workbook.notebook import begin, show_missing
+from workbook.paths import ROOT
 
 settings, out = begin(profile, "efficiency")
 models = {"": "CLIP, Vicuna-7B", "qwen-": "CLIP, Qwen2.5-7B", "13b-": "CLIP, Vicuna-13B"}
@@ -139,44 +132,6 @@ costs = pd.DataFrame(costs, columns=["run", "seed", "step_seconds"])
 costs.to_csv(out / "step_costs.csv", index=False, float_format="%.5f")
 seconds = costs.pivot(index="run", columns="seed", values="step_seconds")
 seconds.round(4)
-
-# %% [markdown]
-# ## Where the time of a step goes, live
-#
-# Stage-2 steps of the first trained system, part by part: with the images going through the vision tower in every step,
-# and with the encoder's features cached, where the profile caches them. The teacher's features are cached in both.
-
-# %%
-show(profile_step)
-
-# %%
-folders = runs.trained(profile, ("viral", "baseline"))
-trained = next(iter(folders), None)
-parts = {}
-if trained:
-    system = settings.systems[trained]
-    run = load_run(folders[trained], dtype=getattr(torch, settings.compute.dtype), device=distributed.device())
-    samples = load_conversations(settings.data.conversations, settings.data.conversation_images)[:400]
-    samples = [sample for sample in samples if sample.images]
-    dataset = ConversationDataset(samples, run.processor, run.template, settings.stage2.max_length)
-    size = settings.stage2.micro_batch or settings.stage2.batch_size
-    batches = [range(i, i + size) for i in range(0, min(len(dataset), 5 * size) - size + 1, size)]
-    teacher = Paths(profile).cache(system.teacher, system.vision) if system.teacher else None
-    targets = FeatureCache(teacher) if teacher and teacher.is_dir() else None
-    collators = {"images": Collator(run.processor, targets)}
-    cached = Paths(profile).encoder_cache(system.vision, "conversations")
-    if cached.is_dir():
-        collators["cached features"] = Collator(run.processor, targets, encoder=FeatureCache(cached))
-    if targets or not system.teacher:
-        parts = {
-            name: profile_step(run.aligned, dataset, collator, settings.stage2, batches)
-            for name, collator in collators.items()
-        }
-    del run
-profiled = 1000 * pd.DataFrame(parts, index=PARTS, columns=["images", "cached features"])
-profiled.loc["step"] = profiled.sum(min_count=1)
-profiled.to_csv(out / "step_profile.csv", index_label="part (milliseconds)", float_format="%.3f")
-profiled.round(1)
 
 # %% [markdown]
 # ## On a GPU

@@ -99,7 +99,7 @@ def main() -> None:
         if what == "half":
             train(folder, f"{name}-half", ENGINES[name], steps=3, bf16=True, gradient_checkpointing=True)
             continue
-        lives = 5 if what == "die" else float("inf")
+        lives = 4 if what == "die" else float("inf")
         label = "whole" if what == "whole" else "killed"
         calls[task] = train(folder, f"{name}-{label}", ENGINES[name], lives)
         if distributed.is_main():

@@ -1,8 +1,7 @@
-"""VIRAL workbook: visual representation alignment for multimodal language models, measured.
+"""VIRAL workbook: visual representation alignment for multimodal language models, measured; README.md has the map."""
 
-The modules are small and do one thing each; README.md has the map.
-"""
+import sys
 
-from viral_core import _torchvision
+from viral_core._torchvision import BeforeTorchvision
 
-_torchvision.install()
+sys.meta_path.insert(0, BeforeTorchvision())

@@ -1,19 +1,17 @@
-"""Let a CUDA build of torchvision be imported beside a CPU build of torch.
+"""Let a CUDA build of torchvision be imported beside a CPU build of torch, as some package indices serve them.
 
-The package index serves torchvision as a CUDA build only.  Beside a CPU torch its compiled library cannot be loaded,
-and then `import torchvision` fails because the operators `nms` and `qnms` are unknown to torch.  Nothing here calls
-them, so declaring them is enough.  Where the compiled library loads, nothing is changed.  The check runs when
-torchvision is first imported, so that parts of the package that need no torch do not load it.
+Its compiled library cannot be loaded then, and `import torchvision` fails because torch does not know the operators
+`nms` and `qnms`.  Nothing here calls them, so declaring them is enough.  The check runs when torchvision is first
+imported, so that parts of the package that need no torch do not load it.
 """
 
 import importlib.machinery
-import sys
 from pathlib import Path
 
 _declared = []  # torch keeps a library's operators only while the Library object lives
 
 
-class _BeforeTorchvision:
+class BeforeTorchvision:
     """A finder that never finds anything, but prepares torch the first time somebody asks for torchvision."""
 
     def find_spec(self, name, path=None, target=None):
@@ -34,9 +32,3 @@ def _prepare(package: Path) -> None:
         library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _declared.append(library)
-
-
-def install() -> None:
-    """Prepare for torchvision; a second call, or one after torchvision was imported, does nothing."""
-    if "torchvision" not in sys.modules and not any(isinstance(f, _BeforeTorchvision) for f in sys.meta_path):
-        sys.meta_path.insert(0, _BeforeTorchvision())

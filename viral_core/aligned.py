@@ -1,6 +1,7 @@
 """The training objective: L = L_LM + lambda L_VRA (Eq. 5), and what takes its place in the pilot study and in ROSS."""
 
 import weakref
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -18,13 +19,12 @@ from viral_core.tiles import blank_image, is_tiled, shown_patches
 class AlignedModel(nn.Module):
     """A LLaVA with visual representation alignment: L = L_LM + weight * L_VRA, or ROSS's reconstruction.
 
-    Without either it is the baseline, and the same code runs. `state_dict` holds only what trains, and
-    `load_state_dict` takes such a state: training checkpoints stay small under any wrapper. The vision tower is always
-    in eval mode. Heads, adapters and denoiser start at random: set the seed before.
+    `llava` is what `assemble` or `add_lora` returns. Without either it is the baseline, and the same code runs.
+    `state_dict` holds only what trains. The vision tower is always in eval mode. Heads, adapters and denoiser start at
+    random: set the seed before. `tap` holds the visual positions of the latest forward pass.
 
-    Attributes:
-        align, residuals, reconstruct: as given, with the numbers of the blocks.
-        tap: the visual positions of the latest forward pass.
+    ValueError for a layer that the language model does not have, a teacher's feature size that is not stated, and
+    residuals or reconstruction in a LLaVA-NeXT.
     """
 
     accepts_loss_kwargs = True  # transformers' Trainer counts tokens over the global batch
@@ -33,15 +33,9 @@ class AlignedModel(nn.Module):
         self,
         llava: nn.Module,
         align: Align | None = None,
-        residuals: tuple[Residual, ...] = (),
+        residuals: Sequence[Residual] = (),
         reconstruct: Reconstruct | None = None,
     ):
-        """`llava` is what `assemble` or `add_lora` returns.
-
-        Raises:
-            ValueError: a layer that the language model does not have; a teacher's feature size that is not stated;
-                residuals or reconstruction in a LLaVA-NeXT.
-        """
         super().__init__()
         self.llava = llava
         blocks = self.config.text_config.num_hidden_layers
@@ -54,10 +48,11 @@ class AlignedModel(nn.Module):
         if self.align is not None:
             self._add_heads()
         if self.reconstruct is not None:
-            self._add_reconstruction()
+            from viral_core.ross import Reconstruction  # loads diffusers
 
-        # Before the tap, whose hook on the language model reads what this one writes. The hook must not keep this
-        # model alive, nor outlive it.
+            self.reconstruction = Reconstruction(self.config.text_config.hidden_size, self.reconstruct)
+
+        # Before the tap, whose hook reads what this one writes. It must not keep this model alive, nor outlive it.
         embed = weakref.WeakMethod(self._embed)
         decoder = base_llava(llava).model.language_model
         self._hook = decoder.register_forward_pre_hook(
@@ -80,28 +75,13 @@ class AlignedModel(nn.Module):
 
     def _add_heads(self) -> None:
         align, width = self.align, self.config.text_config.hidden_size
-        dims = {"teacher": align.dim, "encoder": self.config.vision_config.hidden_size, "projector": width}
-        dim = dims[align.target]
+        encoder = self.config.vision_config.hidden_size
+        dim = {"teacher": align.dim, "encoder": encoder, "projector": width}[align.target]
         if dim is None:
             raise ValueError("the head's output is as wide as the teacher's features: give Align their `dim`")
         for key in ["shared"] if align.shared_head else map(str, align.layers):
             self.heads[key] = AlignmentHead(width, dim, align.hidden, align.init_std)
         self.heads.requires_grad_(align.train_head)
-
-    def _add_reconstruction(self) -> None:
-        from viral_core.ross import Reconstruction  # loads diffusers
-
-        spec = self.reconstruct
-        self.reconstruction = Reconstruction(
-            self.config.text_config.hidden_size,
-            spec.dim,
-            spec.grid,
-            blocks=spec.blocks,
-            width=spec.width,
-            heads=spec.heads,
-            mlp_ratio=spec.mlp_ratio,
-            repeats=spec.repeats,
-        )
 
     def _add_residual(self, residual: Residual) -> None:
         if residual.source == "projector":
@@ -115,12 +95,10 @@ class AlignedModel(nn.Module):
         self.tap.edit(residual.layer, lambda tap: adapter(tap.features.flatten(0, 1).to(adapter.weight.dtype)))
 
     def _embed(self, kwargs: dict) -> dict:
-        """What LLaVA itself does not put into the language model's input.
+        """What LLaVA itself does not put into the language model's input: cached encoder features, projected.
 
-        Cached encoder features take the way that the vision tower's take: through the projector to the visual
-        positions. And in a training batch without images the vision path runs on a blank one, and zero times its output
-        is added: every rank then runs the same modules, and every trained parameter has a gradient (zero, not None);
-        without it, DDP and ZeRO wait for each other forever.
+        In a training batch without images the vision path runs on a blank one, and zero times its output is added:
+        every rank then runs the same modules and every trained parameter has a gradient; else DDP and ZeRO hang.
         """
         core, embeddings = base_llava(self.llava).model, kwargs["inputs_embeds"]
         if self._encoder_features is not None:
@@ -139,35 +117,28 @@ class AlignedModel(nn.Module):
 
     def forward(
         self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        labels: Tensor,
-        pixel_values: Tensor | None = None,
-        image_sizes: Tensor | None = None,
         image_tokens: list[int] = (),
         encoder_features: Tensor | None = None,
         teacher_features: Tensor | None = None,
         latents: Tensor | None = None,
         totals: Tensor | None = None,
+        **inputs: Tensor,
     ) -> dict[str, Tensor]:
         """Losses of a batch of B conversations with n images (n may be 0).
 
         Args:
-            input_ids, attention_mask, labels: (B, S), padded on the right.
-            pixel_values: (n, 3, H, W) in reading order. LLaVA-NeXT: (n, tiles, 3, H, W), filled up with blank tiles.
-            image_sizes: LLaVA-NeXT only: (n, 2) heights and widths.
             image_tokens: the visual tokens of each of the n images; they sum to T.
             encoder_features: (n, N, Dz), what the frozen vision tower made of the images, in place of their pixels.
-            teacher_features: (n, N, d), or (T, d) where images differ in their number of tokens. LLaVA-NeXT:
-                (tiles of all images, N, d), of which unpadding leaves out some, as of the visual tokens.
+            teacher_features: (n, N, d). LLaVA-NeXT: (tiles of all images, N, d).
             latents: (n, N, c) VAE latents of the images, for the reconstruction.
-            totals: (2,) supervised tokens and images of the global batch of which this one is a part. Losses are then
-                parts of its mean over tokens and images: summed over micro-batches and ranks they give it exactly.
-                Without totals the means are over this batch.
+            totals: (2,) supervised tokens and images of the global batch of which this one is a part, over which losses
+                are then means; else over this batch.
+            inputs: of the LLaVA: input_ids, attention_mask, labels (B, S), padded on the right, and pixel_values
+                (n, 3, H, W) in reading order. LLaVA-NeXT: (n, tiles, 3, H, W), filled up with blank tiles, and
+                image_sizes (n, 2).
 
         Returns:
-            Scalars `loss`, `lm_loss` (Eq. 2) and, unweighted, with alignment `vra_loss` (Eq. 4 / 6), with
-            reconstruction `ross_loss`.
+            Scalars `loss`, `lm_loss` (Eq. 2) and, unweighted, `vra_loss` (Eq. 4 / 6) or `ross_loss`.
 
         Raises:
             ValueError: teacher features or latents are missing, or features do not match the visual tokens.
@@ -177,35 +148,22 @@ class AlignedModel(nn.Module):
                 f"encoder features {tuple(encoder_features.shape)} do not match {sum(image_tokens)} visual tokens: "
                 "write the encoder's cache again"
             )
-        sizes = {} if image_sizes is None else {"image_sizes": image_sizes}
         self._encoder_features = encoder_features
-        try:
-            lm_loss = self.llava(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                pixel_values=pixel_values,
-                **sizes,
-                labels=labels,
-                num_items_in_batch=None if totals is None else totals[0].clamp(min=1),
-                use_cache=False,
-            ).loss
-        finally:
-            self._encoder_features = None
+        tokens = None if totals is None else totals[0].clamp(min=1)
+        lm_loss = self.llava(**inputs, num_items_in_batch=tokens, use_cache=False).loss
+        self._encoder_features = None
         share = 1 if totals is None else len(image_tokens) / totals[1].clamp(min=1)
         losses = {"loss": lm_loss, "lm_loss": lm_loss}
         if self.align is not None:
-            losses["vra_loss"] = self._alignment(image_tokens, teacher_features, image_sizes) * share
+            losses["vra_loss"] = self._alignment(image_tokens, teacher_features, inputs.get("image_sizes")) * share
             losses["loss"] = losses["loss"] + self.align.weight * losses["vra_loss"]
         if self.reconstruct is not None:
-            losses["ross_loss"] = self.reconstruction(self._condition(), latents) * share
+            layer = self.reconstruct.layer
+            last = layer == self.config.text_config.num_hidden_layers
+            condition = self.tap.post_norm(layer) if last else self.tap.states[layer]
+            losses["ross_loss"] = self.reconstruction(condition, latents) * share
             losses["loss"] = losses["loss"] + self.reconstruct.weight * losses["ross_loss"]
         return losses
-
-    def _condition(self) -> Tensor:
-        """Visual tokens (T, D) that the denoiser sees; the last block's after the final norm."""
-        layer = self.reconstruct.layer
-        last = layer == self.config.text_config.num_hidden_layers
-        return self.tap.post_norm(layer) if last else self.tap.states[layer]
 
     def _alignment(
         self, image_tokens: list[int], teacher_features: Tensor | None, image_sizes: Tensor | None
@@ -250,13 +208,12 @@ class AlignedModel(nn.Module):
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """What trains: "projector", and "rest" (LoRA and all that is new, which shares LoRA's learning rate)."""
         projector = [p for p in connector(self.llava) if p.requires_grad]
-        own = {id(p) for p in projector}
-        return {"rest": [p for p in self.parameters() if p.requires_grad and id(p) not in own], "projector": projector}
+        own = set(projector)
+        return {"rest": [p for p in self.parameters() if p.requires_grad and p not in own], "projector": projector}
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None) -> None:
+    def gradient_checkpointing_enable(self) -> None:
         """Recompute the language model's blocks in the backward pass (never reentrant: hooks and LoRA rely on it)."""
-        options = {**(gradient_checkpointing_kwargs or {}), "use_reentrant": False}
-        base_llava(self.llava).model.language_model.gradient_checkpointing_enable(options)
+        base_llava(self.llava).model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
 
     def train(self, mode: bool = True) -> "AlignedModel":
         super().train(mode)

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,9 +13,7 @@ from torch import Tensor
 from transformers import AutoConfig, CLIPVisionModel, PreTrainedModel, SiglipVisionModel
 from transformers.utils import cached_file
 
-from viral_core.atomic import replacement
-
-_log = logging.getLogger(__name__)
+from viral_core.files import replacement, write_text
 
 # Vision classes by model type. LLaVA drops CLIP's class token; SigLIP (and fixed-resolution SigLIP2) has none.
 VISION = {
@@ -37,14 +34,9 @@ def require_model(name: str | Path) -> None:
 
 
 def load_vision_tower(name: str | Path, revision: str | None = None, **options) -> tuple[PreTrainedModel, str]:
-    """A CLIP or SigLIP vision tower, and LLaVA's strategy for its tokens ("default": drop the class token, or "full").
+    """A CLIP or SigLIP tower, and LLaVA's strategy for its tokens ("default": drop the class token, or "full").
 
-    Args:
-        options: of `from_pretrained`.
-
-    Raises:
-        FileNotFoundError: no such folder.
-        ValueError: a tower of another kind, or a checkpoint that lacks weights.
+    FileNotFoundError where there is no such folder, ValueError for a tower of another kind, or without all weights.
     """
     require_model(name)
     kind = AutoConfig.from_pretrained(name, revision=revision).model_type
@@ -60,20 +52,10 @@ def load_vision_tower(name: str | Path, revision: str | None = None, **options) 
 
 
 def load_whole(model_class, name: str | Path, revision: str | None = None, **options):
-    """`from_pretrained` that refuses a checkpoint without all weights, where it would draw them at random.
-
-    Raises:
-        ValueError: naming one of the missing weights, or a normaliser of features that the class would leave out.
-    """
+    """`from_pretrained`, but ValueError for a checkpoint without all weights, where it would draw them at random."""
     model, report = model_class.from_pretrained(name, revision=revision, output_loading_info=True, **options)
-    unused = sorted(report["unexpected_keys"])
-    if normalisers := [key for key in unused if "normaliz" in key]:
-        raise ValueError(
-            f"{name} normalises its features ({normalisers[0]}), which {model_class.__name__} does not: "
-            "take a checkpoint without it"
-        )
-    if unused:
-        _log.info("%s: %d weights are not used, such as %s", name, len(unused), unused[0])
+    if normalisers := sorted(key for key in report["unexpected_keys"] if "normaliz" in key):
+        raise ValueError(f"{name} normalises its features ({normalisers[0]}): take a checkpoint that does not")
     if missing := sorted(report["missing_keys"]):
         raise ValueError(f"{name} lacks {len(missing)} weights of {model_class.__name__}, such as {missing[0]}")
     return model
@@ -103,22 +85,17 @@ def save_weights(state: Mapping[str, Tensor], path: str | Path, metadata: Mappin
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file is damaged (of files that carry a checksum, a single bit is seen).
-    """
+    """Tensors and metadata of a safetensors file; FileNotFoundError without one, ValueError where a bit is damaged."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"no weights at {path}: run the stage that writes them first")
     try:
         with safe_open(path, "pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
+        if metadata.get("crc32") not in (None, str(checksum(state))):
+            raise ValueError("its checksum differs")
+    except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}): remove it and run the stage that writes it again") from error
-    if "crc32" in metadata and metadata["crc32"] != str(checksum(state)):
-        raise ValueError(f"{path} is damaged (its checksum differs): remove it and run the stage that writes it again")
     return state, metadata
 
 
@@ -134,25 +111,17 @@ def checksum(tensors: Mapping[str, Tensor]) -> int:
 def write_json(path: str | Path, content: dict, indent: int | None = None) -> None:
     """Write a json object, at once, with a checksum of the rest as its last entry."""
     content = json.loads(json.dumps(content))
-    with replacement(path) as temporary:
-        sealed = {**content, "crc32": _seal(content)}
-        temporary.write_text(json.dumps(sealed, indent=indent) + "\n", encoding="utf-8")
+    write_text(path, json.dumps({**content, "crc32": _seal(content)}, indent=indent) + "\n")
 
 
 def read_json(path: str | Path, remedy: str) -> dict:
-    """Read what `write_json` wrote; older files without a checksum are read as they are.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file is damaged; with the remedy.
-    """
+    """Read what `write_json` wrote, or an older file without a checksum; ValueError with the remedy if damaged."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-        seal = content.pop("crc32", None)
-    except (UnicodeDecodeError, json.JSONDecodeError, AttributeError) as error:
+        if content.pop("crc32", None) not in (None, _seal(content)):
+            raise ValueError("its checksum differs")
+    except (ValueError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({error}): {remedy}") from error
-    if seal not in (None, _seal(content)):
-        raise ValueError(f"{path} is damaged (its checksum differs): {remedy}")
     return content
 
 

@@ -1,9 +1,4 @@
-"""LLaVA's json formats (LCS-558K, 665K): read as LLaVA reads them, with all that is wrong listed together.
-
-LLaVA accepts some conversations that do not alternate from a question to an answer. They are read as it reads them, and
-counted: a first turn from gpt is left out; a last question without an answer, which nothing learns from, too; and
-`<image>` in a conversation without images is text like any other.
-"""
+"""LLaVA's json formats (LCS-558K, 665K): read as LLaVA reads them, with all that is wrong listed together."""
 
 import logging
 from collections import Counter
@@ -24,28 +19,21 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Sample:
-    """One conversation. `images` are the names written in the json file: the keys of cached teacher features.
-
-    `targets`, where given, names for each image another one, whose teacher features it is aligned to instead.
-    """
+    """One conversation."""
 
     id: str
     turns: tuple[dict, ...]
-    images: tuple[str, ...]
+    images: tuple[str, ...]  # names as in the json file: the keys of cached teacher features
     folder: Path
-    targets: tuple[str, ...] | None = None
+    targets: tuple[str, ...] | None = None  # for each image another one, to whose teacher features it is aligned
 
-    def open_images(self) -> list[Image.Image]:
-        """The images as RGB; ValueError, naming the sample and the file, for one that is not readable."""
-        return [self._read(name, open_rgb) for name in self.images]
+    def open_images(self, names: Sequence[str] | None = None) -> list[Image.Image]:
+        """The sample's images, or those of `names`, as RGB; ValueError names the sample and an unreadable file."""
+        return [self._read(name, open_rgb) for name in (self.images if names is None else names)]
 
-    def open_targets(self) -> list[Image.Image]:
-        """The images that a teacher sees, as `open_images`."""
-        return [self._read(name, open_rgb) for name in self.targets or self.images]
-
-    def image_sizes(self, names: Sequence[str] | None = None) -> list[tuple[int, int]]:
-        """(height, width) of the sample's images, or of those of `names`, of which only the headers are read."""
-        return [self._read(name, image_size) for name in (self.images if names is None else names)]
+    def image_sizes(self, names: Sequence[str]) -> list[tuple[int, int]]:
+        """(height, width) of images of the sample, of which only the headers are read."""
+        return [self._read(name, image_size) for name in names]
 
     def _read(self, name: str, read):
         try:
@@ -56,21 +44,15 @@ class Sample:
 
 @dataclass
 class Conversations:
-    """What a json file holds: good samples, what is wrong with the other entries by their position, and, counted,
-    what was read otherwise than it is written."""
+    """What a json file holds."""
 
     samples: list[Sample] = field(default_factory=list)
-    faults: dict[int, str] = field(default_factory=dict)
-    adapted: Counter = field(default_factory=Counter)
+    faults: dict[int, str] = field(default_factory=dict)  # what is wrong with the other entries, by their position
+    adapted: Counter = field(default_factory=Counter)  # what is read otherwise than it is written
 
 
 def load_conversations(path: str | Path, image_folder: str | Path) -> list[Sample]:
-    """Read LLaVA json and check every sample; what was adapted is logged.
-
-    Raises:
-        FileNotFoundError: no such json file or image folder.
-        ValueError: the file is not such a list, or samples are faulty (`check_conversations`), listed together.
-    """
+    """As `check_conversations`, but ValueError lists the faults together; what was adapted is logged."""
     conversations = check_conversations(path, image_folder)
     if conversations.faults:
         raise ValueError(describe_faults(path, list(conversations.faults.values())))
@@ -90,11 +72,7 @@ def check_conversations(path: str | Path, image_folder: str | Path) -> Conversat
     """Read LLaVA json: a list of `{"id", "image", "conversations": [{"from", "value"}, ...]}`.
 
     `image` is a name, a list of names, or absent. Faults: a missing image, turns that do not alternate, image markers
-    that do not match the images, empty answers, text that is not Unicode.
-
-    Raises:
-        FileNotFoundError: no such json file or image folder.
-        ValueError: the file is not a list of entries.
+    that do not match the images, empty answers, text that is not Unicode. A file that is no such list is a ValueError.
     """
     path, folder = Path(path), Path(image_folder)
     if not path.is_file():
@@ -148,7 +126,7 @@ def _structural_faults(entry: object) -> list[str]:
 
 
 def _as_llava_reads(turns: list[dict], has_images: bool) -> tuple[list[dict], list[str]]:
-    """The turns that LLaVA trains on, and what was left out or read differently."""
+    """The turns that LLaVA trains on, and what it leaves out or reads differently."""
     adapted = []
     if turns[0].get("from") == "gpt" and len(turns) > 1:
         adapted.append("a first turn from gpt, which is left out")
@@ -196,11 +174,7 @@ def _turn_faults(turns: Sequence[dict], images: Sequence[str]) -> list[str]:
 def shuffle_targets(samples: Sequence[Sample], seed: int) -> list[Sample]:
     """The samples with every image's teacher features swapped for those of another image: right features, wrong image.
 
-    The exchange is one cycle through all distinct images, drawn from the seed: nobody keeps its own, each is used once,
-    and epochs, ranks, caches and online teachers agree.
-
-    Raises:
-        ValueError: there are fewer than two images.
+    The exchange is one cycle through all distinct images, of which there must be two, drawn from the seed.
     """
     names = sorted({name for sample in samples for name in sample.images})
     if len(names) < 2:

@@ -1,12 +1,8 @@
 """Conversations to batches: tokens and supervision masks, images, grouped batches.
 
-Design choices:
-- The whole text is tokenised once, before training; offsets decide which tokens are supervised, so that training sees
-  exactly the tokens that the prompt of an evaluation produces. Nothing is re-tokenised piece by piece.
-- What is longer than `max_length` is cut there, as LLaVA does, but an image is a unit: one that does not fit as a whole
-  is left out, with the text behind it.
-- Text stays text: a special string such as `</s>` in a question or an answer never becomes a special token.
-- Any number of images per sample, none included. They are opened when a batch is made, and only if something sees them.
+The whole text is tokenised once, before training; offsets decide which tokens are supervised, so that training sees
+exactly the tokens that the prompt of an evaluation produces. What is longer than `max_length` is cut there, as LLaVA
+does, but an image that does not fit as a whole is left out.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -32,19 +28,12 @@ def expand_image_tokens(text: str, n: int) -> str:
 
 @dataclass(frozen=True)
 class Encoding:
-    """A tokenised conversation, cut to what fits.
+    """A tokenised conversation, cut to what fits."""
 
-    Attributes:
-        ids: (U,) int32 tokens, one for each image.
-        supervised: (U,) bool: the answers and their stop strings.
-        image_tokens: the visual tokens that each image token stands for.
-        cut: whether text, or an image, was left out.
-    """
-
-    ids: np.ndarray
-    supervised: np.ndarray
-    image_tokens: tuple[int, ...]
-    cut: bool
+    ids: np.ndarray  # (U,) int32 tokens, one for each image
+    supervised: np.ndarray  # (U,) bool: the answers and their stop strings
+    image_tokens: tuple[int, ...]  # the visual tokens that each image token stands for
+    cut: bool  # whether text, or an image, was left out
 
     @property
     def length(self) -> int:
@@ -65,35 +54,25 @@ def encode(
 ) -> Encoding:
     """Tokenise a conversation, mark what is supervised, and cut it to `max_length` tokens.
 
-    Args:
-        image_tokens: visual tokens of each image, where they are known already.
-
-    Raises:
-        ValueError: naming the sample, when a token straddles an answer's border, the stop string yields no token, or
-            the image tokens are not those of the images.
+    ValueError, naming the sample, when a token straddles an answer's border, the stop string yields no token, or the
+    image tokens are not those of the images.
     """
     if image_tokens is None:
-        view = view_of(processor)
-        sizes = sample.image_sizes() if view.reads_sizes else [None] * len(sample.images)
-        image_tokens = [view.tokens(size) for size in sizes]
+        [image_tokens] = count_image_tokens([sample], view_of(processor))
     pieces = segments(template, sample.turns, images=bool(sample.images))
     ids, start, end = _tokens(pieces, processor.tokenizer, template, bool(sample.images))
     supervised = np.zeros(len(ids), dtype=bool)
     low = 0
     for text, is_answer in pieces:
         high = low + len(text)
-        inside = (start >= low) & (end <= high) & (start < end)
+        where = f"sample {sample.id}, near {text[-20:]!r}, template {template.name!r}"
         if ((start < high) & (end > high)).any():
-            raise ValueError(
-                f"sample {sample.id}: a token crosses the border of an answer near {text[-20:]!r}; "
-                f"template {template.name!r} does not fit this tokenizer"
-            )
-        if is_answer and (not inside.any() or end[inside].max() != high):
-            raise ValueError(
-                f"sample {sample.id}: the tokenizer drops the end of {text[-20:]!r}; template {template.name!r} needs "
-                f"a tokenizer that encodes its stop string {template.stop!r}"
-            )
-        supervised |= inside & is_answer
+            raise ValueError(f"{where}: a token crosses the border of an answer: the template is not this tokenizer's")
+        if is_answer:
+            inside = (start >= low) & (end <= high) & (start < end)
+            if not (end[inside] == high).any():
+                raise ValueError(f"{where}: the tokenizer drops the end, the stop string {template.stop!r}")
+            supervised |= inside
         low = high
 
     visual = ids == processor.image_token_id
@@ -112,15 +91,11 @@ def _tokens(
     """Ids of a text and the places (start, end) of their characters; special strings that are content are split up."""
     text = "".join(text for text, _ in pieces)
     encoded = tokenizer(text, return_offsets_mapping=True, verbose=False)
-    ids, places = encoded["input_ids"], encoded["offset_mapping"]
-    answer_ends, ends = set(), np.cumsum([len(piece) for piece, _ in pieces])
-    for (_, is_answer), end in zip(pieces, ends, strict=True):
-        if is_answer:
-            answer_ends.add(int(end))
+    answer_ends = set(np.cumsum([len(piece) for piece, _ in pieces])[1::2].tolist())
     special = {str(added): i for i, added in tokenizer.added_tokens_decoder.items() if added.special}
 
     out_ids, out_places = [], []
-    for token, (start, end) in zip(ids, places, strict=True):
+    for token, (start, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
         string = text[start:end].strip()
         is_stop = string == template.stop and end in answer_ends
         is_image = string == IMAGE_MARKER and has_images  # answers that hold a marker are refused when they are read
@@ -138,28 +113,17 @@ def count_image_tokens(samples: Sequence[Sample], view: View) -> list[list[int]]
     """Visual tokens of each image of each sample; where files must be read, launched processes divide them."""
     if not view.reads_sizes:
         return [[view.tokens()] * len(sample.images) for sample in samples]
-    mine = {i: [view.tokens(size) for size in samples[i].image_sizes()] for i in distributed.share(range(len(samples)))}
-    counts = {i: tokens for part in distributed.gather_everywhere(mine) for i, tokens in part.items()}
+    own = {}
+    for i in distributed.share(range(len(samples))):
+        own[i] = [view.tokens(size) for size in samples[i].image_sizes(samples[i].images)]
+    counts = {i: tokens for part in distributed.gather(own, everywhere=True) for i, tokens in part.items()}
     return [counts[i] for i in range(len(samples))]
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """What `max_length` did to a set of conversations."""
-
-    samples: int
-    cut: int  # conversations that go on beyond it
-    images_left_out: int
-    unsupervised: tuple[str, ...]  # ids of those without any supervised token: only their images are learnt from
 
 
 class ConversationDataset(Dataset):
     """Samples as `{"sample", "input_ids" (S,), "labels" (S,), "image_tokens"}`, S <= max_length; tokenised up front.
 
-    `sample.images` are the images that fit, `image_tokens` their visual tokens.
-
-    Raises:
-        ValueError: as `encode`; no sample has a supervised token.
+    `sample.images` are the images that fit, `image_tokens` their visual tokens. `cut` counts what was left out.
     """
 
     def __init__(self, samples: Sequence[Sample], processor, template: Template, max_length: int):
@@ -169,8 +133,15 @@ class ConversationDataset(Dataset):
             encode(sample, processor, template, max_length, image_tokens)
             for sample, image_tokens in zip(self.samples, counts, strict=True)
         ]
-        if not any(encoding.supervised.any() for encoding in self.encodings):
+        supervised = sum(bool(encoding.supervised.any()) for encoding in self.encodings)
+        if not supervised:
             raise ValueError(f"no sample has a supervised token within max_length {max_length}: raise it")
+        left_out = sum(map(len, counts)) - sum(len(encoding.image_tokens) for encoding in self.encodings)
+        self.cut = {
+            "conversations": sum(encoding.cut for encoding in self.encodings),
+            "images": left_out,
+            "without a supervised token": len(self.samples) - supervised,
+        }
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -184,17 +155,6 @@ class ConversationDataset(Dataset):
         ids, labels = encoding.tensors(self.image_token_id)
         return {"sample": sample, "input_ids": ids, "labels": labels, "image_tokens": list(encoding.image_tokens)}
 
-    @property
-    def lengths(self) -> Lengths:
-        """What was cut."""
-        pairs = list(zip(self.samples, self.encodings, strict=True))
-        return Lengths(
-            len(pairs),
-            cut=sum(encoding.cut for _, encoding in pairs),
-            images_left_out=sum(len(sample.images) - len(encoding.image_tokens) for sample, encoding in pairs),
-            unsupervised=tuple(sample.id for sample, encoding in pairs if not encoding.supervised.any()),
-        )
-
 
 Features = Callable[[Sequence[str]], Tensor]  # names of n images (or tiles) -> (n, N, d), such as a FeatureCache
 
@@ -203,9 +163,8 @@ Features = Callable[[Sequence[str]], Tensor]  # names of n images (or tiles) -> 
 class Collator:
     """Batch samples of B conversations with n images in total (n may be 0), padded on the right.
 
-    `features` gives cached teacher features, `latents` cached VAE latents, `encoder` cached features of the frozen
-    vision tower, in place of pixels; `pictures` passes on the squares that a teacher sees which runs online. Of
-    LLaVA-NeXT a teacher sees the tiles, tile by tile, and cached features are named by them.
+    `features`, `latents` and `encoder` give cached features of a teacher, a VAE and, in place of pixels, the vision
+    tower; `pictures` passes on the squares that an online teacher sees. Of LLaVA-NeXT these are tiles.
     """
 
     processor: object
@@ -220,13 +179,7 @@ class Collator:
             raise ValueError("LLaVA-NeXT's tiles go through the vision tower in every step: give it no encoder cache")
 
     def __call__(self, items: list[dict]) -> dict:
-        """Returns `input_ids`, `attention_mask`, `labels` (B, S) and `image_tokens`, the visual tokens of each image.
-
-        With n > 0 also `pixel_values` (n, 3, H, W), images in reading order, and `teacher_features` (n, N, d),
-        `latents` (n, N, c) or `pictures`, where asked for. With `encoder` there is `encoder_features`
-        (n, N, Dz) in place of pixels, n = 0 included. LLaVA-NeXT: `pixel_values` (n, tiles, 3, H, W), filled up with
-        blank tiles, `image_sizes` (n, 2), and as many `pictures` or `teacher_features` as there are tiles.
-        """
+        """The arguments of `AlignedModel.forward` but `totals`; of images only where there are any; and `pictures`."""
         samples, ids = [item["sample"] for item in items], [item["input_ids"] for item in items]
         batch = {
             "input_ids": _pad(ids, self.processor.tokenizer.pad_token_id),
@@ -245,8 +198,8 @@ class Collator:
             if source is not None:
                 batch[name] = source([key for sample in samples for key in self._keys(sample)])
         if self.pictures:
-            shown = [image for sample in samples for image in sample.open_targets()]
-            batch["pictures"] = [picture for image in shown for picture in self.view.pictures(image)]
+            images = [image for sample in samples for image in sample.open_images(sample.targets)]
+            batch["pictures"] = [picture for image in images for picture in self.view.pictures(image)]
         return batch
 
     def _keys(self, sample: Sample) -> list[str]:
@@ -263,17 +216,14 @@ class GroupedSampler(Sampler[int]):
     """Indices for a whole training run of `steps` global batches, each of one modality and sorted by length.
 
     Every epoch is a new permutation drawn from (seed, epoch). What is left of the two modalities after whole batches
-    makes mixed batches, the last of them filled up with other samples, so that an epoch has ceil(n / batch_size)
-    batches and leaves nobody out. The batch with the longest sample comes first of all: if memory does not suffice,
-    the run ends at once. The order depends on the arguments alone, hence a resumed run only has to skip batches.
+    makes mixed batches, the last of them filled up with other samples: an epoch has ceil(n / batch_size) batches and
+    leaves nobody out. The batch with the longest sample comes first.
     """
 
     def __init__(self, encodings: Sequence[Encoding], batch_size: int, steps: int, seed: int):
         self.lengths = [encoding.length for encoding in encodings]
-        self.groups = [
-            [i for i, encoding in enumerate(encodings) if bool(encoding.image_tokens) is with_images]
-            for with_images in (True, False)
-        ]
+        with_images = [i for i, encoding in enumerate(encodings) if encoding.image_tokens]
+        self.groups = [with_images, [i for i, encoding in enumerate(encodings) if not encoding.image_tokens]]
         self.batch_size, self.steps, self.seed = batch_size, steps, seed
 
     def __len__(self) -> int:

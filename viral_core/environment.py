@@ -4,8 +4,11 @@ import json
 import os
 import platform
 import subprocess
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
+
+from viral_core.files import write_text
 
 PACKAGES = (
     "torch", "transformers", "peft", "accelerate", "safetensors", "tokenizers", "numpy", "pillow", "timm", "diffusers",
@@ -34,17 +37,13 @@ def describe(root: str | Path = ".") -> dict:
 
 def git_state(root: str | Path = ".") -> dict:
     """`commit`, and `changed`: the files of the code that differ from it.  Both are "unknown" without git."""
+    options = {"cwd": root, "stderr": subprocess.DEVNULL, "text": True, "timeout": 60}
     try:
-        commit = _git(root, "rev-parse", "HEAD").strip()
-        changed = _git(root, "status", "--porcelain", "--", *CODE).splitlines()
+        commit = subprocess.check_output(["git", "rev-parse", "HEAD"], **options).strip()
+        changed = subprocess.check_output(["git", "status", "--porcelain", "--", *CODE], **options).splitlines()
     except (OSError, subprocess.SubprocessError):
         return {"commit": "unknown", "changed": "unknown"}
     return {"commit": commit, "changed": [line[3:] for line in changed]}
-
-
-def _git(root: str | Path, *arguments: str) -> str:
-    command = ["git", "-C", str(root), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
 
 
 def record(file: Path, step: int) -> None:
@@ -52,25 +51,20 @@ def record(file: Path, step: int) -> None:
 
     Of a training that was interrupted the entries up to `step` stay; what is unreadable is written anew.
     """
-    try:
-        kept = [entry for entry in json.loads(file.read_text()) if entry["from_step"] < step]
-    except (OSError, ValueError, TypeError, KeyError):
-        kept = []
+    before = []
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        before = [entry for entry in json.loads(file.read_text(encoding="utf-8")) if entry["from_step"] < step]
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps([*kept, {"from_step": step, **describe()}], indent=2) + "\n")
+    write_text(file, json.dumps([*before, {"from_step": step, **describe()}], indent=2) + "\n")
 
 
 def _version(package: str) -> str | None:
-    try:
+    with suppress(metadata.PackageNotFoundError):
         return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor()
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line for line in lines if line.startswith("model name")).split(":", 1)[1].strip()
+    return platform.processor()

@@ -1,16 +1,13 @@
-"""Text files that others wrote: read where their form is clear, else an error that says what the file is.  No torch."""
+"""Text files that others wrote, read where their form is clear; our own, whole or not at all; what is set aside."""
 
-import codecs
+import datetime
 import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-_BOMS = (  # the longer ones first: UTF-32's begins with UTF-16's
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-    (codecs.BOM_UTF8, "utf-8-sig"),
-)
 _OTHER = (  # what files are mistaken for text, by their first bytes
     (b"\x1f\x8b", "compressed with gzip: unpack it"),
     (b"PK\x03\x04", "a zip archive: unpack it"),
@@ -21,29 +18,24 @@ _OTHER = (  # what files are mistaken for text, by their first bytes
 
 
 def read_text(path: str | Path, fallback: str | None = None) -> str:
-    """The text of a file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark.
+    """The text of a file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark; ValueError says what another file is.
 
-    Args:
-        fallback: the encoding of a file that is not UTF-8, where only one is plausible (cp1252 for spreadsheets).
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file is no such text; says what it is.
+    `fallback`: the encoding of a file that is not UTF-8, where only one is plausible (cp1252 for spreadsheets).
     """
     data = Path(path).read_bytes()
     for start, what in _OTHER:
         if data[: len(start)].lower() == start.lower():
             raise ValueError(f"{path} is {what}")
-    encoding = next((name for bom, name in _BOMS if data.startswith(bom)), None)
-    if encoding is None and b"\0" in data[:100]:
+    encoding = json.detect_encoding(data)  # by its byte order mark
+    if b"\0" in data[:100] and encoding not in ("utf-16", "utf-32"):
         raise ValueError(f"{path} is binary, or UTF-16 without a byte order mark: save it as UTF-8")
     try:
-        return data.decode(encoding or "utf-8")
+        return data.decode(encoding)
     except UnicodeDecodeError as error:
-        if fallback is not None and encoding is None:
+        if fallback is not None and encoding == "utf-8":
             return data.decode(fallback)
         place = f"byte 0x{data[error.start]:02x} at {error.start}"
-        raise ValueError(f"{path} is not {encoding or 'UTF-8'} ({place}; perhaps cp1252): save it as UTF-8") from error
+        raise ValueError(f"{path} is not {encoding.upper()} ({place}; perhaps cp1252): save it as UTF-8") from error
 
 
 def read_json(path: str | Path) -> object:
@@ -55,12 +47,7 @@ def read_json(path: str | Path) -> object:
 
 
 def read_entries(path: str | Path) -> list:
-    """The entries of a json list, or of a file with one json object a line.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: it is neither; names the line.
-    """
+    """The entries of a json list, or of a file with one json object a line; ValueError names the line."""
     text = read_text(path)
     if text.lstrip().startswith("["):
         return read_json(path)
@@ -71,7 +58,40 @@ def read_entries(path: str | Path) -> list:
         try:
             entries.append(json.loads(line))
         except json.JSONDecodeError as error:
-            kind = "the file must be a json list, or hold one object a line"
-            message = f"{path}, line {number}: not json ({error}); {kind}: create or download it again"
-            raise ValueError(message) from error
+            form = "it must be a json list, or hold one object a line: create or download it again"
+            raise ValueError(f"{path}, line {number}: not json ({error}); {form}") from error
     return entries
+
+
+@contextmanager
+def replacement(path: str | Path) -> Iterator[Path]:
+    """A temporary path to write to; at the end it is flushed to the disk and takes the place of `path`."""
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.part")
+    yield temporary
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file, UTF-8, at once."""
+    with replacement(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def set_aside(path: Path, why: str, parts: Sequence[Path] = ()) -> Path:
+    """Give a file or folder a name that says when and why it was taken out of use; returns it.
+
+    With `parts` of a folder, these alone are moved, into a folder of that name beside it.
+    """
+    name = f"{path.name}.{datetime.datetime.now():%Y-%m-%dT%H-%M-%S}.{why}"
+    place, number = path.with_name(name), 1
+    while place.exists():
+        number += 1
+        place = path.with_name(f"{name}-{number}")
+    if parts:
+        place.mkdir()
+    for part in parts or [path]:
+        shutil.move(part, place)
+    return place

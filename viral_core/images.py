@@ -1,7 +1,9 @@
 """Image files: which file a name stands for, and its pixels as 8-bit RGB."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -14,26 +16,14 @@ DAMAGED = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombEr
 
 
 def find_image(folder: str | Path, name: str) -> Path | None:
-    """The file of an image: the named one, else the one of its stem with another suffix; None if there is neither.
-
-    LLaVA's 665K json says .jpg for every image of OCR-VQA, of which some are .gif and .png files.
-    """
+    """The named file of an image, else one of its stem with another suffix, as OCR-VQA's in the 665K json; or None."""
     file = Path(folder) / name
-    if os.path.isfile(file):  # False, too, for names that no file can have
-        return file
-    for suffix in SUFFIXES:
-        for other in (file.with_suffix(suffix), file.with_suffix(suffix.upper())):
-            if os.path.isfile(other):
-                return other
-    return None
+    others = (file.with_suffix(either) for suffix in SUFFIXES for either in (suffix, suffix.upper()))
+    return next(filter(os.path.isfile, chain([file], others)), None)  # False, too, for names that no file can have
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB of an image of any mode; 16-bit grey is scaled, not clipped.
-
-    Raises:
-        ValueError: pixels without a known range (float, or 32-bit whole numbers).
-    """
+    """8-bit RGB of an image of any mode, 16-bit grey scaled; ValueError for pixels without a known range."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
         grey = np.rint(np.asarray(image).astype(np.float32) / 257)
         return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
@@ -42,26 +32,25 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def open_rgb(file: str | Path) -> Image.Image:
-    """An image file as RGB.
-
-    Raises:
-        ValueError: naming the file, if it is no readable image.
-    """
+@contextmanager
+def _opened(file: str | Path) -> Iterator[Image.Image]:
     try:
         with Image.open(file) as image:
-            return to_rgb(image)
+            yield image
     except DAMAGED as error:
         raise ValueError(f"cannot read image {file} ({error}): restore it") from error
+
+
+def open_rgb(file: str | Path) -> Image.Image:
+    """An image file as RGB; ValueError, naming the file, if it is no readable image."""
+    with _opened(file) as image:
+        return to_rgb(image)
 
 
 def image_size(file: str | Path) -> tuple[int, int]:
     """(height, width) of an image file, of which only the header is read; errors as `open_rgb`."""
-    try:
-        with Image.open(file) as image:
-            return image.height, image.width
-    except DAMAGED as error:
-        raise ValueError(f"cannot read image {file} ({error}): restore it") from error
+    with _opened(file) as image:
+        return image.height, image.width
 
 
 def pad_to_square(image: Image.Image, color: Sequence[int] = CLIP_COLOR) -> Image.Image:

@@ -1,8 +1,4 @@
-"""A vision tower and a language model as one LLaVA, and LoRA on it.
-
-The parts are loaded by `from_pretrained` and put into transformers' own LLaVA class; nothing of a loaded part is ever
-initialised again (the released code draws parts of its teacher anew).
-"""
+"""A vision tower and a language model, loaded by `from_pretrained`, as one LLaVA of transformers, and LoRA on it."""
 
 import json
 from collections.abc import Sequence
@@ -10,22 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import (
-    AddedToken,
-    AutoImageProcessor,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaNextConfig,
-    LlavaNextForConditionalGeneration,
-    LlavaNextProcessor,
-    LlavaProcessor,
-    PreTrainedModel,
-)
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from viral_core.checkpoints import fingerprint, load_vision_tower, load_whole, read_weights, require_model, save_weights
@@ -38,10 +21,7 @@ LORA_TARGETS = r".*language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)|mlp\.(gate
 
 @dataclass(frozen=True)
 class Base:
-    """The frozen parts of a model: folders or hub ids, revisions, fingerprints, and the encoder layer read.
-
-    `tile_grids`: of a LLaVA-NeXT, (rows, columns) each; None for LLaVA-1.5.
-    """
+    """The frozen parts of a model: folders or hub ids, revisions, fingerprints, and the encoder layer read."""
 
     vision: str
     language: str
@@ -50,7 +30,7 @@ class Base:
     vision_sha256: str | None = None
     language_sha256: str | None = None
     vision_feature_layer: int = -2
-    tile_grids: tuple[tuple[int, int], ...] | None = None
+    tile_grids: tuple[tuple[int, int], ...] | None = None  # of a LLaVA-NeXT, (rows, columns) each
 
     def __post_init__(self):
         if self.tile_grids is not None:
@@ -69,48 +49,44 @@ def assemble(
     vision_feature_layer: int = -2,
     tile_grids: Sequence[Sequence[int]] | None = None,
     device: str | torch.device = "cpu",
-) -> tuple[LlavaForConditionalGeneration | LlavaNextForConditionalGeneration, LlavaProcessor | LlavaNextProcessor]:
+) -> tuple[transformers.PreTrainedModel, transformers.ProcessorMixin]:
     """Build LLaVA-1.5 from a CLIP or SigLIP vision tower and a causal language model (folders or hub ids).
 
-    With `tile_grids`, (rows, columns) each, it is LLaVA-NeXT: it has a newline token too, which is new and trains like
-    the projector.
+    With `tile_grids`, (rows, columns) each, it is LLaVA-NeXT: it has a new newline token, which trains like the
+    projector. Everything else is frozen. The projector is a new two-layer GELU MLP unless `projector` names weights.
 
-    Everything is frozen but the projector, a new two-layer GELU MLP unless `projector` names saved weights. The
-    tokenizer gets an `<image>` token and, if it has none, a padding token; embedding rows that the language model lacks
-    start at the mean row, so that assembling again gives the same model. The parts' identity is kept as `llava.base`.
-    The loaded parts go to `device`, the projector starts on the CPU. For ZeRO-3 assemble on the CPU, without a live
-    `HfDeepSpeedConfig`: the trainer's DeepSpeed partitions the model.
+    The tokenizer gets an `<image>` token and, if it has none, a padding token; embedding rows that the language model
+    lacks start at the mean row. The parts' identity is kept as `llava.base`. The loaded parts go to `device`, the
+    projector starts on the CPU. For ZeRO-3 assemble on the CPU: the trainer's DeepSpeed partitions the model.
 
     Raises:
         FileNotFoundError: no such folder of a model.
-        ValueError: a vision tower of another kind, a checkpoint that lacks weights, or a projector that does not fit or
-            joins other models.
+        ValueError: a vision tower of another kind, a checkpoint that lacks weights, or a projector of other models.
     """
     require_model(language)
     options = {"dtype": dtype, "attn_implementation": attn_implementation}
     if torch.device(device).type != "cpu":
         options["device_map"] = {"": torch.device(device)}  # straight to the GPU, whatever the number of processes
     tower, strategy = load_vision_tower(vision, vision_revision, **options)
-    lm = load_whole(AutoModelForCausalLM, language, language_revision, **options)
-    tokenizer = AutoTokenizer.from_pretrained(language, revision=language_revision)
+    lm = load_whole(transformers.AutoModelForCausalLM, language, language_revision, **options)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(language, revision=language_revision)
     _prepare_tokens(tokenizer, lm)
 
     if tile_grids is None:
-        config_class, llava_class, processor_class = LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
-        images, own = AutoImageProcessor.from_pretrained(vision, revision=vision_revision), {}
+        family = "Llava"
+        images, own = transformers.AutoImageProcessor.from_pretrained(vision, revision=vision_revision), {}
     else:
-        config_class, llava_class = LlavaNextConfig, LlavaNextForConditionalGeneration
-        processor_class = LlavaNextProcessor
+        family = "LlavaNext"
         images = tile_processor(vision, tower.config.image_size, tile_grids, vision_revision)
         own = {"image_grid_pinpoints": images.image_grid_pinpoints}
-    processor = processor_class(
+    processor = getattr(transformers, f"{family}Processor")(
         images,
         tokenizer,
         patch_size=tower.config.patch_size,
         vision_feature_select_strategy=strategy,
         num_additional_image_tokens=int(strategy == "default"),
     )
-    config = config_class(
+    config = getattr(transformers, f"{family}Config")(
         vision_config=tower.config,
         text_config=lm.config,
         image_token_index=processor.image_token_id,
@@ -122,28 +98,21 @@ def assemble(
         **own,
     )
     with torch.device("meta"):
-        llava = llava_class(config)
+        llava = getattr(transformers, f"{family}ForConditionalGeneration")(config)
     llava.model.vision_tower, llava.model.language_model, llava.lm_head = tower, lm.model, lm.lm_head
     llava.model.multi_modal_projector = LlavaMultiModalProjector(config).to(dtype)
     if tile_grids is not None:
         width = config.text_config.hidden_size
         llava.model.image_newline = nn.Parameter(torch.randn(width, dtype=dtype) / width**0.5)  # as transformers does
-    llava.generation_config = GenerationConfig(
+    llava.generation_config = transformers.GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
     llava.requires_grad_(False)
     for p in connector(llava):
         p.requires_grad_(True)
-    llava.base = Base(
-        str(vision),
-        str(language),
-        vision_revision,
-        language_revision,
-        fingerprint(vision, vision_revision),
-        fingerprint(language, language_revision),
-        vision_feature_layer,
-        tile_grids,
-    )
+    revisions = (vision_revision, language_revision)
+    checksums = (fingerprint(vision, vision_revision), fingerprint(language, language_revision))
+    llava.base = Base(str(vision), str(language), *revisions, *checksums, vision_feature_layer, tile_grids)
     if projector is not None:
         load_projector(llava, projector)
     return llava.eval(), processor
@@ -155,11 +124,12 @@ def connector(llava: nn.Module) -> list[nn.Parameter]:
     return [*core.multi_modal_projector.parameters(), *newline(core)]
 
 
-def _prepare_tokens(tokenizer, lm: PreTrainedModel) -> None:
+def _prepare_tokens(tokenizer, lm: transformers.PreTrainedModel) -> None:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     if IMAGE_MARKER not in tokenizer.get_vocab():
-        tokenizer.add_tokens([AddedToken(IMAGE_MARKER, special=True, normalized=False)], special_tokens=True)
+        marker = transformers.AddedToken(IMAGE_MARKER, special=True, normalized=False)
+        tokenizer.add_tokens([marker], special_tokens=True)
     rows = lm.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:
         lm.resize_token_embeddings(len(tokenizer), mean_resizing=False)
@@ -167,14 +137,10 @@ def _prepare_tokens(tokenizer, lm: PreTrainedModel) -> None:
             weight.data[rows:] = weight.data[:rows].mean(0)
 
 
-def add_lora(llava: LlavaForConditionalGeneration, r: int, alpha: int, dropout: float = 0.0) -> PeftModel:
-    """LoRA, without bias, on q, k, v, o, gate, up and down of the language model only.
-
-    The projector goes on training; everything else is frozen. LoRA starts at random: set the seed before.
-    """
-    model = get_peft_model(
-        llava, LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, bias="none", target_modules=LORA_TARGETS)
-    )
+def add_lora(llava: transformers.LlavaForConditionalGeneration, r: int, alpha: int, dropout: float = 0.0) -> PeftModel:
+    """LoRA on q, k, v, o, gate, up and down of the language model alone, at random; the projector goes on training."""
+    lora = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, bias="none", target_modules=LORA_TARGETS)
+    model = get_peft_model(llava, lora)
     for p in connector(model):
         p.requires_grad_(True)
     return model
@@ -195,12 +161,7 @@ def save_projector(llava: nn.Module, path: str | Path) -> None:
 
 
 def load_projector(llava: nn.Module, path: str | Path) -> None:
-    """Read a projector written by `save_projector`, or a foreign one, which knows of no base.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: it is damaged, does not fit this model, or joins another encoder or language model.
-    """
+    """Read a projector of `save_projector`, or a foreign one, which knows no base; ValueError if it does not belong."""
     llava = base_llava(llava)
     metadata = load_into(llava.model.multi_modal_projector, path)
     if "base" in metadata:

@@ -4,10 +4,6 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from transformers import TrainingArguments
 
 
 @dataclass(frozen=True)
@@ -37,12 +33,8 @@ class Recipe:
         """Optimiser steps of a training on so many samples."""
         return self.steps or math.ceil(self.epochs * math.ceil(samples / self.batch_size))
 
-    def arguments(self, steps: int, output: Path) -> "TrainingArguments":
-        """For transformers' Trainer; `output` is the folder of resume states.
-
-        Raises:
-            ValueError: a global batch that this number of processes cannot divide; several GPUs in one process.
-        """
+    def arguments(self, steps: int, output: Path):
+        """TrainingArguments of transformers; `output` holds resume states. ValueError if ranks do not divide."""
         import torch  # here: profiles hold recipes, and are read where nothing is trained
         from transformers import TrainingArguments
 
@@ -50,7 +42,7 @@ class Recipe:
         micro = self.micro_batch or self.batch_size // ranks
         if not micro or self.batch_size % (micro * ranks):
             raise ValueError(
-                f"batch_size {self.batch_size} is not a multiple of micro_batch {micro} times {ranks} processes"
+                f"batch_size {self.batch_size} is not a multiple of micro_batch {micro} x {ranks} processes"
             )
         cuda = torch.cuda.is_available()
         arguments = TrainingArguments(
@@ -72,17 +64,12 @@ class Recipe:
             save_strategy="no" if self.save_every is None else "steps",
             save_steps=self.save_every or steps,
             save_total_limit=2,  # the one before stays until a new one is complete
-            report_to="none",
             remove_unused_columns=False,
             ddp_find_unused_parameters=False,
             dataloader_num_workers=self.workers,
-            dataloader_persistent_workers=self.workers > 0,
             dataloader_pin_memory=cuda,
             use_cpu=not cuda,
         )
         if arguments.n_gpu > 1:
-            raise ValueError(
-                "several GPUs are visible to one process: say `launch: {gpus: ...}` in the profile, or set "
-                "CUDA_VISIBLE_DEVICES=0"
-            )
+            raise ValueError("several GPUs are visible: say `launch: {gpus: ...}` or set CUDA_VISIBLE_DEVICES=0")
         return arguments

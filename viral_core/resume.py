@@ -1,8 +1,7 @@
 """Resume states of a training: which one to go on from, and what becomes of those that do not serve.
 
 A state is complete once every process has written its part; then it is marked, with the number of processes and the
-checksum of every file. The newest complete state that is undamaged is taken. Nothing is deleted: what does not serve is
-set aside under a name that says when and why.
+checksum of every file. The newest undamaged one is taken; what does not serve is set aside.
 """
 
 import hashlib
@@ -10,17 +9,17 @@ import json
 import warnings
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
 from transformers import TrainerCallback
 
 from viral_core import distributed
 from viral_core.aligned import AlignedModel
-from viral_core.atomic import set_aside, write_text
 from viral_core.checkpoints import read_json, write_json
 from viral_core.conversations import Sample
+from viral_core.files import set_aside, write_text
 from viral_core.recipe import Recipe
 from viral_core.tap import base_llava
 from viral_core.templates import Template
@@ -55,20 +54,13 @@ def settings(
 
 
 def resume_point(work: Path, current: dict) -> Path | None:
-    """The newest complete and undamaged resume state in `work`, which is prepared for a training with `current`.
-
-    What other settings have left there, and damaged states, are set aside, with a warning.
-
-    Raises:
-        ValueError: the state is of another number of processes, whose optimiser and random states it holds.
-    """
+    """The newest undamaged state in `work`, prepared for `current` settings; ValueError if of other processes."""
     if distributed.is_main():
         _prepare(work, current)
-    _wait()
-    states = _complete_states(work)
-    if not states:
+    distributed.barrier()
+    newest = max(_complete_states(work), key=step_of, default=None)
+    if newest is None:
         return None
-    newest = states[-1]
     before = read_json(newest / COMPLETE, "remove it")["processes"]
     if before != distributed.world_size():
         raise ValueError(
@@ -79,10 +71,12 @@ def resume_point(work: Path, current: dict) -> Path | None:
 
 
 def _prepare(work: Path, current: dict) -> None:
-    """Leave in `work` only what a training with these settings may go on from."""
-    known = work / "settings.json"
-    if work.is_dir() and (before := _read_settings(known)) != current:
-        changed = sorted(key for key in current if (before or {}).get(key) != current[key])
+    """Leave in `work` only what a training with these settings may go on from; the rest is set aside."""
+    known, before = work / "settings.json", {}
+    with suppress(OSError, ValueError):
+        before = json.loads(known.read_text(encoding="utf-8"))
+    if work.is_dir() and before != current:
+        changed = sorted(key for key in current if before.get(key) != current[key])
         place = set_aside(work, "other-settings")
         warnings.warn(
             f"{work} held an interrupted run with other settings ({', '.join(changed)}): it lies in {place} now, and "
@@ -91,26 +85,16 @@ def _prepare(work: Path, current: dict) -> None:
         )
     work.mkdir(parents=True, exist_ok=True)
     write_text(known, json.dumps(current, indent=2))
-    for state in reversed(_complete_states(work)):
+    for state in sorted(_complete_states(work), key=step_of, reverse=True):
         fault = _fault(state)
         if fault is None:
             break
-        # Out of the folder that the trainer counts states in.
-        place = set_aside(state.rename(work.with_name(f"{work.name}.{state.name}")), "damaged")
+        place = set_aside(work, "damaged", [state])  # out of the folder that the trainer counts states in
         warnings.warn(f"{state}: {fault}; it lies in {place} now, and an older state is used", stacklevel=2)
 
 
-def _read_settings(file: Path) -> dict | None:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
 def _complete_states(work: Path) -> list[Path]:
-    """Marked states, the newest last."""
-    states = [path for path in (work / "state").glob("checkpoint-*") if (path / COMPLETE).is_file()]
-    return sorted(states, key=step_of)
+    return [path for path in (work / "state").glob("checkpoint-*") if (path / COMPLETE).is_file()]
 
 
 def step_of(state: Path | None) -> int:
@@ -122,36 +106,19 @@ def _fault(state: Path) -> str | None:
     """What is wrong with a state; None if nothing is."""
     try:
         files = read_json(state / COMPLETE, "remove it")["files"]
-    except (ValueError, KeyError, TypeError) as error:
+        damaged = [name for name, expected in files.items() if zlib.crc32((state / name).read_bytes()) != expected]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         return str(error)
-    for name, expected in files.items():
-        if not (state / name).is_file():
-            return f"{name} is missing"
-        if _crc32(state / name) != expected:
-            return f"{name} is damaged"
-    return None
-
-
-def _wait() -> None:
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-
-
-def _crc32(path: Path) -> int:
-    value = 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            value = zlib.crc32(block, value)
-    return value
+    return f"{damaged[0]} is damaged" if damaged else None
 
 
 class MarkComplete(TrainerCallback):
     """Marks a resume state once every process has written its part of it."""
 
     def on_save(self, args, state, control, **kwargs):
-        _wait()
+        distributed.barrier()
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != COMPLETE]
-            sums = {path.relative_to(folder).as_posix(): _crc32(path) for path in files}
+            sums = {path.relative_to(folder).as_posix(): zlib.crc32(path.read_bytes()) for path in files}
             write_json(folder / COMPLETE, {"processes": distributed.world_size(), "files": sums})

@@ -1,13 +1,9 @@
 """ROSS (Table 6): the image's latents are denoised under the condition of the language model's visual tokens.
 
-Design choices:
-- The clean signal are a VAE's latents of the image, one token of `dim` channels per visual token
-  (`viral_core.teachers`, kind `vae`); they are targets, no gradient reaches the VAE.
-- The denoiser is a DiT whose adaLN-Zero condition is different for each token: timestep plus that token's hidden state.
-  Its output starts at zero: the first loss is the mean square of the noise, and no gradient reaches the hidden states
-  before the first step.
-- Timesteps and noise come from torch's global generator, timesteps first, so that a killed run resumes exactly.
-- Of diffusers: schedule, timestep and position embeddings.  Of timm: attention and MLP.
+The clean signal are a VAE's latents of the image, one token of `dim` channels per visual token. The denoiser is a DiT
+whose adaLN-Zero condition is different for each token: timestep plus that token's hidden state. Its output starts at
+zero: the first loss is the mean square of the noise, and no gradient reaches the hidden states before the first step.
+Timesteps and noise come from torch's global generator, timesteps first, so that a killed run resumes exactly.
 """
 
 from functools import partial
@@ -19,6 +15,8 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps, get_2d_sin
 from timm.layers import Mlp
 from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
+
+from viral_core.specs import Reconstruct
 
 FREQUENCIES = 256  # of the timestep embedding, as in DiT
 
@@ -43,24 +41,21 @@ class Block(nn.Module):
 class Denoiser(nn.Module):
     """DiT with patches of one token, fixed sin-cos positions and a condition per token; predicts the noise."""
 
-    def __init__(self, hidden: int, dim: int, grid: int, blocks: int, width: int, heads: int, mlp_ratio: float):
-        """`hidden` is the width D of the condition, `dim` the channels d of a latent token, `grid` ** 2 the tokens N.
-
-        Raises:
-            ValueError: a width that is no multiple of 4 (positions) and of the heads.
-        """
-        if width % 4 or width % heads:
-            raise ValueError(f"a denoiser's width is a multiple of 4 and of its {heads} heads, not {width}")
+    def __init__(self, hidden: int, spec: Reconstruct):
+        """`hidden` is the width D of the condition, `spec.dim` the latents' channels d; N is `spec.grid` ** 2."""
+        width = spec.width
+        if width % 4 or width % spec.heads:
+            raise ValueError(f"a denoiser's width is a multiple of 4 and of its {spec.heads} heads, not {width}")
         super().__init__()
-        self.input = nn.Linear(dim, width)
+        self.input = nn.Linear(spec.dim, width)
         self.frequencies = Timesteps(FREQUENCIES, flip_sin_to_cos=True, downscale_freq_shift=0)
         self.time = TimestepEmbedding(FREQUENCIES, width)
         self.condition = nn.Linear(hidden, width)
-        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(blocks))
+        self.blocks = nn.ModuleList(Block(width, spec.heads, spec.mlp_ratio) for _ in range(spec.blocks))
         self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.modulation = nn.Linear(width, 2 * width)
-        self.output = nn.Linear(width, dim)
-        positions = get_2d_sincos_pos_embed(width, grid, base_size=grid)  # whole numbers: 0 to grid - 1
+        self.output = nn.Linear(width, spec.dim)
+        positions = get_2d_sincos_pos_embed(width, spec.grid, base_size=spec.grid)  # whole numbers: 0 to grid - 1
         self.register_buffer("positions", positions.float(), persistent=False)
         self.apply(_xavier)
         for layer in (self.condition, self.time.linear_1, self.time.linear_2):
@@ -69,15 +64,12 @@ class Denoiser(nn.Module):
             nn.init.zeros_(layer.weight)
 
     def forward(self, noisy: Tensor, t: Tensor, hidden_states: Tensor) -> Tensor:
-        """Predict the noise.
+        """Predict the noise (B, N, d).
 
         Args:
             noisy: (B, N, d) latents with noise.
             t: (B,) timesteps.
             hidden_states: (n, N, D), normalised; B is a multiple of n, and image i conditions rows i, n + i, ...
-
-        Returns:
-            (B, N, d), the predicted noise.
         """
         dtype = self.input.weight.dtype
         z = self.condition(F.silu(hidden_states).to(dtype))
@@ -96,40 +88,28 @@ def _xavier(module: nn.Module) -> None:
 
 
 class Reconstruction(nn.Module):
-    """The objective: mean squared error of the predicted noise, each image with `repeats` timesteps and noises."""
+    """The objective: mean squared error of the predicted noise, each image with `spec.repeats` timesteps and noises."""
 
-    def __init__(
-        self, hidden: int, dim: int, grid: int, blocks: int = 3, width: int = 1024, heads: int = 16,
-        mlp_ratio: float = 4.0, repeats: int = 4,
-    ):  # fmt: skip
-        """Sizes as `Denoiser`'s; the defaults are ROSS's, about 65 M parameters for a language model of width 4096."""
+    def __init__(self, hidden: int, spec: Reconstruct):
         super().__init__()
-        self.grid, self.dim, self.repeats = grid, dim, repeats
+        self.spec = spec
         self.schedule = DDPMScheduler(num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2")  # max beta 0.999
-        self.denoiser = Denoiser(hidden, dim, grid, blocks, width, heads, mlp_ratio)
+        self.denoiser = Denoiser(hidden, spec)
 
     def forward(self, hidden_states: Tensor, latents: Tensor | None) -> Tensor:
-        """Loss of n images (n may be 0).
+        """Loss of n images (n may be 0), a float32 scalar: the mean over images, repeats, tokens and channels.
 
         Args:
             hidden_states: (n * N, D) at the visual positions, image by image.
-            latents: (n, N, d), N = grid ** 2; may be None without images.
-
-        Returns:
-            A float32 scalar: the mean over images, repeats, tokens and channels; 0, but in the graph, without images.
-
-        Raises:
-            ValueError: latents are missing, or do not match the visual tokens.
+            latents: (n, N, d), N = grid ** 2; may be None without images. ValueError if they do not match.
         """
-        tokens = self.grid**2
+        tokens, dim = self.spec.grid**2, self.spec.dim
         if latents is None:
-            latents = hidden_states.new_zeros(0, tokens, self.dim)
-        if latents.shape[1:] != (tokens, self.dim) or len(hidden_states) != len(latents) * tokens:
-            raise ValueError(
-                f"latents {tuple(latents.shape)} do not match {len(hidden_states)} visual tokens and a denoiser for "
-                f"{tokens} tokens of {self.dim} channels an image: cache the latents on the student's grid"
-            )
-        clean = latents.detach().to(hidden_states.device).float().repeat(self.repeats, 1, 1)
+            latents = hidden_states.new_zeros(0, tokens, dim)
+        if latents.shape[1:] != (tokens, dim) or len(hidden_states) != len(latents) * tokens:
+            sides = f"latents {tuple(latents.shape)} and {len(hidden_states)} visual tokens"
+            raise ValueError(f"{sides} do not match {tokens} x {dim}: cache the latents on the student's grid")
+        clean = latents.detach().to(hidden_states.device).float().repeat(self.spec.repeats, 1, 1)
         t = torch.randint(self.schedule.config.num_train_timesteps, (len(clean),), device=clean.device)
         noise = torch.randn_like(clean)
         condition = F.layer_norm(hidden_states.float(), hidden_states.shape[-1:]).unflatten(0, (-1, tokens))

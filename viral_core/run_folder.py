@@ -1,18 +1,14 @@
-"""A trained run on disk: the projector, LoRA, alignment heads and residual adapters, and the base that they belong to.
-
-A run folder holds what trains, in float32 safetensors, with the identity of the frozen parts; `load_run` puts
-everything back together.
-"""
+"""A trained run on disk: what trains, in float32 safetensors, and the identity of the frozen parts it belongs to."""
 
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
 from peft import PeftModel, get_peft_model_state_dict
 from torch import nn
 from transformers import LlavaProcessor
 
+from viral_core import distributed
 from viral_core.aligned import AlignedModel
 from viral_core.checkpoints import read_json, read_weights, save_weights, write_json
 from viral_core.llava import Base, assemble, check_base, connector, load_into, save_projector
@@ -51,14 +47,11 @@ def save_run(
     """Write everything that trains, and what it belongs to, into `folder` (about the size of the LoRA adapter).
 
     Files: `projector.safetensors`, `heads.safetensors` (heads, residual adapters, denoiser, if any), `adapter/` (peft,
-    if LoRA is on), and `run.json`: base and fingerprints, template, alignment, residuals, reconstruction, seed and
-    `training` (any json).
-    Under DeepSpeed every rank must call it; rank 0 writes.
+    if LoRA is on), and `run.json`. Under DeepSpeed every rank must call it; rank 0 writes.
     """
     folder = Path(folder)
-    trained = [p for p in aligned.parameters() if p.requires_grad]
-    with gathered(trained):
-        if torch.distributed.is_initialized() and torch.distributed.get_rank() != 0:
+    with gathered([p for p in aligned.parameters() if p.requires_grad]):
+        if not distributed.is_main():
             return
         folder.mkdir(parents=True, exist_ok=True)
         save_projector(aligned.llava, folder / PROJECTOR)
@@ -100,37 +93,22 @@ class Run:
 
 
 def load_run(
-    folder: str | Path,
-    *,
-    dtype: torch.dtype = torch.float32,
-    device: str | torch.device = "cpu",
-    attn_implementation: str = "sdpa",
-    vision: str | Path | None = None,
-    language: str | Path | None = None,
+    folder: str | Path, vision: str | Path | None = None, language: str | Path | None = None, **options
 ) -> Run:
     """Load what `save_run` wrote; in eval mode. `vision` and `language` say where the base is, if it has moved.
 
-    Raises:
-        FileNotFoundError: `folder` holds no run, or a model that it needs is not where it was.
-        ValueError: the base is not the one the run was trained on, or files are damaged or do not fit.
+    `options` are dtype, device and attn_implementation, as of `assemble`. FileNotFoundError where there is no run, or a
+    model is not where it was; ValueError where the base is another, or files are damaged.
     """
     folder = Path(folder)
     if not (folder / RUN).is_file():
         raise FileNotFoundError(f"no {RUN} in {folder}: train that run first")
     saved = read_json(folder / RUN, "train that run again")
     base = Base(**saved["base"])
-    llava, processor = assemble(
-        vision or _locate(base.vision, folder),
-        language or _locate(base.language, folder),
-        vision_revision=base.vision_revision,
-        language_revision=base.language_revision,
-        projector=folder / PROJECTOR,
-        dtype=dtype,
-        attn_implementation=attn_implementation,
-        vision_feature_layer=base.vision_feature_layer,
-        tile_grids=base.tile_grids,
-        device=device,
-    )
+    parts = {name: value for name, value in asdict(base).items() if not name.endswith("sha256")}
+    parts["vision"] = vision or _locate(base.vision, folder)
+    parts["language"] = language or _locate(base.language, folder)
+    llava, processor = assemble(**parts, projector=folder / PROJECTOR, **options)
     check_base(folder, base, llava.base)
     if (folder / ADAPTER).is_dir():
         read_weights(folder / ADAPTER / ADAPTER_WEIGHTS)  # peft looks at no checksum
@@ -147,7 +125,8 @@ def load_run(
     if additions.state_dict():
         load_into(additions, folder / HEADS)
     template = TEMPLATES[saved["template"]]
-    return Run(aligned.to(device).eval(), processor, template, base, saved["seed"], saved["training"])
+    aligned = aligned.to(options.get("device", "cpu")).eval()
+    return Run(aligned, processor, template, base, saved["seed"], saved["training"])
 
 
 def _locate(model: str, folder: Path) -> str:

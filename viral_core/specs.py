@@ -1,17 +1,10 @@
-"""What a run trains beside the language model's loss, stated once: for `runs.yaml`, for `run.json` and for the model.
-
-Depths are relative, so that one statement fits language models of any number of blocks; a run may name its blocks
-instead. What only the data know (a teacher's feature size, the grid of latents) is filled in before the model is built.
-"""
+"""What a run trains beside the language model's loss, for `runs.yaml`, for `run.json` and for the model."""
 
 from dataclasses import dataclass
 
 
 def block_at(depth: float, blocks: int) -> int:
-    """The block, 1-based, at a relative depth in (0, 1] of a language model of so many blocks; a half is rounded up.
-
-    0.5 of 32 is block 16, of 7 block 4; 1.0 is the last block's output, before the final norm.
-    """
+    """The block, 1-based, at a relative depth in (0, 1]: 0.5 of 32 is block 16, of 7 block 4 (a half is rounded up)."""
     return max(1, int(depth * blocks + 0.5))
 
 
@@ -21,41 +14,28 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"no {name} {value!r}; there are: {', '.join(choices)}")
 
 
-def _check_depth(depth: float) -> None:
+def _check(depth: float, weight: float = 1.0) -> None:
     if not 0 < depth <= 1:
         raise ValueError(f"depth {depth} is not in (0, 1]: it is relative, 0.5 is the middle block")
-
-
-def _check_weight(weight: float) -> None:
     if weight <= 0:
         raise ValueError(f"weight {weight} must be above 0")
 
 
 @dataclass(frozen=True)
 class Align:
-    """The alignment loss of a run (Eq. 4-6, 8): what is aligned, where, to what, how strongly.
+    """The alignment loss of a run (Eq. 4-6, 8): what is aligned, where, to what, how strongly."""
 
-    `target`: "teacher" (Eq. 6), "encoder" (Eq. 4: its own features z) or "projector" (Eq. 8: detached post-projection
-    features). `span`: that many blocks on either side of the block at `depth` are aligned too, one loss each, averaged.
-    1 is the paper's 15-17 and 2 its 14-18, around block 16 of 32; of 8 blocks they are 3-5 and 2-6 (neighbours stay
-    neighbours: at a quarter of the depth there is nothing between two blocks).
-
-    For controls: `teacher_state: as_released` gives the teacher that the released code trains with: every linear layer
-    drawn anew, N(0, 0.02), and CLIP's pixel normalisation. `train_head: false` leaves the head at its random start.
-    `shuffled` aligns each image to the features of another one of the training set, always the same.
-    """
-
-    target: str = "teacher"
+    target: str = "teacher"  # Eq. 6; "encoder": its own features z (Eq. 4); "projector": post-projection ones (Eq. 8)
     teacher: str | None = None  # its name
     depth: float = 0.5
-    span: int = 0
+    span: int = 0  # so many blocks on either side too, averaged: 1 is the paper's 15-17 around block 16, 2 its 14-18
     layers: tuple[int, ...] | None = None  # blocks, 1-based, in place of depth and span
     objective: str = "cosine"
     weight: float = 0.5  # lambda of Eq. 5
     shared_head: bool = False  # one for all blocks; else one each
-    train_head: bool = True
-    teacher_state: str = "intact"
-    shuffled: bool = False
+    train_head: bool = True  # False, for a control: left at its random start
+    teacher_state: str = "intact"  # "as_released": every linear layer drawn anew, and CLIP's pixel normalisation
+    shuffled: bool = False  # each image is aligned to the features of another one, always the same
     hidden: int = 2048  # the head's width
     init_std: float = 0.02  # of the head's weights at the start
     dim: int | None = None  # the teacher's feature size d
@@ -64,8 +44,7 @@ class Align:
         check_choice("alignment target", self.target, ("teacher", "encoder", "projector"))
         check_choice("alignment objective", self.objective, ("cosine", "relation"))
         check_choice("teacher_state", self.teacher_state, ("intact", "as_released"))
-        _check_depth(self.depth)
-        _check_weight(self.weight)
+        _check(self.depth, self.weight)
         if self.span < 0:
             raise ValueError(f"span {self.span} must not be negative")
         if self.layers is not None:
@@ -78,23 +57,14 @@ class Align:
             if self.teacher is None and self.dim is None:
                 raise ValueError("alignment to a teacher names its `teacher`, or gives the `dim` of its features")
         else:
-            choices = {
-                "teacher": self.teacher is not None,
-                "shuffled": self.shuffled,
-                "teacher_state": self.teacher_state != "intact",
-                "dim": self.dim is not None,
-            }
-            if given := [name for name, is_set in choices.items() if is_set]:
+            unset = {"teacher": None, "shuffled": False, "teacher_state": "intact", "dim": None}
+            if given := [name for name, default in unset.items() if getattr(self, name) != default]:
                 raise ValueError(f"{', '.join(given)} need(s) target teacher, not {self.target}")
         if self.teacher == "clip" and self.teacher_state == "as_released":
             raise ValueError("the released code leaves the teacher clip intact: choose another teacher")
 
     def blocks(self, count: int) -> tuple[int, ...]:
-        """Aligned blocks, 1-based and ascending, of a language model of `count` blocks.
-
-        Raises:
-            ValueError: a block beyond the first or the last one.
-        """
+        """Aligned blocks, 1-based and ascending, of a language model of `count` blocks; ValueError beyond them."""
         if self.layers is not None:
             outside = [layer for layer in self.layers if not 1 <= layer <= count]
             if outside:
@@ -109,18 +79,15 @@ class Align:
 
 @dataclass(frozen=True)
 class Residual:
-    """Re-injection of visual features after a block, at visual positions only, in training and in generation.
+    """Re-injection of visual features after a block, at visual positions only, in training and in generation."""
 
-    `source`: "projector" adds P_phi(z) (Eq. 3); "encoder" adds P_phi'(z) with a new linear adapter (Eq. 7).
-    """
-
-    source: str = "projector"
+    source: str = "projector"  # P_phi(z) (Eq. 3), or "encoder": P_phi'(z) with a new linear adapter (Eq. 7)
     depth: float = 0.5
     layer: int | None = None  # the block, 1-based, in place of the depth
 
     def __post_init__(self):
         check_choice("residual source", self.source, ("projector", "encoder"))
-        _check_depth(self.depth)
+        _check(self.depth)
 
     def block(self, count: int) -> int:
         """The block, 1-based, of a language model of `count` blocks."""
@@ -129,12 +96,9 @@ class Residual:
 
 @dataclass(frozen=True)
 class Reconstruct:
-    """ROSS's objective (Table 6): a denoiser recovers the image's latents from a block's visual tokens.
+    """ROSS's objective (Table 6): a denoiser recovers the image's latents from a block's visual tokens."""
 
-    At depth 1.0, ROSS's own, these are the last hidden states after the final norm; elsewhere a block's output.
-    """
-
-    depth: float = 1.0
+    depth: float = 1.0  # ROSS's own: the last hidden states after the final norm; elsewhere a block's output
     weight: float = 1.0
     vae: str = "vae"  # name of the teacher whose latents these are
     layer: int | None = None  # the block, 1-based, in place of the depth
@@ -147,8 +111,7 @@ class Reconstruct:
     grid: int | None = None  # latents lie on grid x grid visual tokens
 
     def __post_init__(self):
-        _check_depth(self.depth)
-        _check_weight(self.weight)
+        _check(self.depth, self.weight)
 
     def block(self, count: int) -> int:
         """The block, 1-based, of a language model of `count` blocks."""

@@ -1,28 +1,23 @@
 """Vision foundation models as teachers: frozen, each with the input that it was made for.
 
-Design choices:
-- Every teacher sees the square image that the student sees, padded with the mean colour of the student's encoder,
-  resized by its own filter and normalised by its own constants, both read from its checkpoint.  CLIP-normalised pixels
-  for everybody, the released code's mistake, exist as `clip_pixels`.
-- The input has `grid` x patch pixels a side by default, so that the teacher's patches are the student's: 336 px for
-  patches of 14, 384 px for patches of 16, and a 24 x 24 grid.  A teacher with its own input `size` has another grid;
-  its features are then brought to the student's, by area if they are finer, bilinearly if they are coarser.
-- Weights are loaded by `from_pretrained` and never touched again: a missing weight is an error, not a random number.
-- ROSS's VAE looks like a teacher too: its tokens are latents, 2 x 2 of them to a token, which are cached the same way.
-  Their grid is made equal to the student's by the size of the input; latents are never resampled.
+Every teacher sees the square image that the student sees, padded with the mean colour of the student's encoder, resized
+by its own filter and normalised by its own constants, both read from its checkpoint. The input has `grid` x patch
+pixels a side, so that the teacher's patches are the student's: 336 px for patches of 14, 384 px for patches of 16, and
+a 24 x 24 grid. CLIP's input is fixed: another grid is brought to the student's.
 """
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+import transformers
 from PIL import Image
+from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoImageProcessor, DepthAnythingForDepthEstimation, Dinov2Model, SamVisionModel
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.utils import cached_file
 
@@ -34,29 +29,22 @@ RADIO_HEADS = {384: 6, 768: 12, 1024: 16, 1280: 16}  # attention heads of ViT-S,
 
 @dataclass
 class Teacher:
-    """A frozen model and its preprocessing; call it on images to get features (B, grid * grid, dim), float32.
-
-    Attributes:
-        size: side of the square input in pixels.  mean, std: per channel, for pixels in 0..1.
-        extract: (model, pixels (B, 3, size, size)) -> patch features (B, n, dim) of a square grid in reading order.
-        grid: side of the student's grid.
-        color: what images are padded with: the student's encoder's mean.
-    """
+    """A frozen model and its preprocessing; call it on images to get features (B, grid * grid, dim), float32."""
 
     kind: str
     path: str
     model: nn.Module
-    extract: Callable[[nn.Module, Tensor], Tensor]
+    extract: Callable[[nn.Module, Tensor], Tensor]  # of pixels (B, 3, size, size): (B, n, dim) of a square grid
     dim: int
-    grid: int
-    size: int
-    mean: tuple[float, ...]
+    grid: int  # side of the student's grid
+    size: int  # side of the square input in pixels
+    mean: tuple[float, ...]  # per channel, for pixels in 0..1
     std: tuple[float, ...]
     resample: Image.Resampling
     revision: str | None = None
     subfolder: str = ""  # of the checkpoint's, that holds the model
     randomised: int | None = None  # seed of `randomise_linears`, if that was done
-    color: tuple[int, ...] = CLIP_COLOR
+    color: tuple[int, ...] = CLIP_COLOR  # what images are padded with: the mean of the student's encoder
 
     def __post_init__(self):
         self.model.requires_grad_(False).eval()
@@ -103,18 +91,14 @@ def resample_grid(tokens: Tensor, grid: int) -> Tensor:
     if side == grid:
         return tokens
     maps = tokens.transpose(1, 2).reshape(b, d, side, side)
-    if side > grid:
-        maps = F.interpolate(maps, size=(grid, grid), mode="area")
-    else:
-        maps = F.interpolate(maps, size=(grid, grid), mode="bilinear", align_corners=False)
-    return maps.flatten(2).transpose(1, 2)
+    filter = {"mode": "area"} if side > grid else {"mode": "bilinear", "align_corners": False}
+    return F.interpolate(maps, size=(grid, grid), **filter).flatten(2).transpose(1, 2)
 
 
 def load_teacher(
     kind: str,
     path: str | Path,
     grid: int,
-    size: int | None = None,
     revision: str | None = None,
     clip_pixels: bool = False,
     device: str | torch.device = "cpu",
@@ -124,80 +108,35 @@ def load_teacher(
     """Load a teacher: `dinov2`, `clip`, `sam`, `depth_anything`, `radio` or `vae`, from a folder or hub id.
 
     Features: DINOv2's normed patch tokens, CLIP's (or SigLIP's) penultimate layer without the class token, SAM's map
-    after the neck, the last normed patch tokens of Depth Anything's backbone, RADIO's spatial features.
-    For the VAE see `load_vae`; it alone may lie in a `subfolder`.
+    after the neck, the last normed patch tokens of Depth Anything's backbone, RADIO's spatial features; see `load_vae`.
 
     Args:
-        grid: side of the student's grid of visual tokens; features are resampled to it where they differ.
-        size: input pixels a side; `grid` times the teacher's patch if None.  CLIP's is its checkpoint's.
-        clip_pixels: normalise with CLIP's mean and deviation, whatever the teacher: known to be wrong, for the
-            control `as_released` only.
-        color: the mean colour of the student's encoder (`viral_core.images.mean_color`), of CLIP by default.
-
-    Raises:
-        ValueError: unknown kind, a size that does not fit, or a checkpoint that lacks weights.
-        OSError: no checkpoint there.
+        grid: side of the student's grid of visual tokens.
+        clip_pixels: normalise with CLIP's constants, the released code's mistake, for the control `as_released`.
+        color: the mean colour of the student's encoder (`viral_core.images.mean_color`).
     """
-    if kind == "vae":
-        return replace(load_vae(path, grid, size, revision, subfolder, device), color=color)
-    if kind not in KINDS:
+    if kind not in (*KINDS, "vae"):
         raise ValueError(f"no teacher {kind!r}; there are: {', '.join([*KINDS, 'vae'])}")
     require_model(path)
-    model, patch, dim, extract = KINDS[kind](str(path), revision)
-    fixed = model.config.image_size if kind == "clip" else None
-    size = size or fixed or grid * patch
-    if size % patch or (fixed and size != fixed):
-        wanted = f"it is {fixed}" if fixed else f"a multiple of {patch}"
-        raise ValueError(f"input size {size} does not fit teacher {kind} of {path}: {wanted}")
+    if kind == "vae":
+        model, patch, dim, extract = load_vae(str(path), revision, subfolder)
+        pixels = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "resample": Image.Resampling.BILINEAR}
+    else:
+        model, patch, dim, extract = KINDS[kind](str(path), revision)
+        pixels = _constants(transformers.AutoImageProcessor.from_pretrained(path, revision=revision))
+    if clip_pixels:
+        pixels |= {"mean": tuple(OPENAI_CLIP_MEAN), "std": tuple(OPENAI_CLIP_STD)}
+    size = model.config.image_size if kind == "clip" else grid * patch
     if kind == "sam" and size > model.config.image_size:
         raise ValueError(f"input size {size} does not fit the {model.config.image_size} px canvas of SAM in {path}")
-    processor = AutoImageProcessor.from_pretrained(path, revision=revision)
+    place = {"revision": revision, "subfolder": subfolder, "color": color}
+    return Teacher(kind, str(path), model.to(device), extract, dim, grid, size, **pixels, **place)
+
+
+def _constants(processor) -> dict:
+    """An image processor's mean, deviation and filter."""
     mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ((0.0,) * 3, (1.0,) * 3)
-    if clip_pixels:
-        mean, std = OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
-    resample = Image.Resampling(int(processor.resample))
-    pixels = {"size": size, "mean": tuple(mean), "std": tuple(std), "resample": resample, "color": color}
-    return Teacher(kind, str(path), model.to(device), extract, dim, grid, **pixels, revision=revision)
-
-
-def load_vae(
-    path: str | Path,
-    grid: int,
-    size: int | None = None,
-    revision: str | None = None,
-    subfolder: str = "",
-    device: str | torch.device = "cpu",
-) -> Teacher:
-    """ROSS's target: an AutoencoderKL whose "features" are the latents of the image.
-
-    Pixels in -1..1, resized bilinearly; latents, shifted and scaled as the VAE's config says, 2 x 2 of them to a token
-    (B, grid * grid, 4 * channels), channels before places. They are the mode of the VAE's distribution: ROSS draws a
-    sample in every step, a cache would keep a single draw for the whole training, so it keeps the centre of all draws.
-
-    Args:
-        size: input pixels a side; None: the only size that fits, 16 pixels a token for a VAE that shrinks by 8.
-
-    Raises:
-        ValueError: another size, whose latents would not lie on the student's grid, or a checkpoint that lacks weights.
-        OSError: no checkpoint there.
-    """
-    from diffusers import AutoencoderKL
-
-    require_model(path)
-    model = load_whole(AutoencoderKL, str(path), revision, subfolder=subfolder or None)
-    fitting = grid * 2 * 2 ** (len(model.config.block_out_channels) - 1)
-    if size not in (None, fitting):
-        raise ValueError(f"input size {size} does not fit the VAE of {path}: a {grid} x {grid} grid needs {fitting}")
-    shift, scale = model.config.shift_factor or 0.0, model.config.scaling_factor
-
-    def latents(m: nn.Module, x: Tensor) -> Tensor:
-        z = (m.encode(x).latent_dist.mode() - shift) * scale
-        return F.pixel_unshuffle(z, 2).flatten(2).transpose(1, 2)
-
-    dim, half = 4 * model.config.latent_channels, (0.5,) * 3
-    pixels = {"size": fitting, "mean": half, "std": half, "resample": Image.Resampling.BILINEAR}
-    place = {"revision": revision, "subfolder": subfolder}
-    return Teacher("vae", str(path), model.to(device), latents, dim, grid, **pixels, **place)
+    return {"mean": tuple(mean), "std": tuple(std), "resample": Image.Resampling(int(processor.resample))}
 
 
 @dataclass
@@ -219,67 +158,46 @@ class Encoder(Teacher):
 def load_encoder(
     path: str | Path, feature_layer: int = -2, revision: str | None = None, device: str | torch.device = "cpu"
 ) -> Encoder:
-    """A CLIP or SigLIP vision tower in float32, as a source of features z (B, N, Dz): `AlignedModel.forward` takes them
-    in place of pixels.
+    """A CLIP or SigLIP vision tower in float32, as a source of features z (B, N, Dz) for `AlignedModel.forward`.
 
     A step in float32 is the same, bit for bit, with features that the tower makes of the same batch; the cache makes
-    them in its own batches, whose matrix products may differ in the last bits, and rounds them to its dtype. A training
-    in bfloat16, whose tower computes in bfloat16, sees more exact features than without the cache.
-
-    Raises:
-        FileNotFoundError, ValueError: as `load_vision_tower`.
+    them in its own batches, and rounds them to its dtype.
     """
-    tower, strategy = load_vision_tower(path, revision, dtype=torch.float32)
-    processor = AutoImageProcessor.from_pretrained(path, revision=revision)
-    skip, config = int(strategy == "default"), tower.config
-
-    def features(model: nn.Module, pixels: Tensor) -> Tensor:
-        return model(pixels, output_hidden_states=True).hidden_states[feature_layer][:, skip:]
-
-    pixels = {
-        "size": config.image_size,
-        "mean": tuple(processor.image_mean),
-        "std": tuple(processor.image_std),
-        "resample": Image.Resampling(int(processor.resample)),
-        "color": mean_color(processor),
-        "image_processor": processor,
-    }
-    grid, own = config.image_size // config.patch_size, {"revision": revision, "feature_layer": feature_layer}
-    return Encoder("encoder", str(path), tower.to(device), features, config.hidden_size, grid, **pixels, **own)
+    tower, patch, dim, extract = _load_clip(path, revision, feature_layer)
+    processor, size = transformers.AutoImageProcessor.from_pretrained(path, revision=revision), tower.config.image_size
+    own = {"revision": revision, "color": mean_color(processor), "feature_layer": feature_layer}
+    own |= {**_constants(processor), "image_processor": processor}
+    return Encoder("encoder", str(path), tower.to(device), extract, dim, size // patch, size, **own)
 
 
 def randomise_linears(teacher: Teacher, seed: int) -> None:
-    """Redraw every nn.Linear of the teacher, in place: weights N(0, 0.02), bias 0.
-
-    What the released code does to all teachers but CLIP without meaning to; for the control `as_released` only.
-    """
+    """Redraw every nn.Linear in place, weights N(0, 0.02), bias 0, as the released code does to all but CLIP."""
     generator = torch.Generator().manual_seed(seed)
     for module in teacher.model.modules():
         if isinstance(module, nn.Linear):
-            weight = torch.randn(module.weight.shape, generator=generator) * 0.02
-            module.weight.data.copy_(weight)
+            module.weight.data.copy_(torch.randn(module.weight.shape, generator=generator) * 0.02)
             if module.bias is not None:
                 module.bias.data.zero_()
     teacher.randomised = seed
 
 
 def _load_dinov2(path: str, revision: str | None):
-    model = load_whole(Dinov2Model, path, revision, dtype=torch.float32)
+    model = load_whole(transformers.Dinov2Model, path, revision, dtype=torch.float32)
     return model, model.config.patch_size, model.config.hidden_size, lambda m, x: m(x).last_hidden_state[:, 1:]
 
 
-def _load_clip(path: str, revision: str | None):
+def _load_clip(path: str | Path, revision: str | None, layer: int = -2):
     model, strategy = load_vision_tower(path, revision, dtype=torch.float32)
-    skip = 1 if strategy == "default" else 0
+    skip = int(strategy == "default")
 
-    def penultimate(m: nn.Module, x: Tensor) -> Tensor:
-        return m(x, output_hidden_states=True).hidden_states[-2][:, skip:]
+    def features(m: nn.Module, x: Tensor) -> Tensor:
+        return m(x, output_hidden_states=True).hidden_states[layer][:, skip:]
 
-    return model, model.config.patch_size, model.config.hidden_size, penultimate
+    return model, model.config.patch_size, model.config.hidden_size, features
 
 
 def _load_sam(path: str, revision: str | None):
-    model = load_whole(SamVisionModel, path, revision, dtype=torch.float32)
+    model = load_whole(transformers.SamVisionModel, path, revision, dtype=torch.float32)
     patch, canvas = model.config.patch_size, model.config.image_size
 
     def corner(m: nn.Module, x: Tensor) -> Tensor:
@@ -292,36 +210,27 @@ def _load_sam(path: str, revision: str | None):
 
 
 def _load_depth_anything(path: str, revision: str | None):
-    backbone = load_whole(DepthAnythingForDepthEstimation, path, revision, dtype=torch.float32).backbone
-    size, patch = backbone.config.hidden_size, backbone.config.patch_size
+    model = load_whole(transformers.DepthAnythingForDepthEstimation, path, revision, dtype=torch.float32).backbone
 
     def last_stage(m: nn.Module, x: Tensor) -> Tensor:
         features = m(x).feature_maps[-1]
         return features.flatten(2).transpose(1, 2) if m.config.reshape_hidden_states else features[:, 1:]
 
-    return backbone, patch, size, last_stage
+    return model, model.config.patch_size, model.config.hidden_size, last_stage
 
 
 def _load_radio(path: str, revision: str | None):
-    try:
-        from transformers import RadioModel
-    except ImportError as error:
-        raise ValueError("the teacher radio needs a transformers that has RadioModel: install 5.23 or newer") from error
     config = _radio_config(path, revision)
-    model = load_whole(RadioModel, path, revision, dtype=torch.float32, **({"config": config} if config else {}))
+    model = load_whole(
+        transformers.RadioModel, path, revision, dtype=torch.float32, **({"config": config} if config else {})
+    )
     return model, model.config.patch_size, model.config.hidden_size, lambda m, x: m(x).features
 
 
 def _radio_config(path: str, revision: str | None):
-    """Config of a checkpoint in NVIDIA's own format, read from the shapes of its weights; None for transformers' own.
-
-    NVIDIA's config.json records the arguments of training and not the sizes of the model.
-    """
-    from safetensors import safe_open
-    from transformers import RadioConfig
-
+    """None for a checkpoint of transformers; NVIDIA's own config.json has no sizes: the weights have them."""
     file = cached_file(path, "config.json", revision=revision)
-    if "hidden_size" in json.loads(Path(file).read_text()):
+    if "hidden_size" in json.loads(Path(file).read_text(encoding="utf-8")):
         return None
     prefix = "radio_model.model."
     with safe_open(cached_file(path, "model.safetensors", revision=revision), "pt") as weights:
@@ -330,7 +239,7 @@ def _radio_config(path: str, revision: str | None):
     patch, positions = round((patch_dim / 3) ** 0.5), shapes[prefix + "patch_generator.pos_embed"][1]
     if width not in RADIO_HEADS:
         raise ValueError(f"{path}: no ViT of width {width} among the RADIO models: {RADIO_HEADS}")
-    return RadioConfig(
+    return transformers.RadioConfig(
         hidden_size=width,
         num_attention_heads=RADIO_HEADS[width],
         num_hidden_layers=len({n.split(".")[3] for n in shapes if n.startswith(prefix + "blocks.")}),
@@ -343,6 +252,26 @@ def _radio_config(path: str, revision: str | None):
     )
 
 
+def load_vae(path: str, revision: str | None, subfolder: str):
+    """ROSS's target: an AutoencoderKL whose "features" are the latents of the image.
+
+    Pixels in -1..1, resized bilinearly; latents, shifted and scaled as the VAE's config says, 2 x 2 of them to a token
+    (B, grid * grid, 4 * channels), channels before places. They are the mode of the VAE's distribution: ROSS draws a
+    sample in every step, of which a cache would keep a single one for the whole training.
+    """
+    from diffusers import AutoencoderKL
+
+    model = load_whole(AutoencoderKL, path, revision, subfolder=subfolder or None)
+    shift, scale = model.config.shift_factor or 0.0, model.config.scaling_factor
+
+    def latents(m: nn.Module, x: Tensor) -> Tensor:
+        z = (m.encode(x).latent_dist.mode() - shift) * scale
+        return F.pixel_unshuffle(z, 2).flatten(2).transpose(1, 2)
+
+    return model, 2 * 2 ** (len(model.config.block_out_channels) - 1), 4 * model.config.latent_channels, latents
+
+
+# Loaders: the model, the pixels a side of a patch, the width of its features, and how they are read.
 KINDS = {
     "dinov2": _load_dinov2,
     "clip": _load_clip,

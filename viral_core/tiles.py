@@ -1,14 +1,8 @@
 """How a LLaVA views an image: whole (LLaVA-1.5), or whole and in tiles (LLaVA-NeXT; Appendix E, Fig. 9).
 
-LLaVA-1.5 pads an image to a square with the encoder's mean colour and reads it once.
-
-LLaVA-NeXT encodes an image several times: once as a whole, squeezed into tile 0, and then in a grid of tiles, at the
-resolution of the grid that fits its shape best. In the sequence tile 0's N tokens come first. Those of the grid follow
-as one map, row by row across its tiles: rows or columns that hold nothing but padding are left out ("unpadding"), and
-each row ends with the newline token, which belongs to no tile.
-
-Grids are given in tiles, (rows, columns), so that they fit an encoder of any input size. `view_of` is where the two
-part; what a model needs to know of them is in the functions below it.
+LLaVA-NeXT encodes an image as a whole, squeezed into tile 0, and then in the grid of tiles, (rows, columns), that fits
+its shape best. In the sequence tile 0's N tokens come first. Those of the grid follow as one map, row by row across its
+tiles: rows or columns that hold nothing but padding are left out, and each row ends with the newline token.
 """
 
 from collections.abc import Sequence
@@ -56,7 +50,7 @@ class Whole:
 
 
 class Tiled:
-    """An image is cut into tiles; a teacher sees each of them."""
+    """An image is cut into tiles; a teacher sees each of them, under the key `<name>#<tile>`.  Methods as `Whole`'s."""
 
     reads_sizes = True
 
@@ -65,23 +59,17 @@ class Tiled:
         self.side = image_processor.crop_size["height"]
 
     def prepare(self, image: Image.Image) -> Image.Image:
-        """What the image processor is given of an RGB image: all of it."""
         return image
 
     def tokens(self, size: Size) -> int:
-        """Visual tokens of an image: those of all its tiles, and the newlines."""
         return len(patch_index(size, self.image_processor.image_grid_pinpoints, self.side, self.patch_size))
 
     def keys(self, name: str, size: Size) -> list[str]:
-        """Names of the cached features of an image's tiles, `<name>#<tile>`."""
         count = tile_count(size, self.image_processor.image_grid_pinpoints, self.side)
         return [f"{name}#{tile}" for tile in range(count)]
 
     def pictures(self, image: Image.Image) -> list[Image.Image]:
-        """The tiles of an RGB image as squares of the encoder's input size: its pixels before they are normalised.
-
-        Grid tiles carry black padding where the image does not fill the grid.
-        """
+        """The tiles of an RGB image, as squares of the encoder's input size; padding in the grid is black."""
         raw = self.image_processor(image, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"][0]
         return [Image.fromarray(tile.permute(1, 2, 0).contiguous().numpy()) for tile in raw]
 
@@ -122,8 +110,7 @@ def tile_count(size: Sequence[int], pinpoints: list[list[int]], side: int) -> in
 def patch_index(size: Sequence[int], pinpoints: list[list[int]], side: int, patch: int) -> Tensor:
     """(T,) for each visual token of an image of `size` (height, width): tile * N + patch, or `NEWLINE`.
 
-    N patches of `patch` pixels fill a tile of `side` pixels, in reading order. `pinpoints`: (height, width) of the
-    grids, in pixels.
+    N patches of `patch` pixels fill a tile of `side` pixels. `pinpoints`: (height, width) of the grids, in pixels.
     """
     rows, columns = get_anyres_image_grid_shape(size, pinpoints, side)
     edge = side // patch
@@ -133,28 +120,18 @@ def patch_index(size: Sequence[int], pinpoints: list[list[int]], side: int, patc
 
 
 def batch_patch_index(config: LlavaNextConfig, image_sizes: Tensor) -> list[Tensor]:
-    """`patch_index` of each of n images, on the CPU, counted on over all of their tiles.
-
-    Entries point into the patches of the whole batch: rows of `VisualTap.features`, or of teacher features, flattened
-    to (tiles * N, d).
-
-    Args:
-        image_sizes: (n, 2) heights and widths.
-    """
+    """`patch_index` of each of n images of `image_sizes` (n, 2), on the CPU, counted on over all of their tiles."""
     side, patch = config.vision_config.image_size, config.vision_config.patch_size
-    found, before = [], 0
+    indices, before = [], 0
     for size in image_sizes.tolist():
         index = patch_index(size, config.image_grid_pinpoints, side, patch)
-        found.append(torch.where(index == NEWLINE, NEWLINE, index + before))
+        indices.append(torch.where(index == NEWLINE, NEWLINE, index + before))
         before += tile_count(size, config.image_grid_pinpoints, side) * (side // patch) ** 2
-    return found
+    return indices
 
 
 def shown_patches(config: LlavaNextConfig, image_sizes: Tensor) -> tuple[Tensor, Tensor]:
-    """Of a batch's T visual tokens those that show a patch, (P,), and the patch that each shows, (P,).
-
-    Patches are counted over all tiles of the batch, as `batch_patch_index` does; newlines show none.
-    """
+    """Of a batch's T visual tokens those that show a patch, (P,), and the patch of the batch that each shows, (P,)."""
     patches = torch.cat(batch_patch_index(config, image_sizes))
     positions = (patches != NEWLINE).nonzero().squeeze(1)
     return positions, patches[positions]

@@ -1,23 +1,21 @@
 """Stage 1 (projector) and stage 2 (LoRA, projector, alignment) of LLaVA-1.5's recipe, on transformers' Trainer.
 
-Design choices:
-- Both losses are means over the tokens and images of the *global* batch, whatever the micro-batch and the number of
-  ranks; they are summed on the device and read only at logging steps, for every arm.
-- The order of samples depends on the seed alone and a run is one "epoch" for the Trainer, so that a killed run resumes
-  exactly: weights, optimiser, schedule, random states, position in the data.
-- Before its first step a process tries the longest batches, forward and backward, and throws the gradients away.
-- Everything is written to a work folder and moved to its destination when the run is complete: a destination that a
-  pipeline deletes before it runs a stage loses nothing.
+Losses are means over the tokens and images of the *global* batch. The order of samples depends on the seed alone and a
+run is one "epoch" for the Trainer, so that a killed run resumes exactly: weights, optimiser, schedule, random states,
+position in the data. Everything is written to `<folder>.work` and moved to `folder` when the run is complete; called
+again with the same arguments, an interrupted training goes on from there.
 """
 
+import json
 import logging
+import math
 import shutil
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
-import transformers.trainer
 from PIL import Image
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
@@ -26,6 +24,7 @@ from viral_core import distributed, environment
 from viral_core.aligned import AlignedModel
 from viral_core.conversations import Sample
 from viral_core.data import IGNORE, Collator, ConversationDataset, Features, GroupedSampler
+from viral_core.files import set_aside
 from viral_core.llava import save_projector
 from viral_core.recipe import Recipe
 from viral_core.resume import MarkComplete, resume_point, settings, step_of
@@ -33,9 +32,10 @@ from viral_core.run_folder import PROJECTOR, gathered, save_run
 from viral_core.tap import base_llava
 from viral_core.templates import TEMPLATES, Template
 from viral_core.tiles import is_tiled
-from viral_core.training_log import LOG, LOSSES, LogLast, Progress, TrainingLog, check_finite
 
-ENVIRONMENT = "environment.json"
+ENVIRONMENT, LOG = "environment.json", "log.jsonl"
+LOSSES = ("lm_loss", "vra_loss", "ross_loss")
+TARGETS = ("teacher_features", "latents")
 OnlineTeacher = Callable[[list[Image.Image]], Tensor]
 _log = logging.getLogger(__name__)
 
@@ -49,32 +49,22 @@ def train_stage1(
     *,
     template: Template = TEMPLATES["plain"],
     encoder_features: Features | None = None,
-    work: str | Path | None = None,
 ) -> None:
-    """Train the projector alone on captions; `folder` gets `projector.safetensors`, `log.jsonl` and `environment.json`.
+    """Train the projector of what `assemble` returns; `folder` gets it, `log.jsonl` and `environment.json`.
 
-    `llava` is what `assemble` returns. Interrupted and called again with the same arguments, it resumes from `work`
-    (default: `<folder>.work` beside `folder`; removed at the end).
-
-    Args:
-        encoder_features: cached features z (n, N, Dz) of image names, in place of the images' way through the encoder.
-
-    Raises:
-        ValueError: `llava` is a LLaVA-NeXT, whose projector is that of the LLaVA with the same parts.
+    `encoder_features`: cached features z (n, N, Dz) of image names, in place of their way through the encoder.
     """
     if is_tiled(llava.config):
         raise ValueError("LLaVA-NeXT shares the stage-1 projector of LLaVA-1.5: assemble it without tile_grids")
     aligned = AlignedModel(llava)
-    trained = list(base_llava(llava).model.multi_modal_projector.parameters())
 
     def save(target: Path, _step: int) -> None:
-        with gathered(trained):
+        with gathered(base_llava(llava).model.multi_modal_projector.parameters()):
             if distributed.is_main():
                 target.mkdir(parents=True, exist_ok=True)
                 save_projector(llava, target / PROJECTOR)
 
-    collator = Collator(processor, encoder=encoder_features)
-    _train(aligned, processor, samples, recipe, Path(folder), template, save, work, collator, None)
+    _train(aligned, samples, recipe, Path(folder), template, Collator(processor, encoder=encoder_features), save)
     aligned.remove()
 
 
@@ -90,19 +80,13 @@ def train_stage2(
     teacher: OnlineTeacher | None = None,
     latents: Features | None = None,
     encoder_features: Features | None = None,
-    work: str | Path | None = None,
     training: dict | None = None,
 ) -> None:
     """Train what `aligned` trains on the instruction mix; `folder` gets a run (`load_run`), its log and environment.
 
-    Args:
-        features: cached teacher features (n, N, d) of image names; or
-        teacher: the teacher itself, called on the squared images of each batch.
-        latents: cached VAE latents (n, N, c) of image names, for the reconstruction.
-        encoder_features, work: as in `train_stage1`.
-        training: what else `run.json` is to say of the training.
-
-    `folder/checkpoint-<step>` are runs too, for `recipe.checkpoints`.
+    `features` (n, N, d) of a teacher, `latents` (n, N, c) of a VAE and `encoder_features` (n, N, Dz) are cached, by
+    names of images; or the `teacher` itself is called on the squared images of each batch. `training` is what else
+    `run.json` is to say. `folder/checkpoint-<step>` are runs too, for `recipe.checkpoints`.
     """
     needed = int(aligned.align is not None and aligned.align.target == "teacher")
     if (features is not None) + (teacher is not None) != needed:
@@ -115,34 +99,23 @@ def train_stage2(
         save_run(target, aligned, template, recipe.seed, description)
 
     collator = Collator(processor, features, teacher is not None, latents, encoder_features)
-    _train(aligned, processor, samples, recipe, Path(folder), template, save, work, collator, teacher)
+    _train(aligned, samples, recipe, Path(folder), template, collator, save, teacher)
 
 
-def _train(
-    aligned: AlignedModel,
-    processor,
-    samples: Sequence[Sample],
-    recipe: Recipe,
-    folder: Path,
-    template: Template,
-    save: Callable[[Path, int], None],
-    work: str | Path | None,
-    collator: Collator,
-    teacher: OnlineTeacher | None,
-) -> None:
-    work = Path(work) if work else folder.with_name(folder.name + ".work")
+def _train(aligned, samples, recipe: Recipe, folder: Path, template, collator: Collator, save, teacher=None) -> None:
+    work = folder.with_name(f"{folder.name}.work")
     steps = recipe.total_steps(len(samples))
     arguments = recipe.arguments(steps, work / "state")
-    trained = [p for p in aligned.parameters() if p.requires_grad]
     if not (recipe.bf16 or recipe.deepspeed) and any(p.dtype != torch.float32 for p in aligned.parameters()):
         raise ValueError("the model is in half precision: set bf16 in the recipe, or assemble it in float32")
-    for p in trained:
-        p.data = p.data.float()
+    for p in aligned.parameters():
+        if p.requires_grad:
+            p.data = p.data.float()
     if recipe.gradient_checkpointing:
         aligned.gradient_checkpointing_enable()
-    dataset = ConversationDataset(samples, processor, template, recipe.max_length)
-    if dataset.lengths.cut and distributed.is_main():
-        _log.warning("max_length %d: %s", recipe.max_length, dataset.lengths)
+    dataset = ConversationDataset(samples, collator.processor, template, recipe.max_length)
+    if any(dataset.cut.values()) and distributed.is_main():
+        _log.warning("max_length %d leaves out of %d conversations: %s", recipe.max_length, len(dataset), dataset.cut)
 
     sources = {
         "teacher": teacher.identity() if hasattr(teacher, "identity") else getattr(collator.features, "teacher", None),
@@ -158,94 +131,72 @@ def _train(
     trainer = AlignmentTrainer(
         aligned,
         arguments,
-        recipe,
-        GroupedSampler(dataset.encodings, recipe.batch_size, steps, recipe.seed),
-        teacher,
-        TrainingLog(run / LOG, start, arguments.device) if distributed.is_main() else None,
+        recipe=recipe,
+        sampler=GroupedSampler(dataset.encodings, recipe.batch_size, steps, recipe.seed),
+        teacher=teacher,
+        log=TrainingLog(run / LOG, start) if distributed.is_main() else None,
         train_dataset=dataset,
-        data_collator=_KeepTargets(collator),
-        callbacks=[LogLast(), MarkComplete(), _KeepRuns(kept_steps, save, run)],
+        data_collator=collator,
+        callbacks=[_EndOfStep(kept_steps, save, run), MarkComplete()],
     )
     trainer.train(resume_from_checkpoint=None if state is None else str(state))
     save(run, steps)
     trainer.accelerator.wait_for_everyone()
     if distributed.is_main():
-        _move(run, folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in run.iterdir():
+            if (folder / path.name).exists():  # of an earlier run
+                set_aside(folder / path.name, "replaced")
+            shutil.move(path, folder / path.name)
         shutil.rmtree(work)
     trainer.accelerator.wait_for_everyone()
 
 
-def _move(run: Path, folder: Path) -> None:
-    """Move a complete run to where it belongs, over what an earlier one has left there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in run.iterdir():
-        if (folder / path.name).is_dir():
-            shutil.rmtree(folder / path.name)
-        shutil.move(path, folder / path.name)
+class TrainingLog:
+    """A log file that a resumed training goes on with, from the step of its state; half a last line is left out."""
 
+    def __init__(self, file: Path, start: int):
+        self.file, entries = file, []
+        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+        for number, line in enumerate(lines, 1):
+            try:
+                entries.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                if number < len(lines):
+                    raise ValueError(f"{file}, line {number}, is damaged ({error}): remove that line") from error
+        entries = [entry for entry in entries if entry["step"] <= start]
+        self._began = time.monotonic() - (entries[-1]["seconds"] if entries else 0.0)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
 
-@dataclass(frozen=True)
-class Target:
-    """A tensor that training compares with.
-
-    transformers' Trainer casts the tensors of a batch to DeepSpeed's half precision; this is none to it, so that cached
-    targets stay in float32 as online ones do.
-    """
-
-    tensor: Tensor
-
-    def to(self, *args, **kwargs) -> "Target":
-        return Target(self.tensor.to(*args, **kwargs))
-
-    def pin_memory(self) -> "Target":
-        return Target(self.tensor.pin_memory())
-
-
-@dataclass(frozen=True)
-class _KeepTargets:
-    """A collator whose targets keep their dtype on their way to the device."""
-
-    collator: Collator
-
-    def __call__(self, items: list[dict]) -> dict:
-        batch = self.collator(items)
-        return {
-            name: Target(value) if name in ("teacher_features", "latents") else value for name, value in batch.items()
-        }
+    def write(self, step: int, values: dict) -> None:
+        """Append one entry, with the seconds since the start of the training."""
+        entry = {"step": step, **values, "seconds": round(time.monotonic() - self._began, 3)}
+        with self.file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
 
 
 class AlignmentTrainer(Trainer):
-    """transformers' Trainer with global loss means, two learning rates, each loss in a log file, and a gate.
+    """transformers' Trainer with global loss means and two learning rates; FloatingPointError if a loss is infinite."""
 
-    Raises:
-        FloatingPointError: at a logging step (the first step is one), when a loss is not finite.
-    """
-
-    def __init__(
-        self, model, args, recipe: Recipe, sampler, teacher: OnlineTeacher | None, log: TrainingLog | None, **kwargs
-    ):
-        super().__init__(model=model, args=args, **kwargs)
-        self.remove_callback(transformers.trainer.DEFAULT_PROGRESS_CALLBACK)
-        self.add_callback(Progress)
+    def __init__(self, *args, recipe: Recipe, sampler, teacher, log: TrainingLog | None, **kwargs):
+        super().__init__(*args, **kwargs)
         self.recipe, self.sampler, self.teacher, self.training_log = recipe, sampler, teacher, log
-        self._sums = torch.zeros(len(LOSSES) + 1, device=args.device)  # of each loss, and of steps with images
+        self._sums = torch.zeros(len(LOSSES) + 1, device=self.args.device)  # of each loss, and of steps with images
         self._steps = 0  # since the last log
-        self._tried = False  # the longest batches
 
     def _get_train_sampler(self, train_dataset=None):
         return self.sampler
 
     def create_optimizer(self, model=None):
-        if self.optimizer is None:
-            recipe = self.recipe
-            rates = {"rest": recipe.lr, "projector": recipe.lr if recipe.projector_lr is None else recipe.projector_lr}
-            groups = [
-                {"params": params, "lr": rates[name], "weight_decay": recipe.weight_decay}
-                for name, params in self.model.parameter_groups().items()
-                if params
-            ]
-            kind, options = self.get_optimizer_cls_and_kwargs(self.args)
-            self.optimizer = kind(groups, **options)
+        if self.optimizer is not None:
+            return self.optimizer
+        recipe = self.recipe
+        rates = {"rest": recipe.lr, "projector": recipe.lr if recipe.projector_lr is None else recipe.projector_lr}
+        parts = {name: params for name, params in self.model.parameter_groups().items() if params}
+        groups = [{"params": params, "lr": rates[name]} for name, params in parts.items()]
+        kind, options = self.get_optimizer_cls_and_kwargs(self.args)
+        self.optimizer = kind(groups, **options, weight_decay=recipe.weight_decay)
         return self.optimizer
 
     def _get_num_items_in_batch(self, batch_samples, device):
@@ -260,55 +211,29 @@ class AlignmentTrainer(Trainer):
         return totals
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        if not self._tried:
-            self._tried = True
-            self._try_longest_batches()
-        return super().training_step(model, inputs, num_items_in_batch)
+        shape = tuple(inputs["input_ids"].shape)
+        try:
+            return super().training_step(model, inputs, num_items_in_batch)
+        except torch.OutOfMemoryError as error:  # the longest batch comes first
+            raise RuntimeError(
+                f"a batch of {shape} tokens does not fit into memory: lower micro_batch (the global batch stays), set "
+                "gradient_checkpointing, or launch with zero3"
+            ) from error
 
-    def _try_longest_batches(self) -> None:
-        """Forward and backward pass on the longest micro-batch with images and on the longest without.
-
-        If memory does not suffice, the run ends at once, resumed or not.  Weights, gradients, losses and random states
-        stay as they were: the model is run without DDP or DeepSpeed around it, and `autograd.grad` hands the gradients
-        out, so that no hook on a parameter's gradient runs.
-        """
-        size, lengths = self.args.per_device_train_batch_size, self.sampler.lengths
-        trained = [p for p in self.model.parameters() if p.requires_grad]
-        with torch.random.fork_rng([self.args.device] if self.args.device.type == "cuda" else []):
-            for group in filter(None, self.sampler.groups):
-                longest = sorted(group, key=lambda i: -lengths[i])[:size]
-                batch = self._prepare_inputs(self.data_collator([self.train_dataset[i] for i in longest]))
-                try:
-                    with self.compute_loss_context_manager():
-                        loss = self.model(**self._with_targets(batch))["loss"]
-                    torch.autograd.grad(loss, trained, allow_unused=True)
-                except torch.OutOfMemoryError as error:
-                    raise RuntimeError(
-                        f"the longest batch does not fit into memory ({tuple(batch['input_ids'].shape)} tokens): lower "
-                        "micro_batch (the global batch stays), set gradient_checkpointing, or launch with zero3"
-                    ) from error
-
-    def _with_targets(self, batch: dict) -> dict:
-        """The model's arguments: targets on its device, in their own dtype; features of an online teacher."""
-        device = self.args.device
-        batch = {name: value.tensor.to(device) if isinstance(value, Target) else value for name, value in batch.items()}
-        if pictures := batch.pop("pictures", None):
-            with torch.no_grad():
-                batch["teacher_features"] = self.teacher(pictures).to(device)
-        return batch
+    def _prepare_inputs(self, inputs):
+        """On the device; cached targets stay in float32 as online ones do, where DeepSpeed's precision is half."""
+        targets = {name: inputs.pop(name).to(self.args.device) for name in TARGETS if name in inputs}
+        return {**super()._prepare_inputs(inputs), **targets}
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        if "pictures" in inputs and self.training_log is not None:
-            with self.training_log.teacher_clock:
-                inputs = self._with_targets(inputs)
-        else:
-            inputs = self._with_targets(inputs)
+        if pictures := inputs.pop("pictures", None):
+            with torch.no_grad():
+                inputs["teacher_features"] = self.teacher(pictures).to(self.args.device)
         losses = model(**inputs, totals=num_items_in_batch)
         for i, name in enumerate(LOSSES):
             if name in losses:
                 self._sums[i] += losses[name].detach()
-        loss = losses["loss"] * self.accelerator.num_processes  # ranks are averaged, these are parts of one mean
-        return (loss, losses) if return_outputs else loss
+        return losses["loss"] * self.accelerator.num_processes  # ranks are averaged, these are parts of one mean
 
     def log(self, logs, start_time=None):
         if "loss" in logs:
@@ -316,26 +241,27 @@ class AlignmentTrainer(Trainer):
             pictured /= self.accelerator.num_processes
             logs["lm_loss"] = sums[0] / self._steps
             logs["vra_loss"] = sums[1] / pictured if self.model.align is not None and pictured else None
-            names = ["loss", "lm_loss", "vra_loss"]
             if self.model.reconstruct is not None:
                 logs["ross_loss"] = sums[2] / pictured if pictured else None
-                names.append("ross_loss")
             self._sums.zero_()
             self._steps = 0
-            step = self.state.global_step
-            values = {name: logs.get(name) for name in (*names, "learning_rate", "grad_norm")}
+            step, names = self.state.global_step, [name for name in LOSSES if name in logs]
+            values = {name: logs.get(name) for name in ("loss", *names, "learning_rate", "grad_norm")}
             if self.training_log is not None:
-                self.training_log.write(step, values, online_teacher=self.teacher is not None)
-            check_finite(step, values)
+                self.training_log.write(step, values)
+            losses = {name: values[name] for name in ("loss", *names) if values[name] is not None}
+            if not all(map(math.isfinite, losses.values())):
+                raise FloatingPointError(f"step {step}: the loss is not finite ({losses}): lower the learning rate")
         super().log(logs, start_time)
 
 
-class _KeepRuns(TrainerCallback):
-    """Saves `checkpoint-<step>` after each of `steps`."""
+class _EndOfStep(TrainerCallback):
+    """Saves `checkpoint-<step>` after each of `steps`; logs the last step, whose loss is checked before it is saved."""
 
     def __init__(self, steps: set[int], save: Callable[[Path, int], None], folder: Path):
         self.steps, self.save, self.folder = steps, save, folder
 
     def on_step_end(self, args, state, control, **kwargs):
+        control.should_log |= state.global_step >= state.max_steps
         if state.global_step in self.steps:
             self.save(self.folder / f"checkpoint-{state.global_step}", state.global_step)

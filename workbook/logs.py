@@ -1,8 +1,7 @@
 """The logs that runs write themselves: VIRAL Section 5.7, Figure 6.
 
 A trained run's folder holds `log.jsonl`, one JSON object per logging event: step, loss, lm_loss, vra_loss (null without
-alignment), learning_rate, seconds (of training since its first step, interruptions not counted) and, where a teacher
-runs online, teacher_seconds (the teacher's part of them).
+alignment), learning_rate and seconds (of training since its first step, interruptions not counted).
 """
 
 import json

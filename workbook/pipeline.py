@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from viral_core.atomic import write_text
+from viral_core.files import write_text
 from workbook.config import PARAMS, Profile, System, active, known, load
 from workbook.paths import Paths
 from workbook.scale import hub

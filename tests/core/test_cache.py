@@ -11,6 +11,7 @@ from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model
 
 from viral_core import cache as cache_module
 from viral_core.cache import FeatureCache, pack, unpack, write_cache
+from viral_core.images import open_rgb
 from viral_core.teachers import load_teacher, randomise_linears
 
 
@@ -64,33 +65,38 @@ def test_resumes_behind_finished_shards(teacher, images, tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="no finished feature cache"):
         FeatureCache(tmp_path)
     seen = []
-    monkeypatch.setattr(cache_module, "_Pixels", _counting(cache_module._Pixels, seen))
+    monkeypatch.setattr(cache_module, "open_rgb", lambda file: seen.append(f"train/{file.name}") or open_rgb(file))
     write_cache(teacher, images, tmp_path, shard_size=4)
-    assert seen == [sorted(images)[4:8]]
+    assert seen == sorted(images)[4:8]
     assert (tmp_path / "shard-00000.safetensors").stat().st_mtime_ns == first["shard-00000.safetensors"]
     assert torch.equal(FeatureCache(tmp_path)(sorted(images)), whole)
 
 
-def _counting(kind, seen):
-    def make(teacher, pictures, view):
-        seen.append([f"train/{picture.file.name}" for picture in pictures])
-        return kind(teacher, pictures, view)
-
-    return make
-
-
-def test_another_teacher_or_data_replaces_the_shards(teacher, images, tmp_path):
-    write_cache(teacher, images, tmp_path, shard_size=4)
-    before = FeatureCache(tmp_path)["train/0.png"]
+def test_shards_of_another_teacher_or_of_other_data_are_set_aside(teacher, images, tmp_path):
+    folder = tmp_path / "cache"
+    write_cache(teacher, images, folder, shard_size=4)
+    before = FeatureCache(folder)["train/0.png"]
+    bytes_before = {file.name: file.read_bytes() for file in folder.glob("shard-*")}
     other = load_teacher("dinov2", teacher.path, grid=4)
     randomise_linears(other, seed=0)
-    fewer = dict(list(images.items())[:3])
-    write_cache(other, fewer, tmp_path, shard_size=4)
-    cache = FeatureCache(tmp_path)
+    with pytest.warns(UserWarning, match=r"3 shards of other settings: they lie in .*cache\.20.*other-settings now"):
+        write_cache(other, dict(list(images.items())[:3]), folder, shard_size=4)
+    cache = FeatureCache(folder)
     assert len(cache) == 3
     assert not torch.equal(cache["train/0.png"], before)
     assert cache.teacher["randomised"] == 0
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["index.json", "shard-00000.safetensors"]
+    assert sorted(file.name for file in folder.iterdir()) == ["index.json", "shard-00000.safetensors"]
+    (aside,) = tmp_path.glob("cache.*.other-settings")
+    assert {file.name: file.read_bytes() for file in aside.iterdir()} == bytes_before
+
+
+def test_shards_that_other_data_share_stay(teacher, images, tmp_path):
+    folder = tmp_path / "cache"
+    write_cache(teacher, images, folder, shard_size=4)
+    with pytest.warns(UserWarning, match="1 shards of other settings"):
+        write_cache(teacher, dict(list(images.items())[:9]), folder, shard_size=4)
+    (aside,) = tmp_path.glob("cache.*.other-settings")
+    assert [file.name for file in aside.iterdir()] == ["shard-00002.safetensors"]
 
 
 def test_damage_is_one_clear_error(teacher, images, tmp_path):

@@ -179,8 +179,8 @@ def test_cut_conversations_are_counted_and_their_images_left_out(processor, conv
     ids, labels = tensors(samples[4], processor, template)
     places = (ids == processor.image_token_id).nonzero().squeeze(1)
     data = ConversationDataset([samples[4], samples[7]], processor, template, int(places[5]))
-    assert (data.lengths.samples, data.lengths.images_left_out) == (2, 1)
-    assert "s4" in data.lengths.unsupervised
+    assert data.cut["images"] == 1
+    assert min(data.cut.values()) > 0
     batch = Collator(processor)([data[0]])
     assert len(batch["pixel_values"]) == len(batch["image_tokens"]) == 1
     with pytest.raises(ValueError, match="no sample has a supervised token within max_length 3"):
@@ -206,7 +206,7 @@ def test_special_strings_in_a_text_stay_text(name, processors):
 def test_unknown_stop_token_raises(processor, conversations):
     sample = load_conversations(*conversations)[0]
     processor = replace_tokenizer(processor, WordTokenizer())
-    with pytest.raises(ValueError, match="sample s0: the tokenizer drops the end"):
+    with pytest.raises(ValueError, match="sample s0, near .*: the tokenizer drops the end"):
         encode(sample, processor, TEMPLATES["plain"], 512)
 
 

@@ -1,14 +1,16 @@
 """What a training that was interrupted finds when it starts again."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from test_trainer import ALIGN, RECIPE, TEMPLATE, Killed, build, features, killing, log
+from transformers import Trainer
 
 from viral_core.conversations import load_conversations
-from viral_core.data import Collator, ConversationDataset
-from viral_core.trainer import Target, _KeepTargets, train_stage2
+from viral_core.run_folder import load_run
+from viral_core.trainer import AlignmentTrainer, train_stage2
 
 EVERY_STEP = replace(RECIPE, steps=5, save_every=1)
 
@@ -29,7 +31,7 @@ def train(tiny, images, folder, recipe, source, align=ALIGN):
 def killed(tiny, images, tmp_path):
     """A training that died after its third step, with states of the second and the third."""
     with pytest.raises(Killed):
-        train(tiny, images, tmp_path / "run", EVERY_STEP, killing(after=5))
+        train(tiny, images, tmp_path / "run", EVERY_STEP, killing(after=4))
     states = sorted(path.name for path in (tmp_path / "run.work/state").iterdir())
     assert states == ["checkpoint-2", "checkpoint-3"]
     return tmp_path
@@ -63,17 +65,17 @@ DAMAGE = {
 def test_a_damaged_state_is_set_aside_and_the_older_one_goes_on(tiny, images, killed, whole, damage):
     DAMAGE[damage](killed / "run.work/state/checkpoint-3")
     with pytest.warns(UserWarning, match="checkpoint-3: .* an older state is used"):
-        resumed = train(tiny, images, killed / "run", EVERY_STEP, killing(after=1 + 3))
+        resumed = train(tiny, images, killed / "run", EVERY_STEP, killing(after=3))
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
     assert [entry["step"] for entry in log(killed / "run")] == [1, 2, 3, 4, 5]
-    aside = [path for path in killed.iterdir() if path.name.endswith(".damaged")]
-    assert [path.name.split(".")[2] for path in aside] == ["checkpoint-3"]
+    (aside,) = killed.glob("run.work.*.damaged")
+    assert [path.name for path in aside.iterdir()] == ["checkpoint-3"]
 
 
 def test_half_a_log_line_is_dropped(tiny, images, killed, whole):
     file = killed / "run.work/run/log.jsonl"
     file.write_text(file.read_text() + '{"step": 4, "lo')
-    resumed = train(tiny, images, killed / "run", EVERY_STEP, killing(after=1 + 2))
+    resumed = train(tiny, images, killed / "run", EVERY_STEP, killing(after=2))
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
     assert [entry["step"] for entry in log(killed / "run")] == [1, 2, 3, 4, 5]
 
@@ -85,7 +87,7 @@ def test_half_a_log_line_is_dropped(tiny, images, killed, whole):
 )
 def test_how_a_training_is_carried_out_may_change(tiny, images, killed, whole, change):
     recipe = replace(EVERY_STEP, **change)
-    limit = 100 if "workers" in change else 1 + 2 * 4 // (recipe.micro_batch or 4)  # workers count for themselves
+    limit = 100 if "workers" in change else 2 * 4 // (recipe.micro_batch or 4)  # workers count for themselves
     resumed = train(tiny, images, killed / "run", recipe, killing(after=limit))
     if "micro_batch" not in change:  # its dropout is drawn for other batches
         for name, value in whole.items():
@@ -99,11 +101,29 @@ def test_a_run_of_other_settings_is_kept_aside(tiny, images, killed):
     assert (aside / "state/checkpoint-3/complete").is_file()
 
 
-def test_targets_are_no_tensors_to_the_trainer(tiny, images):
-    """transformers' Trainer casts tensors to DeepSpeed's half precision; cached targets stay in float32."""
-    _, processor = build(tiny)
-    items = [ConversationDataset(images, processor, TEMPLATE, 512)[0]]
-    batch = _KeepTargets(Collator(processor, features, latents=features))(items)
-    for name in ("teacher_features", "latents"):
-        assert isinstance(batch[name], Target)
-        assert batch[name].to("cpu").tensor.dtype == torch.float32
+def test_a_run_in_the_place_of_another_sets_it_aside(tiny, images, tmp_path):
+    for weight in (0.5, 0.1):
+        train(tiny, images, tmp_path / "run", replace(EVERY_STEP, steps=1), features, replace(ALIGN, weight=weight))
+    aside = {path.name.split(".20")[0] for path in (tmp_path / "run").iterdir() if path.name.endswith(".replaced")}
+    assert aside == {
+        "adapter",
+        "environment.json",
+        "heads.safetensors",
+        "log.jsonl",
+        "projector.safetensors",
+        "run.json",
+    }
+    assert load_run(tmp_path / "run").aligned.align.weight == 0.1
+
+
+def test_cached_targets_are_not_cast(monkeypatch):
+    """transformers' Trainer casts the tensors of a batch to DeepSpeed's half precision."""
+    trainer = AlignmentTrainer.__new__(AlignmentTrainer)
+    trainer.args = SimpleNamespace(device="cpu")
+    monkeypatch.setattr(Trainer, "_prepare_inputs", lambda _, batch: {key: x.half() for key, x in batch.items()})
+    batch = {name: torch.ones(1) for name in ("pixel_values", "teacher_features", "latents")}
+    assert {name: value.dtype for name, value in trainer._prepare_inputs(batch).items()} == {
+        "pixel_values": torch.float16,
+        "teacher_features": torch.float32,
+        "latents": torch.float32,
+    }

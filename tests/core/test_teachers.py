@@ -159,15 +159,9 @@ def test_other_grids_are_resampled():
         resample_grid(tokens[:, :15], 2)
 
 
-def test_teacher_with_its_own_size(checkpoints, images):
-    assert load_teacher("dinov2", checkpoints / "dinov2", grid=4, size=112)(images).shape == (2, 16, 16)
-
-
 def test_errors_say_what_to_do(checkpoints, tmp_path):
     with pytest.raises(ValueError, match="there are: dinov2, clip"):
         load_teacher("dino", checkpoints / "dinov2", grid=4)
-    with pytest.raises(ValueError, match="a multiple of 14"):
-        load_teacher("dinov2", checkpoints / "dinov2", grid=4, size=100)
     with pytest.raises(ValueError, match="1024 px canvas"):
         load_teacher("sam", checkpoints / "sam", grid=65)
     with pytest.raises(OSError, match="nowhere"):

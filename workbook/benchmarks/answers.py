@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from viral_core.atomic import set_aside
+from viral_core.files import set_aside
 
 Runs = list[list[dict]]  # answered rows of each run; greedy decoding has one
 
