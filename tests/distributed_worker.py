@@ -49,14 +49,22 @@ class Features:
 
 
 def train(folder: Path, name: str, engine: str | None = None, lives: float = float("inf"), **changes) -> int:
-    """Train the tiny model into `folder/name`; how often features were asked for."""
+    """Train the tiny model into `folder/name`; how often features were asked for.  Notes the dtypes of its targets."""
     places = json.loads((folder / "places.json").read_text())
     torch.manual_seed(1)
     llava, processor = assemble(Path(places["models"]) / "clip", Path(places["models"]) / "llama")
     model = AlignedModel(add_lora(llava, r=4, alpha=8), Align(layers=(2,), hidden=16, init_std=0.2, dim=6))
     recipe = replace(RECIPE, deepspeed=deepspeed_config(Launch(deepspeed=engine)), **changes)
     samples, features = load_conversations(places["data"], places["images"]), Features(lives)
+    dtypes = set()
+
+    def note(_model, _positional, given: dict) -> None:
+        dtypes.update(str(given[key].dtype) for key in given.keys() & {"teacher_features"})
+
+    model.register_forward_pre_hook(note, with_kwargs=True)
     train_stage2(model, processor, samples, recipe, folder / name, template=TEMPLATE, features=features)
+    if distributed.is_main():
+        (folder / f"{name}-targets.json").write_text(json.dumps(sorted(dtypes)))
     return features.calls
 
 

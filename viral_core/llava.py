@@ -11,7 +11,15 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
-from viral_core.checkpoints import fingerprint, load_vision_tower, load_whole, read_weights, require_model, save_weights
+from viral_core.checkpoints import (
+    VISION,
+    fingerprint,
+    load_vision_tower,
+    load_whole,
+    read_weights,
+    require_model,
+    save_weights,
+)
 from viral_core.tap import base_llava
 from viral_core.templates import IMAGE_MARKER
 from viral_core.tiles import newline, tile_processor
@@ -69,23 +77,14 @@ def assemble(
         options["device_map"] = {"": torch.device(device)}  # straight to the GPU, whatever the number of processes
     tower, strategy = load_vision_tower(vision, vision_revision, **options)
     lm = load_whole(transformers.AutoModelForCausalLM, language, language_revision, **options)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(language, revision=language_revision)
-    _prepare_tokens(tokenizer, lm)
-
-    if tile_grids is None:
-        family = "Llava"
-        images, own = transformers.AutoImageProcessor.from_pretrained(vision, revision=vision_revision), {}
-    else:
-        family = "LlavaNext"
-        images = tile_processor(vision, tower.config.image_size, tile_grids, vision_revision)
-        own = {"image_grid_pinpoints": images.image_grid_pinpoints}
-    processor = getattr(transformers, f"{family}Processor")(
-        images,
-        tokenizer,
-        patch_size=tower.config.patch_size,
-        vision_feature_select_strategy=strategy,
-        num_additional_image_tokens=int(strategy == "default"),
+    processor = load_processor(
+        vision, language, vision_revision=vision_revision, language_revision=language_revision, tile_grids=tile_grids
     )
+    tokenizer = processor.tokenizer
+    _add_rows(lm, len(tokenizer))
+    family, own = "Llava", {}
+    if tile_grids is not None:
+        family, own = "LlavaNext", {"image_grid_pinpoints": processor.image_processor.image_grid_pinpoints}
     config = getattr(transformers, f"{family}Config")(
         vision_config=tower.config,
         text_config=lm.config,
@@ -124,15 +123,44 @@ def connector(llava: nn.Module) -> list[nn.Parameter]:
     return [*core.multi_modal_projector.parameters(), *newline(core)]
 
 
-def _prepare_tokens(tokenizer, lm: transformers.PreTrainedModel) -> None:
+def load_processor(
+    vision: str | Path,
+    language: str | Path,
+    *,
+    vision_revision: str | None = None,
+    language_revision: str | None = None,
+    tile_grids: Sequence[Sequence[int]] | None = None,
+) -> transformers.LlavaProcessor | transformers.LlavaNextProcessor:
+    """The processor of the LLaVA that `assemble` builds of the same parts; no weights are read."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(language, revision=language_revision)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     if IMAGE_MARKER not in tokenizer.get_vocab():
         marker = transformers.AddedToken(IMAGE_MARKER, special=True, normalized=False)
         tokenizer.add_tokens([marker], special_tokens=True)
+    config = transformers.AutoConfig.from_pretrained(vision, revision=vision_revision)
+    _, strategy = VISION[config.model_type]
+    config = getattr(config, "vision_config", config)
+    if tile_grids is None:
+        kind = transformers.LlavaProcessor
+        images = transformers.AutoImageProcessor.from_pretrained(vision, revision=vision_revision)
+    else:
+        kind = transformers.LlavaNextProcessor
+        images = tile_processor(vision, config.image_size, tile_grids, vision_revision)
+    return kind(
+        images,
+        tokenizer,
+        patch_size=config.patch_size,
+        vision_feature_select_strategy=strategy,
+        num_additional_image_tokens=int(strategy == "default"),
+    )
+
+
+def _add_rows(lm: transformers.PreTrainedModel, count: int) -> None:
+    """Embedding rows for tokens beyond the language model's own, at the mean row."""
     rows = lm.get_input_embeddings().num_embeddings
-    if len(tokenizer) > rows:
-        lm.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    if count > rows:
+        lm.resize_token_embeddings(count, mean_resizing=False)
         for weight in {lm.get_input_embeddings().weight, lm.get_output_embeddings().weight}:
             weight.data[rows:] = weight.data[:rows].mean(0)
 

@@ -59,19 +59,16 @@ def fetch(
     """Bring the models and data of a profile here, where there is a network."""
     from workbook.scale import fetch
 
-    settings = config.load(name)
-    if only_list:
-        print(fetch.listing(settings))
-    elif not fetch.run(settings):
+    if not fetch.run(config.load(name), only_list):
         raise typer.Exit(1)
 
 
 @app.command()
-def plan(name: ProfileName, price: Annotated[float | None, typer.Option(help="USD per GPU-hour")] = None) -> None:
+def plan(name: ProfileName) -> None:
     """What a profile costs, run by run, and what of it is done."""
     from workbook.scale import plan
 
-    print(plan.show(config.load(name), price))
+    print(plan.show(config.load(name)))
 
 
 @app.command()

@@ -287,6 +287,10 @@ class Profile(Section):
         """Number of blocks of a run's language model."""
         return self.languages[self.systems[run].language].blocks
 
+    def cache_type(self, teacher: str, tiled: bool) -> CacheType | None:
+        """How the features of a teacher, or a VAE's latents, are kept, of whole images or tiles; None: not at all."""
+        return self.tiles.cache if tiled else self.teachers[teacher].cache
+
     def recipe(self, run: str, seed: int) -> Recipe:
         """Hyperparameters of a run's instruction tuning."""
         system = self.systems[run]

@@ -52,7 +52,7 @@ def cache(settings: Profile, item: dict) -> None:
     images = {name: find_image(folder, name) for sample in samples for name in sample.images}
     if item["model"]:
         source = models.teacher(settings, item["model"], item["vision"], item["state"])
-        kind = settings.tiles.cache if tiled else settings.teachers[item["model"]].cache
+        kind = settings.cache_type(item["model"], tiled)
         if source.kind == "oracle":
             truths = Path(settings.teachers[item["model"]].path)
             images = {name: truths / Path(name).with_suffix(".png") for name in images}
@@ -111,7 +111,7 @@ def stage2(settings: Profile, item: dict) -> None:
     llava = add_lora(llava, **dict(settings.lora))
     sources, align, reconstruct = _features(settings, item), system.align, system.reconstruct
     if system.teacher:
-        if settings.tiles.cache if system.tiled else settings.teachers[system.teacher].cache:
+        if settings.cache_type(system.teacher, system.tiled):
             target = sources["features"] = FeatureCache(item["targets"])
         else:
             target = sources["teacher"] = models.teacher(settings, system.teacher, item["vision"], align.teacher_state)

@@ -1,7 +1,7 @@
 #!/bin/bash
 # The paper profile on SLURM.  With `launch: {gpus: 8, nodes: 2, hostfile: null, deepspeed: zero2}` in profiles/paper.yaml:
 #
-#     sbatch --nodes 2 profiles/slurm.sh
+#     sbatch --nodes 2 profiles/launch/slurm.sh
 #
 # The pipeline runs on the first node; each stage that several GPUs share starts itself on all nodes with srun
 # (workbook/scale/launch.py).  The repository and its environment have to lie on a file system that all nodes see.  Killed

@@ -102,6 +102,12 @@ def test_half_precision_and_checkpointing_follow_the_same_course(folder, engine)
         assert two["vra_loss"] is None or two["vra_loss"] == pytest.approx(one["vra_loss"], abs=0.05)
 
 
+@pytest.mark.parametrize("name", ["zero2-half", "zero3-half", "ddp-whole"])
+def test_cached_targets_reach_the_model_in_float32(folder, name):
+    """DeepSpeed's bfloat16 would cast the tensors of a batch; an online teacher's features are float32."""
+    assert json.loads((folder / f"{name}-targets.json").read_text()) == ["torch.float32"]
+
+
 @pytest.mark.parametrize("engine", ["zero2", "zero3"])
 def test_a_killed_training_resumes_exactly(folder, engine):
     whole, killed = weights(folder / f"{engine}-whole"), weights(folder / f"{engine}-killed")

@@ -61,7 +61,7 @@ def test_a_connection_that_breaks_off_leaves_what_came(here, monkeypatch):
 
     monkeypatch.setattr(fetch.urllib.request, "urlopen", lambda *_, **__: Answer(bytes(5000)))
     with pytest.raises(OSError, match="broke off after 5000 of 10240 bytes: call again to go on"):
-        fetch.download("https://example.org/a.zip", Path("a.zip"))
+        fetch.bring(Source("a", "a", 0, url="https://example.org/a.zip", unzip=True))
     assert Path("a.zip.part").stat().st_size == 5000
     assert not Path("a.zip").exists()
 
@@ -110,7 +110,7 @@ def test_a_damaged_archive_is_removed(here, server):
         fetch.bring(dataclasses.replace(source, url=server.url + "none.zip"))
 
 
-def test_the_papers_sources(here):
+def test_the_papers_sources():
     found = {source.to: source for source in fetch.sources(PAPER)}
     base = "runs/paper/data/llava_instruct/images"
     folders = ("coco/train2017", "gqa/images", "ocr_vqa/images", "textvqa/train_images", "vg/VG_100K", "vg/VG_100K_2")
@@ -119,10 +119,17 @@ def test_the_papers_sources(here):
     assert all(bool(s.url) + bool(s.hub) + bool(s.by_hand) == 1 for s in found.values())
     assert all(s.url.startswith("https://") for s in found.values() if s.url)
     assert all(hub.is_commit(s.revision) for s in found.values() if s.hub)
-    text = fetch.listing(PAPER)
-    assert all(to in text for to in found)
-    assert "missing, about 20 GB" in text
-    assert "the pipeline draws it" in fetch.listing(profiles.load("laptop"))
+    assert not fetch.sources(profiles.load("laptop"))
+
+
+def test_what_goes_where(here, monkeypatch, capsys):
+    monkeypatch.setattr(hub, "snapshot", lambda _: None)
+    assert fetch.run(PAPER, only_list=True)
+    said = capsys.readouterr().out
+    assert all(source.to in said for source in fetch.sources(PAPER))
+    assert "missing, about 20 GB" in said
+    assert f"model {PAPER.languages['vicuna-7b'].path}" in said
+    assert list(here.iterdir()) == []
 
 
 def test_what_fails_is_listed_and_the_rest_is_brought(here, server, monkeypatch, capsys):

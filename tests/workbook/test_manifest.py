@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from workbook.scale import manifest
-from workbook.scale.manifest import drop_faulty, write_manifest
+from workbook.scale.manifest import write_manifest
 
 FOLDERS = ("coco/train2017", "gqa/images", "ocr_vqa/images", "textvqa/train_images", "vg/VG_100K", "vg/VG_100K_2")
 
@@ -29,8 +29,9 @@ def mix(tmp_path):
     return tmp_path
 
 
-def check(folder):
-    return write_manifest(folder / "mix.json", folder / "images", folder / "manifest" / "conversations.json", 2)
+def check(folder, drop_faulty=False):
+    out = folder / "manifest" / "conversations.json"
+    return write_manifest(folder / "mix.json", folder / "images", out, drop_faulty)
 
 
 def test_what_is_recorded(mix):
@@ -69,8 +70,9 @@ def test_an_interrupted_pass_goes_on(mix, monkeypatch):
         return look(file)
 
     monkeypatch.setattr(manifest, "_look", stop)
+    monkeypatch.setattr(manifest, "WORKERS", 1)
     with pytest.raises(KeyboardInterrupt):
-        write_manifest(mix / "mix.json", mix / "images", mix / "manifest" / "conversations.json", 1)
+        check(mix)
     details = mix / "manifest/conversations.images.jsonl"
     kept = len(details.read_text().splitlines())
     assert 0 < kept < 6
@@ -98,11 +100,12 @@ def test_all_faults_in_one_error(mix):
     assert not (mix / "manifest/conversations.json").exists()
     assert len((mix / "manifest/conversations.faults.jsonl").read_text().splitlines()) == 5
 
-    assert drop_faulty(mix / "mix.json", mix / "manifest/conversations.json") == 5
+    assert check(mix, drop_faulty=True)["dropped"] == 5
     assert [entry["id"] for entry in json.loads((mix / "mix.json").read_text())] == ["s2", "s3", "s5"]
     assert len(json.loads((mix / "mix.json.original").read_text())) == 8
-    assert check(mix)["samples"] == 3
-    assert drop_faulty(mix / "mix.json", mix / "manifest/conversations.json") == 0
+    assert check(mix, drop_faulty=True)["samples"] == 3
+    assert check(mix)["dropped"] == 0
+    assert not (mix / "manifest/conversations.faults.jsonl").exists()
 
 
 def test_the_json_file_is_part_of_it(mix):

@@ -68,13 +68,14 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path):
         (["model.mm_projector.query_tokens"], "resampler or Q-Former .*no visual token belongs to one patch"),
         (["model.vision_resampler.0.weight", "x.Qformer.layer"], "resampler or Q-Former"),
         (["model.mm_projector.weight", "model.mm_projector.bias"], "not LLaVA-1.5's two-layer MLP"),
-        (["model.mm_projector.0.weight", "model.mm_projector.0.bias"], "lacks linear_2.bias, linear_2.weight"),
+        (["model.mm_projector.0.weight", "model.mm_projector.0.bias"], "linear_2.weight is absent"),
     ],
 )
 def test_other_projectors_are_refused_with_the_reason(names, message, tmp_path):
     save_file({name: torch.zeros(2, 2) for name in names}, tmp_path / "p.safetensors")
     with pytest.raises(ValueError, match=message):
-        read_projector(tmp_path / "p.safetensors")
+        import_projector(tmp_path / "p.safetensors", tmp_path / "out", 2, 2)
+    assert not (tmp_path / "out").exists()
 
 
 def test_shapes_of_other_models_are_refused(tmp_path):

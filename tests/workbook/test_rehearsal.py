@@ -26,8 +26,7 @@ def copy(tmp_path_factory):
     shutil.copytree(ROOT, folder, dirs_exist_ok=True, ignore=skipped)
     hub = folder / rehearsal.HUB
     for name in ("lmsys/vicuna-7b-v1.5", "openai/clip-vit-large-patch14-336", "facebook/dinov2-base"):
-        (hub / "models" / name).mkdir(parents=True)
-        rehearsal.MODELS[name](hub / "models" / name, name)
+        rehearsal.write_model(hub / "models" / name, name)
     profile = folder / "profiles/rehearsal.yaml"
     text = profile.read_text(encoding="utf-8").replace("steps: 2,", "steps: 12,", 1)  # time to be killed in
     profile.write_text(text[: text.index("\nruns:\n")] + "\nruns: {viral: [0]}\n", encoding="utf-8")
@@ -59,6 +58,8 @@ def test_fetched_checked_killed_and_trained(copy):
     said = workbook(copy, "doctor", "rehearsal")  # offline from here on
     assert said.count("on this machine") == 3
     assert "conversations: 1 conversations with a first turn from gpt" in said
+    length = "conversations with vicuna-7b, clip: 1 are cut at 2048 tokens, 0 images left out, 1 lose all answers"
+    assert said.count(length) == workbook(copy, "doctor", "rehearsal").count(length) == 1  # kept, not counted again
     workbook(copy, "profile", "rehearsal")
 
     out = copy / "runs/rehearsal/stage1/vicuna-7b-clip"

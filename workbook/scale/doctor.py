@@ -1,27 +1,29 @@
 """Everything that a profile needs, checked before anything long starts; what is missing comes with how to get it.
 
 `python -m workbook doctor NAME` prints one line per finding and fails if something needed is missing.  Cheap checks
-come first: images are opened only when nothing else is wrong, and only those that have changed since the last time.
+come first: conversations and images are read only when nothing else is wrong, images only if they have changed since.
 """
 
 import importlib.metadata
+import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
-from workbook import pipeline
-from workbook.config import Profile
 from workbook.paths import ROOT, Paths
 from workbook.scale import estimates, fetch, hub, manifest, plan
+from workbook.scale.plan import GB
+from workbook.sections import Profile
 
-GB = 1e9
 OK, NOTE, MISSING = "ok", "note", "missing"
 
 
@@ -39,38 +41,35 @@ class Finding:
         return f"{level:8}{self.what}{remedy}"
 
 
-def examine(profile: Profile, drop_faulty: bool = False) -> Iterator[Finding]:
-    """Findings of all checks, in order; training images come last, and only if nothing before is missing."""
-    missing = False
-    for check in (packages, gpus, memory, models, files, disk):
-        for finding in check(profile):
-            missing |= finding.level == MISSING
-            yield finding
-    if profile.world:
-        return
-    if missing:
-        yield Finding(NOTE, "training images not opened yet: that follows when the rest is there")
-        return
-    yield from images(profile, drop_faulty)
-
-
 def run(profile: Profile, drop_faulty: bool = False) -> bool:
-    """Print the findings; whether nothing is missing."""
+    """Print the findings of all checks, training data last; whether nothing is missing."""
     sys.stdout.reconfigure(errors="backslashreplace")  # names of samples may have letters that a terminal lacks
     print(f"doctor: profile {profile.name} ({profile.label})")
-    missing = 0
-    for finding in examine(profile, drop_faulty):
-        print(finding, flush=True)
-        missing += finding.level == MISSING
+    missing = sum(_show(check(profile)) for check in (packages, gpus, models, files, resources))
+    if not profile.world and missing:
+        _show([Finding(NOTE, "training images not opened yet: that follows when the rest is there")])
+    elif not profile.world:
+        missing += _show(images(profile, drop_faulty))
     print(f"{missing} missing: nothing is started" if missing else "all there")
     return not missing
 
 
+def _show(findings: Iterable[Finding]) -> int:
+    """Print findings as they come; how many are missing."""
+    missing = 0
+    for finding in findings:
+        print(finding, flush=True)
+        missing += finding.level == MISSING
+    return missing
+
+
+def _finding(good: bool, what: str, fault: str, remedy: str) -> Finding:
+    return Finding(OK, what) if good else Finding(MISSING, fault, remedy)
+
+
 def needs_gpu(profile: Profile) -> bool:
-    """Whether a profile is made for GPUs: several processes, DeepSpeed, or half precision."""
-    half = profile.compute.dtype != "float32" or profile.stage1.bf16 or profile.stage2.bf16
-    several = bool(profile.launch.deepspeed) or profile.launch.gpus * profile.launch.nodes > 1
-    return (half or several) and not profile.launch.cpu
+    """Whether a profile is made for GPUs: for several processes, or in half precision."""
+    return (profile.stage2.bf16 or profile.launch.gpus > 1) and not profile.launch.cpu
 
 
 def packages(profile: Profile) -> Iterator[Finding]:
@@ -91,21 +90,17 @@ def packages(profile: Profile) -> Iterator[Finding]:
         needed.append("transformers>=5.23")  # the first with RadioModel
     if profile.compute.attention == "flash_attention_2":
         needed.append("flash-attn")
-    whole = True
+    installed = {canonicalize_name(found.name): found.version for found in importlib.metadata.distributions()}
+    wrong = {}
     for requirement in map(Requirement, needed):
-        try:
-            version = importlib.metadata.version(requirement.name)
-        except importlib.metadata.PackageNotFoundError:
-            fault = f"package {requirement} is not installed"
-        else:
-            if requirement.specifier.contains(version, prereleases=True):
-                continue
-            fault = f"package {requirement.name} is {version}, not {requirement.specifier}"
-        whole = False
-        other = ", or leave compute.attention at sdpa" if requirement.name == "flash-attn" else ""
-        yield Finding(MISSING, fault, f"make setup, or: python -m pip install '{requirement}'{other}")
-    if whole:
-        yield Finding(OK, f"{len(needed)} packages, Python {sys.version.split()[0]}")
+        version = installed.get(canonicalize_name(requirement.name))
+        if version is None or not requirement.specifier.contains(version, prereleases=True):
+            wrong[str(requirement)] = f"{requirement} ({version or 'not installed'})"
+    remedy = f"make setup, or: python -m pip install {shlex.join(wrong)}"
+    if "flash-attn" in wrong:
+        remedy += "; or leave compute.attention at sdpa"
+    what = f"{len(needed)} packages, Python {sys.version.split()[0]}"
+    yield _finding(not wrong, what, f"packages {', '.join(wrong.values())}", remedy)
 
 
 def visible_gpus() -> list[tuple[str, float]]:
@@ -113,9 +108,8 @@ def visible_gpus() -> list[tuple[str, float]]:
     if shutil.which("nvidia-smi") is None:
         return []
     command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
-    rows = [line.rsplit(",", 1) for line in done.stdout.splitlines() if "," in line]
-    return [(name.strip(), float(mib) / 1024) for name, mib in rows if re.fullmatch(r"\s*[\d.]+\s*", mib)]
+    listed = subprocess.run(command, capture_output=True, text=True, timeout=30).stdout
+    return [(name, float(mib) / 1024) for name, mib in re.findall(r"^(.+), *([\d.]+)\s*$", listed, re.MULTILINE)]
 
 
 def gpus(profile: Profile) -> Iterator[Finding]:
@@ -132,75 +126,76 @@ def gpus(profile: Profile) -> Iterator[Finding]:
         yield Finding(OK, f"{processes} of {len(here)} GPUs: {sizes}{nodes}")
 
 
-def memory(profile: Profile) -> Iterator[Finding]:
+def resources(profile: Profile) -> Iterator[Finding]:
+    """Memory and disk that the plan's jobs take."""
+    jobs = list(plan.jobs(profile))
+    if needs_gpu(profile):
+        yield from memory(profile, jobs)
+    yield disk(profile, jobs)
+
+
+def memory(profile: Profile, jobs: list[plan.Job]) -> Iterator[Finding]:
     """The estimated memory of every kind of training and evaluation against that of the smallest GPU."""
-    if not needs_gpu(profile):
-        return
     room = min((gib for _, gib in visible_gpus()[: profile.launch.gpus]), default=None)
-    users: dict[tuple[str, int], list[str]] = {}
-    for run in profile.runs:
-        system = profile.systems[run]
-        trainings = {
-            ("stage1", f"{system.language}-{system.vision}"): estimates.stage1(profile, system.language, system.vision),
-            ("stage2", run): estimates.stage2(profile, run),
-        }
-        needs = {key: training and training.memory(profile.launch) for key, training in trainings.items()}
-        needs["evaluation", run] = estimates.evaluation_memory(profile, run)
-        for (stage, name), gib in needs.items():
-            if gib is not None and name not in users.setdefault((stage, round(gib)), []):
-                users[stage, round(gib)].append(name)
-    for (stage, gib), names in sorted(users.items()):
+    owners: dict[tuple[str, int], dict[str, None]] = {}
+    for job in jobs:
+        if job.work and job.stage not in ("cache", "measure"):
+            answers = job.stage == "evaluate"
+            gib = estimates.evaluation_memory(profile, job.owner) if answers else job.work.memory(profile.launch)
+            owners.setdefault((job.stage, round(gib)), {})[job.owner.removeprefix("stage1 ")] = None
+    for (stage, gib), names in sorted(owners.items()):
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        what = f"about {gib} GiB of a GPU for {stage} of {', '.join(names[:3])}{more}"
+        what = f"about {gib} GiB of a GPU for {stage} of {', '.join([*names][:3])}{more}"
         if room is None or gib <= room:
             yield Finding(OK if room else NOTE, what)
-        elif stage == "evaluation":
-            remedy = f"in the profile, try evaluation.batch_size below {profile.evaluation.batch_size}"
-            yield Finding(MISSING, f"{what}: there are {room:.0f}", remedy)
-        else:
-            yield Finding(MISSING, f"{what}: there are {room:.0f}", _smaller(profile, stage))
+            continue
+        remedy = "lower evaluation.batch_size"
+        if stage != "evaluate":
+            remedy = f"lower {stage}.micro_batch, set its gradient_checkpointing, or take launch.deepspeed zero3"
+        yield Finding(MISSING, f"{what}: there are {room:.0f}", f"in the profile, {remedy} (the results stay the same)")
 
 
-def _smaller(profile: Profile, stage: str) -> str:
-    """What would make a training fit."""
-    recipe = getattr(profile, stage)
-    micro = recipe.micro_batch or recipe.batch_size // (profile.launch.gpus * profile.launch.nodes)
-    hints = [f"{stage}.micro_batch below {micro}" if micro > 1 else ""]
-    hints += ["" if recipe.gradient_checkpointing else f"{stage}.gradient_checkpointing: true"]
-    hints += ["" if (profile.launch.deepspeed or "").startswith("zero3") else "launch.deepspeed: zero3"]
-    return "in the profile, try " + ", or ".join(filter(None, hints)) + " (the global batch stays the same)"
+def disk(profile: Profile, jobs: list[plan.Job]) -> Finding:
+    """Room for what is not there yet: caches, runs with their checkpoints, resume states, downloads.
+
+    Two resume states are kept, and a third may be being written.
+    """
+    missing = [job.work for job in jobs if not job.done]
+    trainings = [work for work in missing if isinstance(work, estimates.Training)]
+    caches = [work for work in missing if isinstance(work, estimates.Cache)]
+    copies = estimates.DVC_COPIES
+    sizes = {
+        "runs": copies * sum(training.bytes for training in trainings),
+        "caches": copies * sum(cache.bytes for cache in caches),
+        "resume states": 3 * 4 * max((training.parameters for training in trainings), default=0),
+    }
+    if profile.data.downloads:
+        sizes["data"] = int(sum(source.gb * GB for source in fetch.sources(profile) if not source.present))
+    free, needed = shutil.disk_usage(".").free, sum(sizes.values())
+    parts = ", ".join(f"{name} {size / GB:.1f}" for name, size in sizes.items() if size)
+    what = f"about {needed / GB:.0f} GB of disk ({parts}; DVC's copies included), {free / GB:.0f} GB free"
+    remedy = "free some; `dvc config cache.type hardlink` spares the copies"
+    if caches:
+        int8 = copies * sum(replace(cache, dtype="int8").bytes for cache in caches)
+        remedy += f"; with teachers' `cache: int8` the caches take {int8 / GB:.0f} GB, with `cache: null` nothing"
+    return _finding(needed <= free, what, what, remedy)
 
 
 def models(profile: Profile) -> Iterator[Finding]:
-    """Every model that the runs use and no stage makes: a folder here, in the hub cache, or to be had from the hub."""
+    """Every model that the runs use and no stage makes: in the hub's cache, or a folder here."""
     for model in hub.used(profile):
         if hub.is_hub_id(model.path):
-            yield _hub_model(profile, model)
+            name = f"model {model.path}@{model.revision[:8]}"
+            remedy = f"where the hub can be reached: make fetch PROFILE={profile.name}; or name a local folder"
+            there = hub.snapshot(model) is not None
+            yield _finding(there, f"{name}, on this machine", f"{name} is not on this machine", remedy)
         elif not (getattr(model, "package", None) or getattr(model, "kind", None) == "oracle"):  # made by stages
-            yield _folder(model)
+            name, lacking = f"model folder {model.path}", hub.missing_files(Path(model.path) / hub.subfolder(model))
+            remedy = "put a model there as save_pretrained writes it, or name a hub id in the profile"
+            yield _finding(not lacking, name, f"{name} lacks {', '.join(lacking[:3])}", remedy)
     for source in profile.projectors.values():
-        if not Path(source).is_file():
-            yield Finding(MISSING, f"no projector {source}", "put it there, or take `projectors` out of the profile")
-
-
-def _folder(model) -> Finding:
-    if lacking := hub.missing_files(Path(model.path) / getattr(model, "subfolder", "")):
-        remedy = "put a model there as save_pretrained writes it, or name a hub id in the profile"
-        return Finding(MISSING, f"model folder {model.path} lacks {', '.join(lacking[:3])}", remedy)
-    return Finding(OK, f"model folder {model.path}")
-
-
-def _hub_model(profile: Profile, model) -> Finding:
-    name = f"model {model.path}@{model.revision[:8]}"
-    if hub.snapshot(model.path, model.revision, getattr(model, "subfolder", "")):
-        return Finding(OK, f"{name}, on this machine")
-    try:
-        hub.commit(model.path, model.revision)
-    except hub.HubError as error:
-        remedy = f"where the hub can be reached: make fetch PROFILE={profile.name}; or name a local folder"
-        return Finding(MISSING, f"{name} is not on this machine: {error}", remedy)
-    remedy = f"make fetch PROFILE={profile.name} does it now"
-    return Finding(NOTE, f"{name} will be downloaded when a stage needs it", remedy)
+        remedy = "put it there, or take `projectors` out of the profile"
+        yield _finding(Path(source).is_file(), f"projector {source}", f"no projector {source}", remedy)
 
 
 def files(profile: Profile) -> Iterator[Finding]:
@@ -210,10 +205,10 @@ def files(profile: Profile) -> Iterator[Finding]:
         return
     remedy = f"make fetch PROFILE={profile.name}; what goes where: python -m workbook fetch {profile.name} --list"
     for path in (profile.data.captions, profile.data.conversations):
-        yield Finding(OK, path) if Path(path).is_file() else Finding(MISSING, f"no file {path}", remedy)
+        yield _finding(Path(path).is_file(), path, f"no file {path}", remedy)
     for path in (profile.data.caption_images, profile.data.conversation_images):
         filled = Path(path).is_dir() and any(Path(path).iterdir())
-        yield Finding(OK, path) if filled else Finding(MISSING, f"no images in {path}", remedy)
+        yield _finding(filled, path, f"no images in {path}", remedy)
     from workbook.benchmarks import load_rows
 
     for benchmark in profile.evaluation.benchmarks:
@@ -225,54 +220,61 @@ def files(profile: Profile) -> Iterator[Finding]:
             yield Finding(OK, f"benchmark {benchmark}: {len(rows)} rows")
 
 
-def disk(profile: Profile) -> Iterator[Finding]:
-    """Room for what is not there yet: caches, runs with their checkpoints, resume states, downloads.
-
-    Two resume states are kept, and a third may be being written.
-    """
-    index, images = pipeline.stages(profile), plan.samples_of(profile)["images"]
-    missing = [item for item in index["stage2"].values() if not Path(item["out"]).exists()]
-    trainings = [training for item in missing if (training := estimates.stage2(profile, item["run"]))]
-    caches = [estimates.cached(profile, item) for item in index["cache"].values() if not Path(item["out"]).exists()]
-    copies = estimates.DVC_COPIES
-    sizes = {
-        "runs": copies * sum(training.bytes for training in trainings),
-        "caches": copies * sum(cache.bytes(images) for cache in caches if cache),
-        "resume states": 3 * 4 * max((training.parameters for training in trainings), default=0),
-    }
-    int8 = copies * sum(cache.bytes(images, "int8") for cache in caches if cache)
-    if profile.data.downloads:
-        sizes["data"] = int(sum(source.gb * GB for source in fetch.sources(profile) if not source.present))
-    free, needed = shutil.disk_usage(".").free, sum(sizes.values())
-    parts = ", ".join(f"{name} {size / GB:.1f}" for name, size in sizes.items() if size)
-    what = f"about {needed / GB:.0f} GB of disk ({parts}; DVC's copies included), {free / GB:.0f} GB free"
-    if needed <= free:
-        yield Finding(OK, what)
-        return
-    hints = ["free some"]
-    if sizes["caches"]:
-        hints.append(f"with teachers' `cache: int8` the caches take {int8 / GB:.0f} GB, with `cache: null` nothing")
-        hints.append("`dvc config cache.type hardlink` spares the copies")
-    yield Finding(MISSING, what, "; ".join(hints))
-
-
 def images(profile: Profile, drop_faulty: bool = False) -> Iterator[Finding]:
     """The manifest of both training sets: every image opened once (`workbook.scale.manifest`)."""
     data, paths = profile.data, Paths(profile.name)
     for part, folder in (("captions", data.caption_images), ("conversations", data.conversation_images)):
-        json_file, out = Path(getattr(data, part)), paths.manifest(part)
+        json_file = Path(getattr(data, part))
         try:
-            summary = manifest.write_manifest(json_file, Path(folder), out)
+            summary = manifest.write_manifest(json_file, Path(folder), paths.manifest(part), drop_faulty)
         except (FileNotFoundError, ValueError) as error:
-            dropped = manifest.drop_faulty(json_file, out) if drop_faulty else 0
-            if not dropped:
-                remedy = "restore the images (make fetch), or take the faulty entries out: "
-                yield Finding(MISSING, str(error), f"{remedy}python -m workbook doctor {profile.name} --drop-faulty")
-                continue
+            remedy = "restore the images (make fetch), or take the faulty entries out: "
+            yield Finding(MISSING, str(error), f"{remedy}python -m workbook doctor {profile.name} --drop-faulty")
+            continue
+        if dropped := summary["dropped"]:
             yield Finding(NOTE, f"{dropped} faulty entries taken out of {json_file.name}; the original beside it")
-            summary = manifest.write_manifest(json_file, Path(folder), out)
         renamed = summary["under_another_suffix"]
         also = f", {renamed} under another suffix than the json says" if renamed else ""
         yield Finding(OK, f"{part}: {summary['samples']} samples, {summary['images']} images, all of which open{also}")
         for what, count in summary["adapted"].items():
             yield Finding(NOTE, f"{part}: {count} conversations with {what}")
+        if part == "conversations":
+            yield from lengths(profile, summary["conversations_sha256"])
+
+
+def lengths(profile: Profile, content: str) -> Iterator[Finding]:
+    """What `max_length` cuts off the conversations, by the trainer's own rule, for each tokenizer and view of images.
+
+    At the paper's size each takes minutes, and is kept beside the manifest until `content`, a checksum, changes.
+    """
+    from viral_core.conversations import load_conversations
+    from viral_core.data import ConversationDataset
+    from viral_core.llava import load_processor
+    from viral_core.templates import TEMPLATES
+
+    hub.go_offline(hub.models(profile))
+    file = Paths(profile.name).manifest("conversations").with_suffix(".lengths.json")
+    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    samples, systems = None, [profile.systems[run] for run in profile.runs]
+    for words, view, tiled in dict.fromkeys((system.language, system.vision, system.tiled) for system in systems):
+        language, vision = profile.languages[words], profile.visions[view]
+        max_length = profile.tiles.max_length if tiled else profile.stage2.max_length
+        name = f"conversations with {words}, {view}{' in tiles' if tiled else ''}"
+        key = f"{language} {vision} {profile.tiles if tiled else ''} {max_length} {content}"
+        if key not in known:
+            samples = samples or load_conversations(profile.data.conversations, profile.data.conversation_images)
+            options = {"vision_revision": vision.revision, "language_revision": language.revision}
+            options["tile_grids"] = profile.tiles.grids if tiled else None
+            try:
+                processor = load_processor(vision.path, language.path, **options)
+                found = ConversationDataset(samples, processor, TEMPLATES[language.template], max_length).lengths
+            except ValueError as error:
+                yield Finding(MISSING, f"{name}: {error}", "correct the entry, or the language model's template")
+                continue
+            known[key] = [found.cut, found.images_left_out, len(found.unsupervised)]
+            file.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+        cut, images_left_out, unsupervised = known[key]
+        what = (
+            f"{cut} are cut at {max_length} tokens, {images_left_out} images left out, {unsupervised} lose all answers"
+        )
+        yield Finding(NOTE if cut else OK, f"{name}: {what}")

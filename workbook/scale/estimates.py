@@ -14,7 +14,8 @@ import yaml
 from viral_core.recipe import Recipe
 from viral_core.specs import Align
 from workbook.paths import DEEPSPEED, PROFILES
-from workbook.sections import Launch, Profile, TeacherModel
+from workbook.scale import hub
+from workbook.sections import Launch, Profile
 
 GIB = 2**30
 CACHED_BYTES = {"float16": 2, "int8": 1}  # of a feature; int8 has 4 bytes more per token
@@ -30,25 +31,19 @@ def reference(name: str) -> dict:
     return yaml.safe_load((PROFILES / "reference" / f"{name}.yaml").read_text(encoding="utf-8"))
 
 
-def architecture(path: str) -> dict | None:
-    """Config of a model, flat, with its number of `parameters` where it is known; None before a stage has made it."""
+def architecture(path: str) -> dict:
+    """Config of a model, flat, with its number of `parameters`: stated, or by the size of its weights here.
+
+    Raises:
+        FileNotFoundError: the model is neither listed nor here: a stage has not made it yet.
+    """
     if known := reference("architectures").get(path):
         return {**known, **known["config"]}
-    file = Path(path) / "config.json"
-    if not file.is_file():
-        return None
-    config = json.loads(file.read_text(encoding="utf-8"))
-    return config.get("vision_config") or config.get("backbone_config") or config
-
-
-def language_parameters(config: dict) -> int:
-    """Parameters of a Llama or Qwen2 language model."""
-    width, inner, blocks = (config[key] for key in ("hidden_size", "intermediate_size", "num_hidden_layers"))
-    values = value_width(config)
-    bias = width + 2 * values if config["model_type"] == "qwen2" else 0
-    block = 2 * width * width + 2 * width * values + bias + 3 * width * inner + 2 * width
-    tables = 1 if config.get("tie_word_embeddings") else 2
-    return tables * config["vocab_size"] * width + blocks * block + width
+    folder = Path(path)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    size = sum(file.stat().st_size for file in hub.weight_files(folder))
+    parameters = size // (4 if config.get("dtype", "float32") == "float32" else 2)
+    return {"parameters": parameters, **(config.get("vision_config") or config.get("backbone_config") or config)}
 
 
 def value_width(config: dict) -> int:
@@ -56,51 +51,42 @@ def value_width(config: dict) -> int:
     return config["hidden_size"] * config["num_key_value_heads"] // config["num_attention_heads"]
 
 
-def vision_parameters(config: dict) -> int:
-    """Parameters of a vision transformer: as listed, or those of its blocks."""
-    width = config["hidden_size"]
-    inner = config.get("intermediate_size") or config.get("mlp_dim") or 4 * width
-    return config.get("parameters") or config["num_hidden_layers"] * (4 * width * width + 2 * width * inner)
-
-
-def visual_tokens(vision: dict) -> int:
-    """Visual tokens N of a square view of an image."""
-    return (vision["image_size"] // vision["patch_size"]) ** 2
-
-
-def views(profile: Profile, tiled: bool) -> int:
-    """Views of an image that the encoder sees: one; with LLaVA-NeXT's tiles those of the largest grid, and one."""
-    return 1 + max(rows * columns for rows, columns in profile.tiles.grids) if tiled else 1
+def visual_tokens(profile: Profile, vision: dict, tiled: bool) -> int:
+    """Visual tokens of an image: N of a square view; with LLaVA-NeXT's tiles those of the largest grid, and N."""
+    tiles = max(rows * columns for rows, columns in profile.tiles.grids) if tiled else 0
+    return (1 + tiles) * (vision["image_size"] // vision["patch_size"]) ** 2
 
 
 @dataclass(frozen=True)
 class Training:
-    """A stage 1 or stage 2, as far as its cost depends on it.  `lora` is LoRA's rank, 0 in stage 1."""
+    """A stage 1 or stage 2, as far as its cost depends on it.
+
+    Attributes:
+        visual: visual tokens of an image.  lora: LoRA's rank, 0 in stage 1.
+        online: architecture of a teacher that runs in every step.
+    """
 
     language: dict
     vision: dict
     recipe: Recipe
+    visual: int
     lora: int = 0
     align: Align | None = None
-    views: int = 1
-    online: dict | None = None  # architecture of a teacher that runs in every step
+    online: dict | None = None
 
     @property
     def parameters(self) -> int:
         """What is trained: the projector, LoRA, alignment heads."""
-        width, inner, values = (
-            self.language["hidden_size"],
-            self.language["intermediate_size"],
-            value_width(self.language),
-        )
+        width, inner, blocks = (self.language[key] for key in ("hidden_size", "intermediate_size", "num_hidden_layers"))
         projector = self.vision["hidden_size"] * width + width * width + 2 * width
-        pairs = 2 * 2 * width + 2 * (width + values) + 3 * (width + inner)  # inputs and outputs of seven matrices
+        # Inputs and outputs of a block's seven matrices: q and o, k and v, gate, up and down.
+        pairs = 2 * 2 * width + 2 * (width + value_width(self.language)) + 3 * (width + inner)
         heads = 0
         if self.align:
-            count = 1 if self.align.shared_head else len(self.align.blocks(self.language["num_hidden_layers"]))
+            count = 1 if self.align.shared_head else len(self.align.blocks(blocks))
             hidden = self.align.hidden
             heads = count * (width * hidden + hidden**2 + hidden * TEACHER_WIDTH)
-        return projector + self.language["num_hidden_layers"] * self.lora * pairs + heads
+        return projector + blocks * self.lora * pairs + heads
 
     def memory(self, launch: Launch) -> float:
         """GiB that it takes on each GPU, at the longest batch.
@@ -116,7 +102,7 @@ class Training:
             zero = json.loads((DEEPSPEED / f"{launch.deepspeed}.json").read_text(encoding="utf-8"))["zero_optimization"]
         size = 2 if recipe.bf16 else 4
         block = size * (4 * width * width + 3 * width * inner)
-        frozen = size * (language_parameters(language) + vision_parameters(self.vision))
+        frozen = size * (language["parameters"] + self.vision["parameters"])
         if "offload_param" in zero:
             frozen = 3 * block  # those that are being fetched
         elif zero.get("stage") == 3:
@@ -124,25 +110,29 @@ class Training:
         states = 16 / gpus if zero else 16  # float32 weight, gradient, two moments
         states = (0 if "offload_optimizer" in zero else states) + 2
         micro = recipe.micro_batch or recipe.batch_size // gpus or 1
-        tokens = micro * (recipe.max_length if self.lora else visual_tokens(self.vision) + 128)
+        tokens = micro * (recipe.max_length if self.lora else self.visual + 128)
         work = tokens * size * (14 * width + 8 * inner if self.lora else 10 * width + 4 * inner)
         activations = blocks * (tokens * width * size if recipe.gradient_checkpointing else work)
         logits = tokens * language["vocab_size"] * (size + LOGIT_BYTES)
         total = frozen + states * self.parameters + activations + work + logits
         return 1.1 * total / GIB + 1.5
 
-    @property
-    def operations(self) -> float:
-        """Floating-point operations of one optimiser step."""
-        data = reference("hardware")["data"]
-        images, text = (data["with_image"], "stage2") if self.lora else (1.0, "stage1")
-        width, n = self.language["hidden_size"], visual_tokens(self.vision) * self.views
-        length = images * n + data["text_tokens"][text]
-        matrices = language_parameters(self.language) - self.language["vocab_size"] * width  # a look-up: nothing
+    def sample_operations(self, images: float, length: float) -> float:
+        """Floating-point operations of a training step on one sample of so many images and tokens."""
+        width = self.language["hidden_size"]
+        matrices = self.language["parameters"] - self.language["vocab_size"] * width  # a look-up: nothing
         forward = 2 * matrices * length + 2 * self.language["num_hidden_layers"] * width * length**2
         passes = 3 if self.recipe.gradient_checkpointing else 2
-        encoders = vision_parameters(self.vision) + (vision_parameters(self.online) if self.online else 0)
-        return self.recipe.batch_size * (passes * forward + 4 * self.parameters * length + 2 * encoders * n * images)
+        encoders = self.vision["parameters"] + (self.online["parameters"] if self.online else 0)
+        return passes * forward + 4 * self.parameters * length + 2 * encoders * self.visual * images
+
+    @property
+    def operations(self) -> float:
+        """Floating-point operations of one optimiser step, on samples of mean length."""
+        data = reference("hardware")["data"]
+        images, text = (data["with_image"], "stage2") if self.lora else (1.0, "stage1")
+        length = images * self.visual + data["text_tokens"][text]
+        return self.recipe.batch_size * self.sample_operations(images, length)
 
     @property
     def bytes(self) -> int:
@@ -150,96 +140,55 @@ class Training:
         return 4 * self.parameters * (1 + len(self.recipe.checkpoints))
 
 
-def stage1(profile: Profile, language: str, vision: str) -> Training | None:
-    """A stage 1; None where a model is not made yet."""
-    models = architecture(profile.languages[language].path), architecture(profile.visions[vision].path)
-    return Training(*models, profile.stage1) if all(models) else None
+def stage1(profile: Profile, language: str, vision: str) -> Training:
+    """A stage 1; raises as `architecture`."""
+    tower = architecture(profile.visions[vision].path)
+    visual = visual_tokens(profile, tower, tiled=False)
+    return Training(architecture(profile.languages[language].path), tower, profile.stage1, visual)
 
 
-def stage2(profile: Profile, run: str) -> Training | None:
-    """A stage 2; None where a model is not made yet."""
-    system = profile.systems[run]
-    models = [architecture(profile.languages[system.language].path), architecture(profile.visions[system.vision].path)]
-    online = None
-    if system.teacher:
-        cached, teacher = teacher_cache(profile, system.teacher, system.tiled)
-        online = None if cached else architecture(teacher.path)
-    if not all(models):
-        return None
-    seen = views(profile, system.tiled)
-    return Training(*models, profile.recipe(run, 0), profile.lora.r, system.align, seen, online)
+def stage2(profile: Profile, run: str) -> Training:
+    """A stage 2; raises as `architecture`."""
+    system, online = profile.systems[run], None
+    if system.teacher and not profile.cache_type(system.teacher, system.tiled):
+        online = architecture(profile.teachers[system.teacher].path)
+    tower = architecture(profile.visions[system.vision].path)
+    visual = visual_tokens(profile, tower, system.tiled)
+    language = architecture(profile.languages[system.language].path)
+    return Training(language, tower, profile.recipe(run, 0), visual, profile.lora.r, system.align, online)
 
 
-def teacher_cache(profile: Profile, name: str, tiled: bool) -> tuple[str | None, TeacherModel]:
-    """How the features of a teacher are kept, and the teacher."""
-    teacher = profile.teachers[name]
-    return (profile.tiles.cache if tiled else teacher.cache), teacher
-
-
-def evaluation_memory(profile: Profile, run: str) -> float | None:
-    """GiB that the answers of a run take on each GPU: weights, and keys and values of a batch; None without models."""
-    training = stage2(profile, run)
-    if training is None:
-        return None
+def evaluation_memory(profile: Profile, run: str) -> float:
+    """GiB that the answers of a run take on each GPU: weights, and keys and values of a batch."""
+    training, evaluation = stage2(profile, run), profile.evaluation
     language, size = training.language, 4 if profile.compute.dtype == "float32" else 2
-    length = visual_tokens(training.vision) * training.views + PROMPT + profile.evaluation.max_new_tokens
-    cached = 2 * language["num_hidden_layers"] * value_width(language) * length * profile.evaluation.batch_size
-    weights = language_parameters(language) + vision_parameters(training.vision)
+    length = training.visual + PROMPT + evaluation.max_new_tokens
+    cached = 2 * language["num_hidden_layers"] * value_width(language) * length * evaluation.batch_size
+    weights = language["parameters"] + training.vision["parameters"]
     return 1.1 * size * (weights + cached) / GIB + 1.5
-
-
-def answer_operations(profile: Profile, run: str, questions: int) -> float | None:
-    """Floating-point operations of answering so many questions with an image each."""
-    training = stage2(profile, run)
-    if training is None:
-        return None
-    visual = visual_tokens(training.vision) * training.views
-    length = visual + PROMPT + profile.evaluation.max_new_tokens
-    language, vision = language_parameters(training.language), vision_parameters(training.vision)
-    return questions * 2 * (language * length + vision * visual)
 
 
 @dataclass(frozen=True)
 class Cache:
-    """Features of the instruction images, as far as their cost depends on it."""
+    """Features of images on disk."""
 
-    model: dict
+    images: int
     tokens: int  # of an image
+    dim: int
     dtype: str
-    whole_canvas: bool  # SAM sees 4096 patches, whatever is kept
 
-    def operations(self, images: int) -> float | None:
-        """Floating-point operations of writing it."""
-        if "hidden_size" not in self.model:
-            return self.model.get("operations") and self.model["operations"] * images
-        return 2 * vision_parameters(self.model) * (4096 if self.whole_canvas else self.tokens) * images
-
-    def bytes(self, images: int, dtype: str | None = None) -> int:
+    @property
+    def bytes(self) -> int:
         """Features as float16, or int8 with one float32 scale per token."""
-        dtype = dtype or self.dtype
-        dim = self.model.get("dim") or self.model.get("output_channels") or self.model.get("hidden_size") or 64
-        return images * self.tokens * (dim * CACHED_BYTES[dtype] + (4 if dtype == "int8" else 0))
+        return self.images * self.tokens * (self.dim * CACHED_BYTES[self.dtype] + (4 if self.dtype == "int8" else 0))
 
 
-def cached(profile: Profile, item: dict) -> Cache | None:
-    """A line of the pipeline's `cache` stages; None where a model is not made yet."""
+def feature_cache(profile: Profile, item: dict, images: int) -> Cache:
+    """A line of the pipeline's `cache` stages; raises as `architecture`."""
     encoder, tiled = profile.visions[item["vision"]], item["views"] == "tiles"
-    dtype, kind, path = encoder.cache, "encoder", encoder.path
+    dtype, path = encoder.cache, encoder.path
     if item["model"]:
-        dtype, teacher = teacher_cache(profile, item["model"], tiled)
-        kind, path = teacher.kind, teacher.path
-    model, vision = architecture(path), architecture(encoder.path)
-    if not model or not vision:
-        return None
-    return Cache(model, visual_tokens(vision) * views(profile, tiled), dtype, kind == "sam")
-
-
-def benchmark_operations(shape: dict) -> float:
-    """Floating-point operations of one step of `workbook.scale.benchmark_step`, whose `shape` this is."""
-    width, tokens, visual = shape["width"], shape["tokens"], (shape["image_size"] // shape["patch"]) ** 2
-    blocks, inner = shape["blocks"], shape["mlp"]
-    matrices = blocks * (4 * width * width + 3 * width * inner) + shape["vocabulary"] * width
-    forward = 2 * matrices * tokens + 2 * blocks * width * tokens**2
-    encoder_block = 4 * shape["vision_width"] ** 2 + 2 * shape["vision_width"] * shape["vision_mlp"]
-    trained = 4 * blocks * shape["lora"] * (8 * width + 3 * (width + inner)) * tokens
-    return shape["samples"] * (3 * forward + trained + 2 * shape["vision_blocks"] * encoder_block * visual)
+        dtype, path = profile.cache_type(item["model"], tiled), profile.teachers[item["model"]].path
+    tokens, model = visual_tokens(profile, architecture(encoder.path), tiled), architecture(path)
+    dim = model.get("dim") or model.get("output_channels") or model.get("hidden_size") or 64
+    return Cache(images, tokens, dim, dtype)

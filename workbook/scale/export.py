@@ -45,9 +45,7 @@ def export(folder: str | Path, out: str | Path, dtype: str = "float32") -> None:
     run = load_run(folder)
     run.aligned.remove()
     model = run.model.merge_and_unload() if hasattr(run.model, "merge_and_unload") else run.model
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    model = model.to(getattr(torch, dtype))
+    model = model.requires_grad_(False).to(getattr(torch, dtype))
     model.config.dtype = dtype
     model.save_pretrained(out)
     processor(run.processor, run.template).save_pretrained(out)
@@ -58,14 +56,12 @@ def export(folder: str | Path, out: str | Path, dtype: str = "float32") -> None:
 def processor(trained: LlavaProcessor, template: Template) -> LlavaProcessor:
     """The run's processor with transformers' padding to squares and the run's template as chat template."""
     images = trained.image_processor
-    pil = type(images).__name__.endswith("Pil")
-    kind = LlavaImageProcessorPil if pil else LlavaImageProcessor
-    kept = ("size", "crop_size", "do_center_crop", "do_resize", "resample", "do_rescale", "rescale_factor",
-            "do_normalize", "image_mean", "image_std")  # fmt: skip
-    settings = {name: getattr(images, name) for name in kept if getattr(images, name, None) is not None}
-    settings.setdefault("do_center_crop", False)
+    kind = LlavaImageProcessorPil if type(images).__name__.endswith("Pil") else LlavaImageProcessor
+    names = ("size", "crop_size", "do_center_crop", "do_resize", "resample", "do_rescale", "rescale_factor",
+             "do_normalize", "image_mean", "image_std")  # fmt: skip
+    settings = {name: value for name in names if (value := getattr(images, name, None)) is not None}
     return LlavaProcessor(
-        kind(**settings, do_pad=True),
+        kind(**{"do_center_crop": False, **settings}, do_pad=True),
         trained.tokenizer,
         patch_size=trained.patch_size,
         vision_feature_select_strategy=trained.vision_feature_select_strategy,

@@ -7,19 +7,21 @@ file and removed, and what is there already is not fetched again.  profiles/refe
 
 import hashlib
 import json
+import re
 import shutil
 import urllib.error
 import urllib.request
 import zipfile
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import yaml
 from tqdm import tqdm
 
-from workbook.config import Profile, ProfileError, known, validate
+from workbook.config import validate
 from workbook.paths import ROOT
 from workbook.scale import hub
+from workbook.sections import Profile, ProfileError, known
 
 CHUNK = 2**20
 
@@ -42,26 +44,21 @@ class Source:
 
     @property
     def origin(self) -> str:
-        return self.url or self.by_hand or f"{hub.page(self.hub, self.revision)} ({', '.join(self.files)})"
+        page = f"https://huggingface.co/datasets/{self.hub}/tree/{self.revision} ({', '.join(self.files)})"
+        return self.url or self.by_hand or page
 
     @property
-    def archive(self) -> Path:
-        """Where the archive of a folder lies until it is unpacked: beside the folder."""
-        return Path(f"{self.to}.zip")
-
-    @property
-    def incomplete(self) -> Path:
-        """Exists while a data set of the hub is being downloaded."""
-        return Path(f"{self.to}.incomplete")
+    def unfinished(self) -> Path:
+        """Lies beside a folder that is not whole yet: its archive, or a mark of a download from the hub."""
+        return Path(f"{self.to}.zip" if self.unzip else f"{self.to}.incomplete")
 
     @property
     def present(self) -> bool:
-        """Whether a file is there, or a folder with something in it that is not half unpacked."""
+        """Whether a file is there, or a whole folder."""
         path = Path(self.to)
-        if not self.unzip and not self.hub:
-            return path.is_file()
-        unfinished = self.archive.exists() or self.incomplete.exists()
-        return path.is_dir() and any(path.iterdir()) and not unfinished
+        if self.unzip or self.hub:
+            return path.is_dir() and any(path.iterdir()) and not self.unfinished.exists()
+        return path.is_file()
 
 
 def sources(profile: Profile) -> list[Source]:
@@ -79,44 +76,40 @@ def sources(profile: Profile) -> list[Source]:
     return out
 
 
-def listing(profile: Profile) -> str:
-    """Every source with where it comes from, where it goes and whether it is there."""
-    lines = [f"Data of profile {profile.name}: put each where the arrow points (paths from the repository's root)."]
-    for source in sources(profile):
-        status = "there" if source.present else f"missing, about {source.gb:g} GB"
-        lines.append(f"  {source.name}  [{status}]")
-        lines.append(f"    {source.origin}")
-        lines.append(f"    -> {source.to}{'/' if source.unzip else ''}")
-    if not profile.data.downloads:
-        lines.append("  nothing: the pipeline draws it" if profile.world else "  nothing is listed in data.downloads")
-    return "\n".join(lines)
+def run(profile: Profile, only_list: bool = False) -> bool:
+    """Fetch models and data, or only say what comes from where and goes where.  True if nothing is left to do.
 
-
-def run(profile: Profile) -> bool:
-    """Fetch models and data; what fails or has to be done by hand is listed at the end.  True if all is there."""
+    What fails or has to be done by hand is listed at the end.
+    """
     failures = []
     for model in hub.models(profile):
-        subfolder = getattr(model, "subfolder", "")
-        try:
-            if hub.snapshot(model.path, model.revision, subfolder) is None:
-                print(f"model {model.path}@{model.revision[:8]}")
-                hub.download(model.path, model.revision, subfolder)
-        except Exception as error:  # of whichever http library the hub's client uses
-            failures.append(f"model {model.path}: {hub.first_line(error)}")
+        here = hub.snapshot(model) is not None
+        print(f"model {model.path}@{model.revision[:8]}  [{'there' if here else 'missing'}]")
+        if not (here or only_list):
+            try:
+                hub.download(model)
+            except Exception as error:  # of whichever http library the hub's client uses
+                failures.append(f"model {model.path}: {_first_line(error)}")
     for source in sources(profile):
-        if source.present:
+        status = "there" if source.present else f"missing, about {source.gb:g} GB"
+        print(f"{source.name}  [{status}]\n    {source.origin}\n    -> {source.to}{'/' if source.unzip else ''}")
+        if source.present or only_list:
             continue
         if source.by_hand:
             failures.append(f"{source.name}: by hand, put {source.by_hand} at {source.to}")
             continue
-        print(f"{source.name} -> {source.to}")
         try:
             bring(source)
         except Exception as error:
-            reason = f"{source.name}: {hub.first_line(error)}"
+            reason = f"{source.name}: {_first_line(error)}"
             failures.append(f"{reason}; get it from {source.origin} and put it at {source.to}")
-    print("\n  ".join(["not there:", *failures]) if failures else "all there")
+    if not only_list:
+        print("\n  ".join(["not there:", *failures]) if failures else "all there")
     return not failures
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def bring(source: Source) -> None:
@@ -127,44 +120,41 @@ def bring(source: Source) -> None:
         ValueError: a file with another checksum, or a damaged archive; it is removed, so that the next call downloads
             it again.
     """
-    target = Path(source.to)
+    target, unfinished = Path(source.to), source.unfinished
+    target.parent.mkdir(parents=True, exist_ok=True)
     if source.hub:
-        target.mkdir(parents=True, exist_ok=True)
-        source.incomplete.touch()
-        hub.download_dataset(source.hub, source.revision, target, source.files)
-        source.incomplete.unlink()
-        return
-    if not source.unzip:
-        download(source.url, target, source.sha256 or hub.checksum(source.url))
-        return
-    if not source.archive.exists():
-        download(source.url, source.archive, source.sha256 or hub.checksum(source.url))
-    _unpack(source.archive, target, source.strip)
-    record = {"url": source.url, "sha256": sha256(source.archive)}
-    text = json.dumps(record, indent=2) + "\n"
-    source.archive.with_name(f"{source.archive.name}.json").write_text(text, encoding="utf-8")
-    source.archive.unlink()
+        from huggingface_hub import snapshot_download
+
+        options = {"revision": source.revision, "allow_patterns": source.files, "local_dir": target}
+        unfinished.touch()
+        snapshot_download(source.hub, repo_type="dataset", **options)
+        unfinished.unlink()
+    elif source.unzip:
+        if not unfinished.exists():
+            download(source, unfinished)
+        _unpack(unfinished, target, source.strip)
+        record = json.dumps({"url": source.url, "sha256": sha256(unfinished)}, indent=2)
+        Path(f"{unfinished}.json").write_text(f"{record}\n", encoding="utf-8")
+        unfinished.unlink()
+    else:
+        download(source, target)
 
 
-def download(url: str, file: Path, checksum: str | None = None) -> None:
-    """Download to `file` through `<file>.part`, from where an earlier call has stopped."""
-    part = file.with_name(file.name + ".part")
-    file.parent.mkdir(parents=True, exist_ok=True)
+def download(source: Source, file: Path) -> None:
+    """Download to `file` through `<file>.part`, from where an earlier call has stopped; errors as of `bring`."""
+    part = Path(f"{file}.part")
     begin = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"User-Agent": "viral-workbook"})
-    if begin:
-        request.add_header("Range", f"bytes={begin}-")
+    headers = {"User-Agent": "viral-workbook", "Range": f"bytes={begin}-"}
     try:
-        answer = urllib.request.urlopen(request, timeout=60)
+        with urllib.request.urlopen(urllib.request.Request(source.url, headers=headers), timeout=60) as answer:
+            _receive(answer, part, begin if answer.status == 206 else 0)
     except urllib.error.HTTPError as error:
         if error.code != 416:  # nothing is left to send: the part is the whole
-            raise OSError(f"{url} answers {error.code} {error.reason}") from error
-    else:
-        _receive(answer, part, begin if answer.status == 206 else 0)
-    received = sha256(part)
-    if received != (checksum or received):
+            raise OSError(f"{source.url} answers {error.code} {error.reason}") from error
+    received, stated = sha256(part), source.sha256 or hub_checksum(source.url)
+    if stated not in (received, None):
         part.unlink()
-        raise ValueError(f"{url} has sha256 {received}, not {checksum}: it was removed, call again to download it")
+        raise ValueError(f"{source.url} has sha256 {received}, not {stated}: it was removed, call again to download it")
     part.rename(file)
 
 
@@ -172,30 +162,34 @@ def _receive(answer, part: Path, begin: int) -> None:
     """Write what a server sends from byte `begin` on."""
     length = answer.headers.get("Content-Length")
     total = begin + int(length) if length else None
-    bar = tqdm(total=total, initial=begin, desc=part.stem, unit="B", unit_scale=True)
-    with answer, bar, part.open("ab" if begin else "wb") as out:
-        while chunk := answer.read(CHUNK):
-            out.write(chunk)
-            bar.update(len(chunk))
+    options = {"total": total, "initial": begin, "desc": part.stem, "unit": "B", "unit_scale": True}
+    with part.open("ab" if begin else "wb") as file, tqdm.wrapattr(file, "write", **options) as out:
+        shutil.copyfileobj(answer, out, CHUNK)
     if total is not None and part.stat().st_size != total:
         raise OSError(f"{answer.url} broke off after {part.stat().st_size} of {total} bytes: call again to go on")
+
+
+def hub_checksum(url: str) -> str | None:
+    """The sha256 that the hub states of a large file of its own, None for what lies elsewhere."""
+    from huggingface_hub import get_hf_file_metadata
+    from huggingface_hub.constants import ENDPOINT
+
+    etag = get_hf_file_metadata(url).etag if url.startswith(f"{ENDPOINT}/") else ""
+    return etag if re.fullmatch("[0-9a-f]{64}", etag or "") else None
 
 
 def _unpack(archive: Path, folder: Path, strip: int) -> None:
     """Unpack a zip below `folder`, without `strip` leading folders; files that are there are left alone."""
     try:
         with zipfile.ZipFile(archive) as packed:
-            members = [member for member in packed.infolist() if not member.is_dir()]
-            for member in tqdm(members, f"unpacking {archive.name}", unit="file"):
-                parts = PurePosixPath(member.filename).parts
-                if len(parts) <= strip or ".." in parts or parts[0] in ("/", "__MACOSX"):
+            for member in tqdm(packed.infolist(), f"unpacking {archive.name}", unit="file"):
+                parts = member.filename.split("/")
+                if member.is_dir() or len(parts) <= strip or ".." in parts or parts[0] in ("", "__MACOSX"):
                     continue
                 target = folder.joinpath(*parts[strip:])
-                if target.is_file() and target.stat().st_size == member.file_size:
-                    continue
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with packed.open(member) as source, target.open("wb") as out:
-                    shutil.copyfileobj(source, out, CHUNK)
+                if not target.is_file() or target.stat().st_size != member.file_size:
+                    member.filename = "/".join(parts[strip:])
+                    packed.extract(member, folder)
     except zipfile.BadZipFile as error:
         archive.unlink()
         raise ValueError(f"{archive.name} is damaged ({error}) and was removed: call again to download it") from error

@@ -1,4 +1,4 @@
-"""Models and data sets by hub id: which commit is meant, and whether it is on this machine as a whole.
+"""Models by hub id: which commit is meant, and whether it is on this machine as a whole.
 
 A profile states the commit of every model; nothing is taken from a branch.  No code of a hub repository is ever run:
 every model here has a class in transformers or diffusers, and `trust_remote_code` stays off.
@@ -10,13 +10,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-TIMEOUT = 5.0  # seconds that the hub may take to say which commit a repository is at
 # Safetensors where there are any, as transformers chooses; `download` adds .bin weights where there are none.
 FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.safetensors")
-
-
-class HubError(RuntimeError):
-    """The hub cannot say which commit is meant; the message says why, and what to do."""
 
 
 def is_hub_id(path: str) -> bool:
@@ -27,11 +22,6 @@ def is_hub_id(path: str) -> bool:
 def is_commit(revision: str | None) -> bool:
     """Whether a revision is a commit, and not a branch, which moves."""
     return bool(re.fullmatch("[0-9a-f]{40}", revision or ""))
-
-
-def page(dataset: str, revision: str) -> str:
-    """Address of a data set at a commit."""
-    return f"https://huggingface.co/datasets/{dataset}/tree/{revision}"
 
 
 def used(profile) -> list:
@@ -55,6 +45,11 @@ def models(profile) -> list:
     return [model for model in used(profile) if is_hub_id(model.path)]
 
 
+def subfolder(model) -> str:
+    """The folder of a repository that holds the model: of a diffusion model's VAE."""
+    return getattr(model, "subfolder", "")
+
+
 def missing_files(folder: Path) -> list[str]:
     """What a model folder lacks: its config, or weight files that its index names."""
     missing = [] if (folder / "config.json").is_file() else ["config.json"]
@@ -63,83 +58,51 @@ def missing_files(folder: Path) -> list[str]:
         present = {shard for shard in shards if (folder / shard).is_file()}
         if present:  # weights in another format have an index, too, and are not downloaded
             return missing + sorted(shards - present)
-    if not [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]:
-        missing.append("weights (*.safetensors)")
-    return missing
+    return missing if weight_files(folder) else [*missing, "weights (*.safetensors)"]
 
 
-def _selection(subfolder: str, files: Iterable[str] = FILES) -> dict:
-    """What of a repository is downloaded, in the words of `snapshot_download`: files of one folder, none below it."""
-    inside = f"{subfolder}/" if subfolder else ""
-    return {"allow_patterns": [inside + name for name in files], "ignore_patterns": [f"{inside}*/*"]}
+def weight_files(folder: Path) -> list[Path]:
+    """The files of weights in a model folder."""
+    return [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
 
 
-def snapshot(hub_id: str, revision: str, subfolder: str = "") -> Path | None:
-    """The folder of a model in the local hub cache, None if it (or its subfolder) is not there as a whole."""
+def _snapshot(model, files: Iterable[str] = FILES, **options) -> Path:
+    """The files of a model's folder, and none below it, from the hub or from its cache."""
     from huggingface_hub import snapshot_download
+
+    inside = f"{subfolder(model)}/" if subfolder(model) else ""
+    patterns = {"allow_patterns": [inside + name for name in files], "ignore_patterns": [f"{inside}*/*"]}
+    return Path(snapshot_download(model.path, revision=model.revision, **patterns, **options))
+
+
+def snapshot(model) -> Path | None:
+    """The folder of a model's repository in the local hub cache, None if the model is not there as a whole."""
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        path = snapshot_download(hub_id, revision=revision, local_files_only=True, **_selection(subfolder))
+        path = _snapshot(model, local_files_only=True)
     except (LocalEntryNotFoundError, FileNotFoundError):  # the former also for a download that has broken off
         return None
-    return None if missing_files(Path(path) / subfolder) else Path(path)
+    return None if missing_files(path / subfolder(model)) else path
 
 
-def download(hub_id: str, revision: str, subfolder: str = "") -> None:
-    """Download a model (or a subfolder of it) into the hub cache; what is there already is not fetched again."""
-    from huggingface_hub import snapshot_download
-
-    path = Path(snapshot_download(hub_id, revision=revision, **_selection(subfolder)))
-    if not list((path / subfolder).glob("*.safetensors")):
-        snapshot_download(hub_id, revision=revision, **_selection(subfolder, ["*.bin"]))
-
-
-def download_dataset(hub_id: str, revision: str, folder: Path, files: list[str]) -> None:
-    """Download files (or patterns) of a data set into a folder; what is there already is not fetched again."""
-    from huggingface_hub import snapshot_download
-
-    snapshot_download(hub_id, repo_type="dataset", revision=revision, local_dir=folder, allow_patterns=files)
-
-
-def checksum(url: str) -> str | None:
-    """The sha256 that the hub states of a large file of its own, None for what lies elsewhere."""
-    from huggingface_hub import get_hf_file_metadata
-    from huggingface_hub.constants import ENDPOINT
-
-    if not url.startswith(f"{ENDPOINT}/"):
-        return None
-    etag = get_hf_file_metadata(url).etag or ""
-    return etag if re.fullmatch("[0-9a-f]{64}", etag) else None
-
-
-def commit(hub_id: str, revision: str | None = None) -> str:
-    """Ask the hub which commit a revision (default: the newest) of a model is.
+def download(model) -> None:
+    """Download a model into the hub cache; what is there already is not fetched again.
 
     Raises:
-        HubError: no access to the hub, no such model, or a model whose terms have to be accepted first.
+        OSError: no such model, or one whose terms have to be accepted first; and those of the hub's client.
     """
-    from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-    page = f"https://huggingface.co/{hub_id}"
     try:
-        api = HfApi()
-        model = api.model_info(hub_id, revision=revision, timeout=TIMEOUT)
-        if model.gated:
-            api.auth_check(hub_id)
-        return model.sha
+        path = _snapshot(model)
     except GatedRepoError:
-        raise HubError(f"its terms are not accepted: accept them at {page}, then set HF_TOKEN") from None
+        page = f"https://huggingface.co/{model.path}"
+        raise OSError(f"its terms are not accepted: accept them at {page}, then set HF_TOKEN") from None
     except RepositoryNotFoundError:
-        raise HubError(f"the hub has no public {hub_id}: correct the path, or set HF_TOKEN for a private one") from None
-    except Exception as error:  # of whichever http library the hub's client uses
-        raise HubError(f"the hub cannot be reached ({first_line(error)})") from None
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise OSError("the hub has none in public: correct the path, or set HF_TOKEN for a private one") from None
+    if not list((path / subfolder(model)).glob("*.safetensors")):
+        _snapshot(model, ["*.bin"])
 
 
 def go_offline(models: list) -> None:
@@ -147,7 +110,7 @@ def go_offline(models: list) -> None:
 
     Otherwise transformers asks for each optional file of each model, and waits long where there is no network.
     """
-    if not models or any(snapshot(m.path, m.revision, getattr(m, "subfolder", "")) is None for m in models):
+    if not models or any(snapshot(model) is None for model in models):
         return
     import huggingface_hub.constants
 

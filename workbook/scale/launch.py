@@ -28,10 +28,12 @@ def spread(stage: str, settings: Launch) -> None:
     Raises:
         ProfileError: more GPUs than this machine has, or several nodes without a hostfile or SLURM.
     """
-    from viral_core import distributed
-
     if stage not in SHARED:
         return
+    import torch
+
+    from viral_core import distributed
+
     engine = settings.deepspeed if stage in TRAININGS else None
     if distributed.launched():
         distributed.join(deepspeed=engine is not None)
@@ -39,7 +41,12 @@ def spread(stage: str, settings: Launch) -> None:
         seen = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
         os.environ["CUDA_VISIBLE_DEVICES"] = seen.split(",")[0]
     else:
-        _check(settings)
+        here = torch.cuda.device_count()
+        if here and settings.gpus > here:
+            raise ProfileError(
+                f"launch.gpus is {settings.gpus} and this machine has {here}: set it to {here} or less in the profile; "
+                "the global batch stays as it is"
+            )
         command = launcher(settings, sys.argv[1:], os.environ)
         os.environ.setdefault("OMP_NUM_THREADS", "1" if settings.gpus > 1 else str(os.cpu_count()))
         print("starting", " ".join(command), flush=True)
@@ -76,25 +83,12 @@ def _first_node(environment: dict[str, str]) -> str:
     return subprocess.run(names, capture_output=True, text=True, check=True).stdout.split()[0]
 
 
-def _check(settings: Launch) -> None:
-    import torch
-
-    here = torch.cuda.device_count()
-    if not here:
-        print(f"no GPU found: {settings.gpus} processes on the CPU", file=sys.stderr)
-    elif settings.gpus > here:
-        raise ProfileError(
-            f"launch.gpus is {settings.gpus} and this machine has {here}: set it to {here} or less in the profile; "
-            "the global batch stays as it is"
-        )
-
-
 def deepspeed_config(settings: Launch) -> dict | None:
     """DeepSpeed's configuration for a training, from profiles/launch; None without DeepSpeed."""
-    import torch
-
     if settings.deepspeed is None:
         return None
+    import torch
+
     config = json.loads((DEEPSPEED / f"{settings.deepspeed}.json").read_text(encoding="utf-8"))
     if not torch.cuda.is_available():  # there are no streams to overlap, and nothing to pin
         config["zero_optimization"]["overlap_comm"] = False

@@ -3,8 +3,7 @@
     with serve(folder) as url: ...    # and HF_ENDPOINT=url for the client
 
 `folder/models/<owner>/<name>/...` and `folder/datasets/<owner>/<name>/...` are repositories of one version, which is
-served as whatever commit is asked for; everything else below `folder` is a file to download.  Used to rehearse what
-a machine with a network does (`workbook.scale.rehearsal`), and in tests.
+served as whatever commit is asked for; everything else below `folder` is a file to download.
 """
 
 import hashlib
@@ -17,10 +16,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-NEWEST = "f" * 40  # the commit that `main` stands for
-NAME = r"(?P<name>[^/]+/[^/]+)"
-API = re.compile(rf"/api/(?P<kind>models|datasets)/{NAME}(?:/(?P<what>revision|tree)/(?P<revision>[^/]+))?$")
-RESOLVE = re.compile(rf"/(?P<kind>datasets/)?{NAME}/resolve/(?P<revision>[^/]+)/(?P<file>.+)$")
+TREE = re.compile("/api/(models|datasets)/([^/]+/[^/]+)/tree/.+")
+RESOLVE = re.compile("/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -29,65 +26,48 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
-        self.requests.append(path + (self.headers.get("Range") or ""))
-        if match := API.match(path):
-            self._repository(self.folder / match["kind"] / match["name"], match["what"], match["revision"])
-        elif match := RESOLVE.match(path):
-            repository = self.folder / (match["kind"] or "models") / match["name"]
-            self._file(repository / match["file"], {"X-Repo-Commit": _commit(match["revision"])})
+        self.requests.append(path + self.headers.get("Range", ""))
+        if match := TREE.fullmatch(path):
+            self._list(self.folder / match[1] / match[2])
+            return
+        file, headers = self.folder / path.lstrip("/"), {}
+        if match := RESOLVE.fullmatch(path):
+            kind, name, revision, inside = match.groups()
+            file, headers = self.folder / (kind or "models") / name / inside, {"X-Repo-Commit": revision}
+        if file.is_file():
+            self._send(file.read_bytes(), headers | {"ETag": f'"{_etag(file)}"'})
         else:
-            self._file(self.folder / path.lstrip("/"))
+            self._send(b"", {"X-Error-Code": "EntryNotFound"}, 404)
 
     do_HEAD = do_GET
 
-    def _repository(self, repository: Path, what: str | None, revision: str | None) -> None:
-        if not repository.is_dir():
-            self.send_response(404)
-            self.send_header("X-Error-Code", "RepoNotFound")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        files = sorted(file for file in repository.rglob("*") if file.is_file())
-        if what == "tree":
-            answer = [
-                {"type": "file", "path": str(f.relative_to(repository)), "size": f.stat().st_size, "oid": _etag(f)}
-                for f in files
-            ]
+    def _list(self, repository: Path) -> None:
+        """Say which files a repository has."""
+        files = [file for file in sorted(repository.rglob("*")) if file.is_file()]
+        entries = [
+            {"type": "file", "path": str(f.relative_to(repository)), "size": f.stat().st_size, "oid": _etag(f)}
+            for f in files
+        ]
+        if files:
+            self._send(json.dumps(entries).encode(), {"Content-Type": "application/json"})
         else:
-            name = str(repository.relative_to(repository.parents[1]))
-            answer = {"id": name, "sha": _commit(revision), "gated": False, "private": False, "tags": []}
-        self._send(json.dumps(answer).encode(), {"Content-Type": "application/json"})
+            self._send(b"", {"X-Error-Code": "RepoNotFound"}, 404)
 
-    def _file(self, file: Path, headers: dict | None = None) -> None:
-        if not file.resolve().is_relative_to(self.folder.resolve()) or not file.is_file():
-            self.send_response(404)
-            self.send_header("X-Error-Code", "EntryNotFound")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        self._send(file.read_bytes(), {**(headers or {}), "ETag": f'"{_etag(file)}"', "Accept-Ranges": "bytes"})
-
-    def _send(self, content: bytes, headers: dict) -> None:
-        span = self.headers.get("Range")
-        start = int(span.removeprefix("bytes=").split("-")[0]) if span else 0
-        if start and start >= len(content):
-            self.send_error(416)
-            return
-        self.send_response(206 if span else 200)
-        for name, value in {**headers, "Content-Length": len(content) - start}.items():
-            self.send_header(name, str(value))
-        if span:
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+    def _send(self, content: bytes, headers: dict[str, str], status: int = 200) -> None:
+        span = re.match(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        start = int(span[1]) if span else 0
+        if start and status == 200:
+            status = 206 if start < len(content) else 416
+            headers = headers | {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"}
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(content[start:]))}.items():
+            self.send_header(name, value)
         self.end_headers()
         if self.command == "GET":
             self.wfile.write(content[start:])
 
     def log_message(self, *_) -> None:
         """No line for each request."""
-
-
-def _commit(revision: str | None) -> str:
-    return revision if re.fullmatch("[0-9a-f]{40}", revision or "") else NEWEST
 
 
 def _etag(file: Path) -> str:

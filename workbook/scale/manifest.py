@@ -21,16 +21,18 @@ from viral_core.images import find_image
 from workbook.scale.fetch import sha256
 
 CONTENT = ("name", "file", "size", "sha256", "width", "height")  # of an image; with its time they are one line
+WORKERS = 4 * (os.cpu_count() or 1)  # threads that read and decode: disks are slower than decoders
 
 
-def write_manifest(conversations: Path, folder: Path, out: Path, workers: int | None = None) -> dict:
+def write_manifest(conversations: Path, folder: Path, out: Path, drop_faulty: bool = False) -> dict:
     """Check a json file of conversations and all its images, and write the manifest `out`.
 
     Args:
-        workers: threads that read and decode; None: four for each core, since disks are slower than decoders.
+        drop_faulty: take faulty entries out of the json file; as it was it is kept beside it, as `<name>.original`.
 
     Returns:
-        The summary: counts, bytes, the sha256 of the json file and of all images together.
+        The summary: counts, bytes, the sha256 of the json file and of all images together; and how many entries were
+        `dropped`, which is not written.
 
     Raises:
         FileNotFoundError: no json file or image folder.
@@ -41,19 +43,24 @@ def write_manifest(conversations: Path, folder: Path, out: Path, workers: int | 
     positions = [i for i in range(len(samples) + len(faults)) if i not in faults]
     names = list(dict.fromkeys(name for sample in samples for name in sample.images))
     out.parent.mkdir(parents=True, exist_ok=True)
-    images, unreadable = _open_all(names, folder, out.with_suffix(".images.jsonl"), workers)
+    images, unreadable = _open_all(names, folder, out.with_suffix(".images.jsonl"))
     for position, sample in zip(positions, samples, strict=True):
-        broken = [unreadable[name] for name in sample.images if name in unreadable]
-        if broken:
+        if broken := [unreadable[name] for name in sample.images if name in unreadable]:
             faults[position] = f"sample {sample.id}: {'; '.join(broken)}"
     report = out.with_suffix(".faults.jsonl")
     report.unlink(missing_ok=True)
-    if faults:
+    if faults and not drop_faulty:
         out.unlink(missing_ok=True)
-        ordered = sorted(faults.items())
-        _write(report, [{"position": position, "fault": fault} for position, fault in ordered])
-        listed = describe_faults(conversations, [fault for _, fault in ordered])
+        _write(report, [{"position": position, "fault": faults[position]} for position in sorted(faults)])
+        listed = describe_faults(conversations, [faults[position] for position in sorted(faults)])
         raise ValueError(f"{listed}\n  (all of them: {report})")
+    if faults:
+        good = [entry for position, entry in enumerate(read_entries(conversations)) if position not in faults]
+        original = conversations.with_name(conversations.name + ".original")
+        if not original.exists():
+            conversations.rename(original)
+        conversations.write_text(json.dumps(good), encoding="utf-8")
+        return {**write_manifest(conversations, folder, out), "dropped": len(faults)}
     digest = hashlib.sha256()
     for image in images:
         digest.update(json.dumps([image[key] for key in CONTENT]).encode())
@@ -69,54 +76,26 @@ def write_manifest(conversations: Path, folder: Path, out: Path, workers: int | 
         "images_sha256": digest.hexdigest(),
     }
     text = json.dumps(summary, indent=2) + "\n"
-    if not out.is_file() or out.read_text(encoding="utf-8") != text:
+    if not out.is_file() or out.read_text(encoding="utf-8") != text:  # a new time would have DVC read it again
         out.write_text(text, encoding="utf-8")
-    return summary
-
-
-def drop_faulty(conversations: Path, manifest: Path) -> int:
-    """Take the entries that the last `write_manifest` found faulty out of a json file; returns how many.
-
-    The file as it was is kept beside it, as `<name>.original`.  Nothing is dropped without this call.
-    """
-    report = manifest.with_suffix(".faults.jsonl")
-    if not report.is_file():
-        return 0
-    faulty = {line["position"] for line in read_entries(report)}
-    entries = read_entries(conversations)
-    original = conversations.with_name(conversations.name + ".original")
-    if not original.exists():
-        conversations.rename(original)
-    good = [entry for position, entry in enumerate(entries) if position not in faulty]
-    conversations.write_text(json.dumps(good), encoding="utf-8")
-    report.unlink()
-    return len(faulty)
+    return {**summary, "dropped": 0}
 
 
 def _write(file: Path, entries: list[dict]) -> None:
     file.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
 
 
-def _open_all(names: list[str], folder: Path, details: Path, workers: int | None) -> tuple[list[dict], dict[str, str]]:
+def _open_all(names: list[str], folder: Path, details: Path) -> tuple[list[dict], dict[str, str]]:
     """One line per image, in the order of `names`, and the faults of those that do not open, by name."""
-    known = {}
-    lines = details.read_text(encoding="utf-8").splitlines() if details.is_file() else []
-    for line in lines:
-        try:
-            image = json.loads(line)
-        except ValueError:  # the last line of an interrupted pass
-            continue
-        known[image["name"]] = image
+    known, unreadable = _known(details), {}
     files = {name: find_image(folder, name) for name in names}
     states = {}
     for name, file in files.items():
         stat = file.stat()
         states[name] = {"file": str(file.relative_to(folder)), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
     changed = [name for name in names if not states[name].items() <= known.get(name, {}).items()]
-    unreadable = {}
     if changed:
-        pool = ThreadPoolExecutor(workers or 4 * (os.cpu_count() or 1))
-        with details.open("a", encoding="utf-8") as out, pool:
+        with details.open("a", encoding="utf-8") as out, ThreadPoolExecutor(WORKERS) as pool:
             contents = pool.map(_look, [files[name] for name in changed])
             progress = tqdm(contents, "opening images", len(changed), unit="image")
             for name, content in zip(changed, progress, strict=True):
@@ -129,6 +108,18 @@ def _open_all(names: list[str], folder: Path, details: Path, workers: int | None
         _write(whole, [known[name] for name in names if name in known])
         os.replace(whole, details)
     return [known[name] for name in names if name not in unreadable], unreadable
+
+
+def _known(details: Path) -> dict[str, dict]:
+    """Lines of an earlier pass, by name; the last one of an interrupted pass may be cut off."""
+    known = {}
+    for line in details.read_text(encoding="utf-8").splitlines() if details.is_file() else ():
+        try:
+            image = json.loads(line)
+        except ValueError:
+            continue
+        known[image["name"]] = image
+    return known
 
 
 def _look(file: Path) -> dict | str:

@@ -1,24 +1,24 @@
 """What a profile costs before it is run: GPU-hours, wall time, money and disk, run by run, and what is done already.
 
-Times on "this machine" are measured: the wall times that stages have noted, and the logs of trainings, from which those
-of the same models follow.  For the machines of profiles/reference/hardware.yaml they come from operations, peak and
-utilisation; where runs/gpu/results/benchmark holds a step that was measured on such a GPU, it gives that of stage 2.
+Times on "this machine" are measured: the wall times that stages have noted; a training takes as long as others of the
+same models.  For the machines of profiles/reference/hardware.yaml they come from operations, peak and
+utilisation; those of caches are left out: a GPU waits there for images to be read.
 """
 
 import json
 from collections.abc import Iterator
-from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from viral_core.files import read_entries
 from workbook import paper, pipeline
-from workbook.benchmarks.registry import EXPECTED
 from workbook.paths import Paths
 from workbook.scale import estimates
 from workbook.scale.costs import read_costs
+from workbook.scale.estimates import Cache, Training
+from workbook.scale.launch import TRAININGS
 from workbook.sections import Launch, Profile
 
 GB = 1e9
@@ -26,16 +26,28 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class Job:
-    """One stage: what it belongs to, whether its output exists, and its cost; None where nothing tells."""
+    """One stage that takes a GPU, with its line of the pipeline's index and its cost; None: nothing tells.
+
+    `work` of an evaluation and a measurement is the training whose run they ask.
+    """
 
     stage: str
     key: str
-    owner: str  # the run, or for what several runs share the stage and its name
-    done: bool
-    operations: float | None = None
-    bytes: int = 0
-    measured: float | None = None  # seconds on this machine
-    fits: dict[str, bool] = field(default_factory=dict)  # by machine
+    item: dict
+    done: bool  # whether its output exists
+    work: Cache | Training | None
+    operations: float | None
+    seconds: float | None  # on this machine
+
+    @property
+    def owner(self) -> str:
+        """The run, or for what several runs share the stage and its name."""
+        return self.item.get("run", f"{self.stage} {self.key}")
+
+    @property
+    def bytes(self) -> int:
+        """Of what it writes; answers are small."""
+        return self.work.bytes if self.work and self.stage in ("cache", *TRAININGS) else 0
 
 
 def samples_of(profile: Profile) -> dict[str, int]:
@@ -66,162 +78,95 @@ def _count(conversations: Path) -> dict[str, int]:
 def jobs(profile: Profile) -> Iterator[Job]:
     """Every stage of a profile that takes a GPU, with its cost."""
     index, samples, paths = pipeline.stages(profile), samples_of(profile), Paths(profile.name)
-    seconds, paces = read_costs(paths.root), _step_seconds(index)
-    for key, item in index["cache"].items():
-        cache = estimates.cached(profile, item)
-        cost = (cache.operations(samples["images"]), cache.bytes(samples["images"])) if cache else ()
-        yield _job(profile, "cache", key, item["out"], seconds, *cost)
-    for key, item in index["projector"].items():
-        yield _job(profile, "projector", key, item["out"], seconds, 0.0)
-    for stage, part in (("stage1", "captions"), ("stage2", "conversations")):
-        for key, item in index[stage].items():
-            yield _training(profile, stage, key, item, samples[part], seconds, paces)
-    for key, item in index["stage2"].items():
-        run, seed = item["run"], item["seed"]
-        for stage, out, questions in (
-            ("evaluate", paths.evaluation(run, seed) / "log.csv", _questions(profile, run)),
-            ("measure", paths.measurement(run, seed), _measured_questions(profile, run)),
-        ):
-            work = estimates.answer_operations(profile, run, questions)
-            yield _job(profile, stage, key, out, seconds, work, owner=run)
+    seconds, answers = read_costs(paths.root), estimates.reference("hardware")["data"]["answers"]
+    steps = {
+        "cache": 0,
+        "stage1": profile.stage1.total_steps(samples["captions"]),
+        "stage2": profile.stage2.total_steps(samples["conversations"]),
+    }
+    steps |= {"evaluate": answers * steps["stage2"], "measure": 0}
+    for stage, count in steps.items():
+        for key, item in index.get(stage, index["stage2"]).items():
+            out = Path(item["out"])
+            if stage == "evaluate":
+                out = paths.evaluation(item["run"], item["seed"]) / "log.csv"
+            elif stage == "measure":
+                out = paths.measurement(item["run"], item["seed"])
+            work = _work(profile, stage, item, samples["images"])
+            operations = count * work.operations if count and work else (None if count else 0.0)
+            name = key.removeprefix(f"{profile.name}-")
+            yield Job(stage, name, item, out.exists(), work, operations, seconds.get((stage, key)))
 
 
-def _job(profile: Profile, stage: str, key: str, out, seconds: dict, operations=None, size=0, **more) -> Job:
-    name = key.removeprefix(f"{profile.name}-")
-    options = {"owner": f"{stage} {name}", **more}
-    if (stage, key) in seconds:
-        options["measured"] = seconds[stage, key]
-    return Job(stage, name, done=Path(out).exists(), operations=operations, bytes=size, **options)
+def _work(profile: Profile, stage: str, item: dict, images: int) -> Cache | Training | None:
+    """What a stage computes; None where it takes a model that is not made yet."""
+    try:
+        if stage == "cache":
+            return estimates.feature_cache(profile, item, images)
+        if stage == "stage1":
+            return estimates.stage1(profile, item["language"], item["vision"])
+        return estimates.stage2(profile, item["run"])
+    except FileNotFoundError:
+        return None
 
 
-def _training(profile: Profile, stage: str, key: str, item: dict, samples: int, seconds: dict, paces: dict) -> Job:
-    if stage == "stage1":
-        training = estimates.stage1(profile, item["language"], item["vision"])
-    else:
-        training = estimates.stage2(profile, item["run"])
-    recipe = profile.stage1 if stage == "stage1" else profile.stage2
-    pace = paces.get((stage, item["language"], item["vision"]))
-    options = {"measured": pace and pace * recipe.total_steps(samples)}
-    if stage == "stage2":
-        options["owner"] = item["run"]
-    if training is None:
-        return _job(profile, stage, key, item["out"], seconds, **options)
-    options["fits"] = {}
-    for name, machine in estimates.reference("hardware")["machines"].items():
-        launch = Launch(gpus=machine["gpus"], deepspeed=profile.launch.deepspeed or "zero2")
-        options["fits"][name] = training.memory(launch) <= machine["memory"] * GB / estimates.GIB
-    work = training.operations * recipe.total_steps(samples)
-    return _job(profile, stage, key, item["out"], seconds, work, training.bytes, **options)
+def table(profile: Profile) -> pd.DataFrame:
+    """One row per run and shared job; NaN: unknown.
 
-
-def _step_seconds(index: dict) -> dict[tuple, float]:
-    """Seconds of a step by stage and models, over the trainings that have ended on this machine."""
-    paces: dict[tuple, list[float]] = {}
-    for stage in ("stage1", "stage2"):
-        for item in index[stage].values():
-            log = Path(item["out"]) / "log.jsonl"
-            if log.is_file() and (lines := log.read_text(encoding="utf-8").splitlines()):
-                last = json.loads(lines[-1])
-                paces.setdefault((stage, item["language"], item["vision"]), []).append(last["seconds"] / last["step"])
-    return {models: sum(values) / len(values) for models, values in paces.items()}
-
-
-def _questions(profile: Profile, run: str) -> int:
-    """Answers that an evaluation generates, those of the kept checkpoints included."""
-    curve, count = profile.learning_curve, _rows(profile, profile.evaluation.benchmarks)
-    if curve and run in curve.runs:
-        count += len(curve.fractions) * _rows(profile, curve.benchmarks)
-    return count
-
-
-def _measured_questions(profile: Profile, run: str) -> int:
-    """Images and questions that the measurements of a run take, a generated answer each."""
-    attention, permutation, count = profile.attention, profile.permutation, profile.cknna.images
-    if attention and run in attention.runs:
-        count += attention.questions
-    if permutation and run in permutation.runs:
-        count += (1 + permutation.permutations) * _rows(profile, [permutation.benchmark])
-    return count
-
-
-def _rows(profile: Profile, benchmarks: list[str]) -> int:
-    total = 0
-    for name in benchmarks:
-        rows = profile.world.benchmarks.get(name, 0) if profile.world else EXPECTED[name]["rows"]
-        rows = max(rows) if isinstance(rows, tuple | list) else rows
-        total += rows * profile.evaluation.sampled.get(name, 1)
-    return total
-
-
-def gpus() -> tuple[dict[str, dict], list[str]]:
-    """The GPUs of hardware.yaml, with the utilisation of stage 2 that benchmarks have reached, and a note on each."""
-    cards, notes = deepcopy(estimates.reference("hardware")["gpus"]), []
-    for file in sorted(Path("runs/gpu/results/benchmark").glob("*.json")):
-        step = json.loads(file.read_text(encoding="utf-8"))
-        if "shape" not in step or not (devices := step["environment"]["gpus"]):
-            continue
-        for name, gpu in cards.items():
-            if name in devices[0]["model"]:
-                peak = step["arms"]["baseline"]["seconds"]["median"] * gpu["peak"] * 1e12
-                share = gpu["utilisation"]["stage2"] = estimates.benchmark_operations(step["shape"]) / peak
-                notes.append(f"Stage 2 on {name}: utilisation {share:.2f}, measured by {file}.")
-    return cards, notes
-
-
-def table(profile: Profile, price: float | None = None) -> pd.DataFrame:
-    """One row per run and shared job: jobs, done, GB, and per machine wall hours, GPU-hours, cost; NaN: unknown."""
-    rows, cards = [], gpus()[0]
+    Columns: jobs, done, GB and hours `here`, below ""; and below each machine wall hours `h`, `GPU-h`, `USD`, and `*`:
+    how many of the trainings do not fit its GPUs.
+    """
+    hardware, rows = estimates.reference("hardware"), []
+    engine = profile.launch.deepspeed or "zero2"
     for job in jobs(profile):
-        row = {"owner": job.owner, "jobs": 1, "done": int(job.done), "GB": estimates.DVC_COPIES * job.bytes / GB}
-        trained = job.stage in ("stage1", "stage2")
-        row["this machine, h"] = 0.0 if job.measured is None and not trained else (job.measured or float("nan")) / 3600
-        for name, machine in estimates.reference("hardware")["machines"].items():
-            card = cards[machine["gpu"]]
-            share = card["utilisation"].get(job.stage, card["utilisation"]["evaluate"])
-            work = float("nan") if job.operations is None else job.operations
-            hours = work / (machine["gpus"] * card["peak"] * 1e12 * share) / 3600
-            row[f"{name}, h"] = hours
-            row[f"{name}, GPU-h"] = hours * machine["gpus"]
-            row[f"{name}, USD"] = hours * machine["gpus"] * (machine["price"] if price is None else price)
-            row[f"{name}, too small"] = int(not job.fits.get(name, True))
+        trained, work = job.stage in TRAININGS, float("nan") if job.operations is None else job.operations
+        models = f"{job.stage} {job.item['language']} {job.item['vision']}" if trained else None
+        row = {"owner": job.owner, "models": models, ("", "jobs"): 1, ("", "done"): int(job.done)}
+        row |= {("", "GB"): estimates.DVC_COPIES * job.bytes / GB, ("", "here"): job.seconds and job.seconds / 3600}
+        for name, machine in {} if profile.world else hardware["machines"].items():
+            card, launch = hardware["gpus"][machine["gpu"]], Launch(gpus=machine["gpus"], deepspeed=engine)
+            share = card["utilisation"].get(job.stage, card["utilisation"]["stage2"])
+            row[name, "h"] = work / (machine["gpus"] * card["peak"] * 1e12 * share) / 3600
+            row[name, "GPU-h"] = row[name, "h"] * machine["gpus"]
+            row[name, "USD"] = row[name, "GPU-h"] * machine["price"]
+            fits = not (trained and job.work) or job.work.memory(launch) <= machine["memory"] * GB / estimates.GIB
+            row[name, "*"] = int(not fits)
         rows.append(row)
-    return pd.DataFrame(rows).groupby("owner", sort=False).agg(lambda column: column.sum(skipna=False))
+    frame = pd.DataFrame(rows)
+    here = frame["", "here"] = frame["", "here"].astype(float)
+    means = here.groupby(frame["models"]).transform("mean")
+    frame["", "here"] = here.fillna(means).where(frame["models"].notna(), here.fillna(0.0))
+    frame = frame.drop(columns="models").groupby("owner", sort=False).agg(lambda column: column.sum(skipna=False))
+    return frame.set_axis(pd.MultiIndex.from_tuples(frame.columns), axis=1)
 
 
-def show(profile: Profile, price: float | None = None) -> str:
+def show(profile: Profile) -> str:
     """The plan as text."""
-    owners, machines = table(profile, price), [] if profile.world else list(estimates.reference("hardware")["machines"])
-    width = max(map(len, owners.index)) + 2
+    owners = table(profile)
+    left = owners[owners["", "done"] < owners["", "jobs"]]
+    totals = {"all": owners.sum(skipna=False), "still to do": left.sum(skipna=False)}
+    shown = pd.concat([owners.astype(float), pd.DataFrame(totals).T])
+    done, total = (shown["", column].map("{:.0f}".format) for column in ("done", "jobs"))
+    shown["", "done"] = done + "/" + total
+    for column in [column for column in shown if column[1] == "*"]:
+        shown[column] = shown[column].map(lambda count: "*" if count else "")
     lines = [
         f"Plan of profile {profile.name}: {profile.label}",
         "",
-        "Estimates, not measurements, but for `here` (this machine); how they are made and what they assume:",
-        "profiles/reference/hardware.yaml.  GB with DVC's copies.  * does not fit a GPU as configured: lower",
+        "Estimates, not measurements, but for `here` (hours on this machine); how they are made and what they assume:",
+        "profiles/reference/hardware.yaml.  GB with DVC's copies; of caches only these.  * does not fit a GPU: lower",
         "micro_batch, or take launch.deepspeed zero3.",
         "",
-        *gpus()[1],
-        f"{'':{width}}{'done':>7}{'GB':>8}{'here h':>9}"
-        + "".join(f"{machine + ': h':>18}{'GPU-h':>8}{'USD':>8}" for machine in machines),
+        shown.drop(columns=[("", "jobs")]).to_string(na_rep="?", float_format="{:.2f}".format),
+        "",
+        "Which runs give which table:",
     ]
-    left = owners[owners["done"] < owners["jobs"]]
-    for owner, row in (*owners.iterrows(), ("all", owners.sum(skipna=False)), ("still to do", left.sum(skipna=False))):
-        status = f"{row['done']:.0f}/{row['jobs']:.0f}"
-        line = f"{owner:{width}}{status:>7}{_number(row['GB'])}{_number(row['this machine, h'], 9, 2)}"
-        for machine in machines:
-            mark = "*" if row[f"{machine}, too small"] and owner in profile.runs else " "
-            cells = [_number(row[f"{machine}, {unit}"]) for unit in ("GPU-h", "USD")]
-            line += mark + _number(row[f"{machine}, h"], 17) + "".join(cells)
-        lines.append(line)
-    lines += ["", "Which runs give which table:"]
     for number in paper.TABLES:
         runs = list(dict.fromkeys(paper.table(number)["run"]))
-        here = [run for run in runs if run in owners.index]
-        ready = sum(owners.loc[run, "done"] == owners.loc[run, "jobs"] for run in here)
-        lines.append(f"  Table {number}: {ready} of {len(runs)} done: {' '.join(here)}")
-        if absent := [run for run in runs if run not in here]:
+        here = owners.loc[[run for run in runs if run in owners.index], ""]
+        absent = [run for run in runs if run not in owners.index]
+        ready = (here["done"] == here["jobs"]).sum()
+        lines.append(f"  Table {number}: {ready} of {len(runs)} done: {' '.join(here.index)}")
+        if absent:
             lines.append(f"      not in this profile: {' '.join(absent)}")
     return "\n".join(lines)
-
-
-def _number(value: float, width: int = 8, digits: int = 1) -> str:
-    return f"{'?' if pd.isna(value) else f'{value:.{digits}f}':>{width}}"

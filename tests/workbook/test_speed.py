@@ -1,7 +1,6 @@
-"""The benchmark of a training step, at its tiny size: four arms, equal losses, and the labels of the result."""
+"""The benchmark of a training step, on thin models: four arms, equal losses, and the labels of the result."""
 
 import json
-import sys
 from dataclasses import replace
 
 import pytest
@@ -11,22 +10,37 @@ import viral_core  # noqa: F401  (before torch and transformers)
 # isort: split
 import torch
 
-from workbook.scale import benchmark_step
-from workbook.scale.benchmark_step import ARMS, SHAPES, Bench, benchmark
+from workbook import config
+from workbook.scale import rehearsal, speed
+from workbook.scale.speed import ARMS, Bench, time_steps
+
+THIN = config.load("rehearsal")
+SMALL = THIN.model_copy(update={"stage2": replace(THIN.stage2, micro_batch=2, max_length=96)})
 
 
-def test_the_arms_take_turns_and_the_result_says_what_was_measured(tmp_path, monkeypatch):
-    out = tmp_path / "step.json"
-    arguments = ["--shape", "tiny", "--rounds", "2", "--steps", "2", "--dtype", "float32", "--device", "cpu"]
-    monkeypatch.setattr(sys, "argv", ["benchmark_step", *arguments, "--out", str(out)])
-    benchmark_step.main()
-    found = json.loads(out.read_text())
+@pytest.fixture(autouse=True)
+def few_tokens(monkeypatch):
+    """Models of three blocks, on images of 4 x 4 patches."""
+    thin = rehearsal.config
+
+    def smaller(name: str, _thin: bool):
+        settings = thin(name)
+        settings.num_hidden_layers, settings.image_size = 3, 56
+        return settings
+
+    monkeypatch.setattr(rehearsal, "config", smaller)
+
+
+def test_the_arms_take_turns_and_the_result_says_what_was_measured():
+    found = time_steps(SMALL, rounds=2, steps=2, dtype=torch.float32)
+    assert json.loads(json.dumps(found)) == found
     assert set(found["arms"]) == set(ARMS)
     assert [block["arm"] for block in found["raw"]] == [*ARMS, *ARMS[1:], ARMS[0]]
     for arm, values in found["arms"].items():
         assert 0 < values["seconds"]["low"] <= values["seconds"]["median"] <= values["seconds"]["high"]
         assert values["seconds"]["n"] == 2
-        assert ("overhead" in values) == (arm != "baseline")
+        assert (values["overhead"]["median"] == 0) == (arm == "baseline")
+    assert (found["profile"], found["samples"], found["tokens"]) == ("rehearsal", 2, 96)
     assert found["settings"]["device"] == "cpu"
     assert found["environment"]["packages"]["torch"] == torch.__version__
     losses = {block["arm"]: block["losses"] for block in found["raw"]}
@@ -37,15 +51,15 @@ def test_the_arms_take_turns_and_the_result_says_what_was_measured(tmp_path, mon
 
 
 def test_a_transcription_with_another_loss_is_refused(monkeypatch):
-    original = benchmark_step.transcription_loss
+    original = speed.transcribed_loss
     doubled = lambda *given: {name: 2 * value for name, value in original(*given).items()}  # noqa: E731
-    monkeypatch.setattr(benchmark_step, "transcription_loss", doubled)
+    monkeypatch.setattr(speed, "transcribed_loss", doubled)
     with pytest.raises(ValueError, match="the transcription"):
-        benchmark(SHAPES["tiny"], rounds=1, steps=1, dtype=torch.float32, arms=("cached", "transcription"))
+        time_steps(SMALL, rounds=1, steps=1, dtype=torch.float32)
 
 
 def test_an_arm_leaves_the_base_as_it_was():
-    bench = Bench(replace(SHAPES["tiny"], blocks=2), torch.float32, "cpu")
+    bench = Bench(SMALL, torch.float32)
     before = {name: p.clone() for name, p in bench.llava.named_parameters()}
     hooks = []
     for _ in range(2):  # transformers puts its own on a model that is first asked for hidden states
@@ -56,7 +70,7 @@ def test_an_arm_leaves_the_base_as_it_was():
     assert all(torch.equal(p, before[name]) for name, p in bench.llava.named_parameters())
 
 
-def test_the_paper_shape_has_the_sizes_of_the_paper():
-    shape = SHAPES["7b"]
-    assert (shape.width, shape.blocks, shape.grid**2, shape.lora) == (4096, 32, 576, 128)
-    assert (shape.samples, shape.tokens, shape.teacher_width) == (8, 2048, 768)
+def test_the_paper_profile_has_the_sizes_of_the_paper():
+    paper = config.load("paper")
+    assert (paper.languages["vicuna-7b"].path, paper.lora.r) == (speed.LANGUAGE, 128)
+    assert (paper.stage2.micro_batch, paper.stage2.max_length, paper.systems["viral"].align.hidden) == (8, 2048, 2048)
