@@ -14,7 +14,7 @@ $(shell test "$$(cat $(STAMP) 2>/dev/null)" = "$(ENV)" || rm -f $(STAMP))
 NEW_ENOUGH = -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
   { echo "Python 3.11 or newer is needed, and this is not:" $(1) "(make PYTHON3=python3.11 names another one)"; exit 1; }
 
-.PHONY: help setup stand-ins repro doctor plan fetch export test report lab lint clean
+.PHONY: help setup stand-ins repro doctor plan fetch export test soak report lab lint clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -49,6 +49,9 @@ export: $(STAMP)  ## write the run folder RUN as a plain transformers LLaVA to t
 
 test: $(STAMP)  ## run the tests, on up to four cores
 	python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+soak: $(STAMP)  ## kill and damage stages of a copy, at random moments, and compare (KILLS=30 SEED=0)
+	python tests/soak.py --kills $(or $(KILLS),30) --seed $(or $(SEED),0)
 
 report: $(STAMP)  ## show the report of PROFILE in a browser
 	@python -m workbook report $(PROFILE)

@@ -34,9 +34,11 @@ import yaml
 from IPython.display import Markdown, display
 from matplotlib import pyplot as plt
 
+from viral_core.checkpoints import read_json
 from viral_core.run_folder import save_run
 from viral_core.trainer import train_stage2
 from workbook import plots, runs
+from workbook.logs import read_log
 from workbook.notebook import begin, show
 from workbook.paths import Paths
 
@@ -71,7 +73,7 @@ show(save_run)
 card = {}
 if folders:
     (run, seed), folder = next(iter(folders.items()))
-    card = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    card = read_json(folder / "run.json", "train that run again")
     listing = sorted(path for path in folder.rglob("*") if path.is_file())
     sizes = {str(path.relative_to(folder)): path.stat().st_size for path in listing}
     display(pd.Series(sizes, name=f"bytes in {run}, seed {seed}").to_frame())
@@ -86,8 +88,8 @@ if folders:
 # %%
 cards, machines, logs = [], [], []
 for (run, seed), folder in folders.items():
-    card = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    log = pd.read_json(folder / "log.jsonl", lines=True)
+    card = read_json(folder / "run.json", "train that run again")
+    log = read_log(folder)
     align, reconstruct = card["align"] or {}, card["reconstruct"] or {}
     cards.append(
         {

@@ -14,14 +14,13 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from viral_core import distributed
-from viral_core.checkpoints import checksum, read_json, write_json
-from viral_core.files import replacement, set_aside
+from viral_core.checkpoints import checksum, read_json, save_tensors, write_json
+from viral_core.files import set_aside
 from viral_core.images import image_size, open_rgb
 from viral_core.specs import check_choice
 from viral_core.teachers import Teacher
@@ -48,6 +47,11 @@ def unpack(packed: Mapping[str, Tensor]) -> Tensor:
     """What is stored -> float32 features (..., d)."""
     features = packed["features"].float()
     return features * packed["scale"] if "scale" in packed else features
+
+
+def _kinds(dtype: str) -> dict[str, torch.dtype]:
+    """The tensors of a shard, by name."""
+    return {"features": getattr(torch, dtype), **({"scale": torch.float32} if dtype == "int8" else {})}
 
 
 def _load(teacher: Teacher, view: View | None, pictures: Sequence[tuple[Path, int | None]]) -> Tensor:
@@ -151,8 +155,7 @@ def _write_shard(file: Path, batches: list[dict[str, Tensor]], identity: str) ->
     """Write a shard, at once; returns the checksum of each image."""
     tensors = {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
     checksums = _checksums(tensors)
-    with replacement(file) as temporary:
-        save_file(tensors, temporary, {"identity": identity, "checksums": json.dumps(checksums)})
+    save_tensors(tensors, file, {"identity": identity, "checksums": json.dumps(checksums)})
     return checksums
 
 
@@ -160,9 +163,15 @@ def _finished(file: Path, identity: str) -> list[int] | None:
     """Checksums of a shard that exists and is intact; None if it has to be written."""
     if not file.is_file() or _identity(file) != identity:
         return None
-    with safe_open(file, "pt") as shard:
-        actual = _checksums({key: shard.get_tensor(key) for key in shard.keys()})  # noqa: SIM118
-        return actual if json.loads(shard.metadata()["checksums"]) == actual else None
+    try:
+        with safe_open(file, "pt") as shard:
+            expected = json.loads(shard.metadata()["checksums"])
+            tensors = {key: shard.get_tensor(key) for key in shard.keys()}  # noqa: SIM118
+    except (KeyError, ValueError):
+        return None
+    kinds = {key: tensor.dtype for key, tensor in tensors.items()}
+    intact = kinds == _kinds(json.loads(identity)["dtype"]) and _checksums(tensors) == expected
+    return expected if intact else None
 
 
 def _checksums(tensors: Mapping[str, Tensor]) -> list[int]:
@@ -200,7 +209,8 @@ class FeatureCache:
         file, row, expected = self._where[name]
         try:
             packed = {key: part[row] for key, part in self._shard(file).items()}
-            if checksum(packed) != expected:
+            kinds = {key: tensor.dtype for key, tensor in packed.items()}
+            if checksum(packed) != expected or kinds != _kinds(self.dtype):
                 raise ValueError("its checksum differs")
         except (OSError, SafetensorError, IndexError, ValueError) as error:
             fault = f"{self.folder / file} is missing or was changed (image {name!r})"

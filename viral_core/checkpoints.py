@@ -80,8 +80,19 @@ def fingerprint(name: str | Path, revision: str | None = None, subfolder: str = 
 def save_weights(state: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write tensors as float32 safetensors, at once, with their checksum in the metadata."""
     state = {name: tensor.detach().float().cpu().contiguous() for name, tensor in state.items()}
+    save_tensors(state, path, {**(metadata or {}), "crc32": str(checksum(state))})
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str]) -> None:
+    """`save_file` at once, and with the same bytes each time: it writes metadata in an order of chance."""
     with replacement(path) as temporary:
-        save_file(state, temporary, {**(metadata or {}), "crc32": str(checksum(state))})
+        save_file(dict(tensors), temporary, dict(metadata))
+        with temporary.open("r+b") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size))
+            header["__metadata__"] = dict(sorted(metadata.items()))
+            file.seek(8)
+            file.write(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size))
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -92,7 +103,8 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, "pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             metadata = file.metadata() or {}
-        if metadata.get("crc32") not in (None, str(checksum(state))):
+        float32 = all(tensor.dtype == torch.float32 for tensor in state.values())
+        if "crc32" in metadata and not (float32 and metadata["crc32"] == str(checksum(state))):
             raise ValueError("its checksum differs")
     except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}): remove it and run the stage that writes it again") from error

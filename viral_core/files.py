@@ -3,8 +3,10 @@
 import datetime
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -63,21 +65,97 @@ def read_entries(path: str | Path) -> list:
     return entries
 
 
+# What Python, Rust and torch say of a disk that is full or read-only, of a quota, of a file that is forbidden.
+DISK = re.compile(r"\[Errno (13|27|28|30|122)\]|os error (13|27|28|30|122)\b|PytorchStreamWriter|inline_container")
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Say which file or folder cannot be written, whichever library notices it.
+
+    Raises:
+        OSError: the disk is full or read-only, a quota is reached, or writing is forbidden.
+    """
+    try:
+        yield
+    except Exception as error:
+        if DISK.search(str(error)) and not str(error).startswith("cannot write"):
+            raise OSError(f"cannot write {path}: {str(error).splitlines()[0]}") from error
+        raise
+
+
 @contextmanager
 def replacement(path: str | Path) -> Iterator[Path]:
-    """A temporary path to write to; at the end it is flushed to the disk and takes the place of `path`."""
+    """A temporary path to write to; at the end it is flushed to the disk and takes the place of `path`.
+
+    After an error it is removed, and what was at `path` stays; errors as of `writing`.
+    """
     path = Path(path)
     temporary = path.with_name(f"{path.name}.part")
-    yield temporary
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with writing(path):
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def new_folder(path: str | Path) -> Iterator[Path]:
+    """An empty folder to write to; at the end it takes the place of `path` and of what was there."""
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.part")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file, UTF-8, at once."""
     with replacement(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def json_line(entry: Mapping) -> str:
+    """A line in ASCII, so that nothing in a text looks like the end of a line; its last key is a checksum."""
+    text = json.dumps(entry)
+    return f'{text[:-1]}, "crc32": {zlib.crc32(text.encode())}}}\n'
+
+
+def read_lines(path: str | Path, remedy: str, limit: int | None = None, unfinished: bool = False) -> list[dict]:
+    """What lines of `json_line` hold, the first `limit` of them; files of an earlier form have no checksums at all.
+
+    Args:
+        unfinished: the file of a process that was killed, whose last line is left out if it has no end.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a damaged line, with its number and the remedy.
+    """
+    data, entries = Path(path).read_bytes(), []
+    sealed = b', "crc32": ' in data
+    *lines, last = data.split(b"\n")
+    if last and not unfinished:
+        lines.append(last)
+    for number, line in enumerate(filter(None, lines[:limit]), 1):
+        try:
+            entry = json.loads(line)
+            checksum = entry.pop("crc32", None)
+            if sealed and checksum != zlib.crc32(json.dumps(entry).encode()):
+                raise ValueError("its checksum differs")
+        except (ValueError, AttributeError) as error:
+            raise ValueError(f"{path}, line {number}: damaged ({error}); {remedy}") from error
+        entries.append(entry)
+    return entries
 
 
 def set_aside(path: Path, why: str, parts: Sequence[Path] = ()) -> Path:

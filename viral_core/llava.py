@@ -193,7 +193,11 @@ def load_projector(llava: nn.Module, path: str | Path) -> None:
     llava = base_llava(llava)
     metadata = load_into(llava.model.multi_modal_projector, path)
     if "base" in metadata:
-        check_base(path, Base(**json.loads(metadata["base"])), llava.base)
+        try:
+            base = Base(**json.loads(metadata["base"]))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path} is damaged ({error}): run the stage that writes it again") from error
+        check_base(path, base, llava.base)
 
 
 def check_base(path: str | Path, trained_on: Base, here: Base) -> None:

@@ -1,10 +1,12 @@
 """A trained run on disk: what trains, in float32 safetensors, and the identity of the frozen parts it belongs to."""
 
+import zlib
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from peft import PeftModel, get_peft_model_state_dict
+from peft.utils import CONFIG_NAME
 from torch import nn
 from transformers import LlavaProcessor
 
@@ -49,7 +51,7 @@ def save_run(
     Files: `projector.safetensors`, `heads.safetensors` (heads, residual adapters, denoiser, if any), `adapter/` (peft,
     if LoRA is on), and `run.json`. Under DeepSpeed every rank must call it; rank 0 writes.
     """
-    folder = Path(folder)
+    folder, checksum = Path(folder), None
     with gathered([p for p in aligned.parameters() if p.requires_grad]):
         if not distributed.is_main():
             return
@@ -63,6 +65,7 @@ def save_run(
             state = get_peft_model_state_dict(aligned.llava, save_embedding_layers=False)
             save_weights(state, adapter / ADAPTER_WEIGHTS)
             aligned.llava.peft_config["default"].save_pretrained(adapter)
+            checksum = zlib.crc32((adapter / CONFIG_NAME).read_bytes())
     description = {
         "architecture": aligned.config.model_type,
         "base": asdict(base_llava(aligned.llava).base),
@@ -70,6 +73,7 @@ def save_run(
         "align": aligned.align and asdict(aligned.align),
         "residuals": [asdict(residual) for residual in aligned.residuals],
         "reconstruct": aligned.reconstruct and asdict(aligned.reconstruct),
+        "adapter_config": checksum,  # of its file, which is peft's
         "seed": seed,
         "training": training or {},
     }
@@ -110,9 +114,9 @@ def load_run(
     parts["language"] = language or _locate(base.language, folder)
     llava, processor = assemble(**parts, projector=folder / PROJECTOR, **options)
     check_base(folder, base, llava.base)
-    if (folder / ADAPTER).is_dir():
-        read_weights(folder / ADAPTER / ADAPTER_WEIGHTS)  # peft looks at no checksum
-        llava = PeftModel.from_pretrained(llava, folder / ADAPTER, is_trainable=True)
+    config = saved.get("adapter_config")
+    if config is not None or (folder / ADAPTER).is_dir():
+        llava = _load_adapter(llava, folder / ADAPTER, config)
         for p in connector(llava):
             p.requires_grad_(True)
     aligned = AlignedModel(
@@ -127,6 +131,18 @@ def load_run(
     template = TEMPLATES[saved["template"]]
     aligned = aligned.to(options.get("device", "cpu")).eval()
     return Run(aligned, processor, template, base, saved["seed"], saved["training"])
+
+
+def _load_adapter(llava: nn.Module, folder: Path, checksum: int | None) -> PeftModel:
+    """LoRA of a run: peft looks at no checksums, and leaves at random what it does not find."""
+    config, weights = folder / CONFIG_NAME, folder / ADAPTER_WEIGHTS
+    if not config.is_file() or checksum not in (None, zlib.crc32(config.read_bytes())):
+        raise ValueError(f"{config} is damaged or missing: train that run again")
+    state, _ = read_weights(weights)
+    model = PeftModel.from_pretrained(llava, folder, is_trainable=True)
+    if get_peft_model_state_dict(model, save_embedding_layers=False).keys() != state.keys():
+        raise ValueError(f"{weights} does not fit this model, names differ: train that run again")
+    return model
 
 
 def _locate(model: str, folder: Path) -> str:

@@ -2,11 +2,10 @@
 
 Losses are means over the tokens and images of the *global* batch. The order of samples depends on the seed alone and a
 run is one "epoch" for the Trainer, so that a killed run resumes exactly: weights, optimiser, schedule, random states,
-position in the data. Everything is written to `<folder>.work` and moved to `folder` when the run is complete; called
+position in the data. Everything is written to `<folder>.work` and copied to `folder` when the run is complete; called
 again with the same arguments, an interrupted training goes on from there.
 """
 
-import json
 import logging
 import math
 import shutil
@@ -24,7 +23,7 @@ from viral_core import distributed, environment
 from viral_core.aligned import AlignedModel
 from viral_core.conversations import Sample
 from viral_core.data import IGNORE, Collator, ConversationDataset, Features, GroupedSampler
-from viral_core.files import set_aside
+from viral_core.files import json_line, read_lines, replacement, set_aside, write_text, writing
 from viral_core.llava import save_projector
 from viral_core.recipe import Recipe
 from viral_core.resume import MarkComplete, resume_point, settings, step_of
@@ -139,41 +138,48 @@ def _train(aligned, samples, recipe: Recipe, folder: Path, template, collator: C
         data_collator=collator,
         callbacks=[_EndOfStep(kept_steps, save, run), MarkComplete()],
     )
-    trainer.train(resume_from_checkpoint=None if state is None else str(state))
+    with writing(work):
+        trainer.train(resume_from_checkpoint=None if state is None else str(state))
     save(run, steps)
     trainer.accelerator.wait_for_everyone()
     if distributed.is_main():
-        folder.mkdir(parents=True, exist_ok=True)
+        _publish(work, run, folder)
+        shutil.rmtree(work / "state", ignore_errors=True)  # before the run, without which no state is gone on from
+        shutil.rmtree(work)
+    trainer.accelerator.wait_for_everyone()
+
+
+def _publish(work: Path, run: Path, folder: Path) -> None:
+    """Copy a complete run to where it belongs; killed meanwhile and called again, a training has all that it needs."""
+    begun = work / "published"
+    if not begun.exists():
         for path in run.iterdir():
             if (folder / path.name).exists():  # of an earlier run
                 set_aside(folder / path.name, "replaced")
-            shutil.move(path, folder / path.name)
-        shutil.rmtree(work)
-    trainer.accelerator.wait_for_everyone()
+        begun.touch()
+    shutil.copytree(run, folder, copy_function=_copy, dirs_exist_ok=True)
+
+
+def _copy(source: str, target: str) -> None:
+    with replacement(target) as temporary:
+        shutil.copyfile(source, temporary)
 
 
 class TrainingLog:
     """A log file that a resumed training goes on with, from the step of its state; half a last line is left out."""
 
     def __init__(self, file: Path, start: int):
-        self.file, entries = file, []
-        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-        for number, line in enumerate(lines, 1):
-            try:
-                entries.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                if number < len(lines):
-                    raise ValueError(f"{file}, line {number}, is damaged ({error}): remove that line") from error
-        entries = [entry for entry in entries if entry["step"] <= start]
+        entries = read_lines(file, "remove that line", unfinished=True) if file.is_file() else []
+        self.file, entries = file, [entry for entry in entries if entry["step"] <= start]
         self._began = time.monotonic() - (entries[-1]["seconds"] if entries else 0.0)
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
+        write_text(file, "".join(map(json_line, entries)))
 
     def write(self, step: int, values: dict) -> None:
         """Append one entry, with the seconds since the start of the training."""
         entry = {"step": step, **values, "seconds": round(time.monotonic() - self._began, 3)}
-        with self.file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+        with writing(self.file), self.file.open("a", encoding="utf-8") as file:
+            file.write(json_line(entry))
 
 
 class AlignmentTrainer(Trainer):

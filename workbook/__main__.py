@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from viral_core.files import DISK
 from workbook import config, fork_server, lock, pipeline
 from workbook.paths import Paths
 
@@ -153,7 +154,7 @@ def _run(kind: str, key: str) -> None:
     """Run one stage of the active profile, in as many processes as the profile launches."""
     from workbook.scale import costs, hub, launch
 
-    with lock.shared():
+    with lock.shared(), lock.one_of(f"{kind}@{key}"):
         settings, item = pipeline.stage(kind, key)
         hub.go_offline(hub.models(settings))
         launch.spread(kind, settings.launch)  # which may start this command again, and not return
@@ -175,6 +176,13 @@ def main() -> None:
         app()
     except (config.ProfileError, lock.LockedError) as error:
         sys.exit(f"error: {error}")
+    except Exception as error:
+        if not DISK.search(str(error)):
+            raise
+        sys.exit(
+            f"error: {str(error).splitlines()[0]}: make room, or give the right to write there, and start the same "
+            "command again; it goes on from what is whole"
+        )
 
 
 if __name__ == "__main__":

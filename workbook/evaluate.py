@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from viral_core import distributed
 from viral_core.data import expand_image_tokens
+from viral_core.files import write_text
 from viral_core.run_folder import Run
 from viral_core.templates import IMAGE_MARKER, prompt, stop_token_id
 from viral_core.tiles import view_of
@@ -59,12 +60,12 @@ def evaluate_run(settings: Profile, run: str, folder: Path, out: Path) -> None:
     if distributed.is_main():
         for old in set(out.glob("checkpoint-*")) - {target for _, _, target, _ in targets}:
             shutil.rmtree(old)  # of a training with other steps
-        read_log(folder).to_csv(out / "log.csv", index=False)
+        write_text(out / "log.csv", read_log(folder).to_csv(index=False))
         metrics = {}
         for name in settings.evaluation.benchmarks:
             scored = [score(name, rows) for rows in read_answers(out / f"{name}.jsonl")[1]]
             metrics[name] = {rule: mean(one[rule] for one in scored) for rule in ("official", "strict")}
-        (out / "scores.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+        write_text(out / "scores.json", json.dumps(metrics, indent=1) + "\n")
 
 
 def _evaluate(settings: Profile, run: Run, weights: str, out: Path, rows: dict[str, list[dict]]) -> None:

@@ -7,6 +7,7 @@ no command changes a pipeline that is under way.
 import fcntl
 import json
 import os
+import re
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import yaml
 
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # dvc.lock is long
 FILE = Path(".dvc/tmp/workbook.lock")
 
 
@@ -31,10 +33,32 @@ def shared() -> Iterator[None]:
 
 
 @contextmanager
-def alone(what: str) -> Iterator[Callable[[], None]]:
+def one_of(stage: str) -> Iterator[None]:
+    """For a stage: nobody else runs it, such as a process that has outlived the one that started it.
+
+    Raises:
+        LockedError: somebody does.
+    """
+    if int(os.environ.get("RANK", 0)):
+        yield
+        return
+    with _open(FILE.with_name(f"{stage}.lock")) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = file.read().strip()
+            raise LockedError(f"{stage} is being run by process {holder}: wait for it, or end it first") from None
+        file.truncate(0)
+        print(os.getpid(), file=file, flush=True)
+        yield
+
+
+@contextmanager
+def alone(what: str) -> Iterator[Callable[[], int]]:
     """For selecting a profile: nothing else of the pipeline runs, until the function that this gives is called.
 
-    That function lets stages take the lock, too, but none select a profile.
+    That function lets stages take the lock, too, but none select a profile; it returns the file that processes inherit
+    which are to hold it as long as they live.
 
     Raises:
         LockedError: something of the pipeline runs.
@@ -44,20 +68,38 @@ def alone(what: str) -> Iterator[Callable[[], None]]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = file.read().strip() or "a stage, started by dvc"
+            known = re.search(r"process (\d+) on (\S+)", holder)
+            if known and known[2] == socket.gethostname() and not _exists(int(known[1])):
+                holder += " (it was killed, and its stages live on)"
             raise LockedError(f"a pipeline is under way here: {holder}. Wait for it, or end it first") from None
         file.truncate(0)
         print(f"{what}, process {os.getpid()} on {socket.gethostname()} since {datetime.now():%H:%M}", file=file)
         file.flush()
+
+        def share() -> int:
+            fcntl.flock(file, fcntl.LOCK_SH)
+            return file.fileno()
+
         try:
-            yield lambda: fcntl.flock(file, fcntl.LOCK_SH)
+            yield share
         finally:
             file.truncate(0)
 
 
-def _open():
-    FILE.parent.mkdir(parents=True, exist_ok=True)
-    FILE.touch()
-    return FILE.open("r+", encoding="utf-8")
+def _exists(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        pass
+    return True
+
+
+def _open(path: Path = FILE):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    return path.open("r+", encoding="utf-8")
 
 
 def mend() -> list[str]:
@@ -79,9 +121,8 @@ def mend() -> list[str]:
         record.unlink()
         done.append(f"{record} was empty and is removed: stages are looked up in DVC's cache of runs, or run again")
     elif record.is_file():
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the file is long
         try:
-            content = yaml.load(record.read_text(encoding="utf-8"), loader)
+            content = yaml.load(record.read_text(encoding="utf-8"), Loader=LOADER)
         except (yaml.YAMLError, UnicodeDecodeError):
             content = None
         if not isinstance(content, dict):

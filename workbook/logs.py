@@ -4,10 +4,12 @@ A trained run's folder holds `log.jsonl`, one JSON object per logging event: ste
 alignment), learning_rate and seconds (of training since its first step, interruptions not counted).
 """
 
-import json
 from pathlib import Path
 
 import pandas as pd
+
+from viral_core.checkpoints import read_json
+from viral_core.files import read_lines
 
 
 def read_log(folder: Path) -> pd.DataFrame:
@@ -15,17 +17,14 @@ def read_log(folder: Path) -> pd.DataFrame:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: an empty log, or a line that is not JSON, with its number.
+        ValueError: a damaged line, with its number, or a log that ends before the training.
     """
-    file = folder / "log.jsonl"
+    file, run, remedy = folder / "log.jsonl", folder / "run.json", "train that run again"
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing: train that run first")
-    events = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            events.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{file}, line {number} is not JSON ({error}): train that run again") from error
-    if not events:
-        raise ValueError(f"{file} is empty: train that run again")
+    events = read_lines(file, remedy)
+    last = events[-1]["step"] if events else 0
+    steps = read_json(run, remedy)["training"].get("step", last) if run.is_file() else last
+    if not last or last != steps:
+        raise ValueError(f"{file} ends at step {last}, before the training: {remedy}")
     return pd.DataFrame(events).apply(pd.to_numeric)

@@ -15,6 +15,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from viral_core import distributed
+from viral_core.files import replacement
 from viral_core.measure.attention import question_entropies
 from viral_core.measure.inputs import batches
 from viral_core.measure.pca import pca_map
@@ -73,7 +74,8 @@ def measure(
     else:
         table = _pca(model, processor, files, text, out)
     file = out / f"{quantity}.csv"
-    table.to_csv(file, index=False)
+    with replacement(file) as temporary:
+        table.to_csv(temporary, index=False)
     return file
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from viral_core import distributed
+from viral_core.files import replacement
 from viral_core.measure.attention import entropy_per_head, question_entropies
 from viral_core.measure.permutation import PatchPermutation
 from viral_core.measure.probes import Labels, layer_probes
@@ -51,7 +52,8 @@ def measure_run(settings: Profile, run: str, folder: Path, out: Path) -> None:
             questions, heads, maps = tables
             _write(heads, out / "attention" / "heads.csv")
             _write(questions, out / "attention" / "questions.csv")
-            np.savez(out / "attention" / "maps.npz", **maps)
+            with replacement(out / "attention" / "maps.npz") as temporary, temporary.open("wb") as file:
+                np.savez(file, **maps)
     if "permutation" in parts:
         answers = out / "permutation"
         table = permutation(loaded, benchmarks, parts["permutation"], answers, model_id(folder), renew=True, **options)
@@ -91,7 +93,8 @@ def _write(table: pd.DataFrame | None, file: Path) -> None:
     if table is None:
         return
     file.parent.mkdir(parents=True, exist_ok=True)
-    table.to_csv(file, index=False)
+    with replacement(file) as temporary:
+        table.to_csv(temporary, index=False)
 
 
 def cknna(run, benchmarks: Path, settings) -> pd.DataFrame | None:

@@ -57,6 +57,7 @@ class Pipeline:
     def __init__(self, settings: Profile, needs: dict[str, set[str]], jobs: int):
         self.needs, self.jobs, self.paths = needs, jobs, Paths(settings.name)
         self.logs = self.paths.logs
+        self.inherited: tuple[int, ...] = ()  # the lock: a DVC that outlives this process holds it to its end
         self.waiting = dict(needs)
         self.running: dict[str, float] = {}
         self.done: set[str] = set()
@@ -82,7 +83,7 @@ class Pipeline:
         """`dvc repro` of some stages, one after the other; what follows a failure waits again."""
         command = ["dvc", "--wait-for-lock", "repro", "--single-item", *group]
         process = await asyncio.create_subprocess_exec(
-            *command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, limit=2**24
+            *command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, limit=2**24, pass_fds=self.inherited
         )
         current, lines = group[0], []
         async for data in process.stdout:
@@ -216,8 +217,9 @@ def reproduce(settings: Profile, targets: list[str], jobs: int | None) -> bool:
         for line in lock.mend():
             print(line)
         pipeline.select(settings.name)
-        share()
+        inherited = (share(),)
         run = Pipeline(settings, graph(targets) if changed(targets) else {}, jobs)
+        run.inherited = inherited
         if not run.needs:
             return conclude(settings, run, began)
         run.logs.mkdir(parents=True, exist_ok=True)

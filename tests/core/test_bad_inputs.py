@@ -11,11 +11,14 @@ from PIL import Image
 from viral_core.aligned import AlignedModel
 from viral_core.checkpoints import load_whole, read_json, read_weights, save_weights, write_json
 from viral_core.conversations import check_conversations, load_conversations
+from viral_core.files import json_line
 from viral_core.images import open_rgb, to_rgb
 from viral_core.llava import add_lora, assemble, load_projector
 from viral_core.run_folder import load_run, save_run
+from viral_core.specs import Align
 from viral_core.teachers import load_encoder, load_teacher
 from viral_core.templates import TEMPLATES
+from workbook.logs import read_log
 
 TURNS = [{"from": "human", "value": "<image>\nHi"}, {"from": "gpt", "value": "A."}]
 TEXT = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "A."}]
@@ -147,23 +150,33 @@ def test_a_damaged_image_is_named(tmp_path, content):
 
 @pytest.fixture
 def run(tiny, tmp_path):
-    aligned = AlignedModel(add_lora(assemble(tiny / "clip", tiny / "llama")[0], r=2, alpha=4))
+    llava = add_lora(assemble(tiny / "clip", tiny / "llama")[0], r=2, alpha=4)
+    aligned = AlignedModel(llava, Align(layers=(2,), hidden=16, dim=6))
     save_run(tmp_path / "run", aligned, TEMPLATES["vicuna_v1"], seed=0)
     return tmp_path / "run"
 
 
-@pytest.mark.parametrize("name", ["projector.safetensors", "adapter/adapter_model.safetensors", "run.json"])
-@pytest.mark.parametrize("damage", ["a bit", "cut"])
-def test_damage_to_a_run_is_named(run, name, damage):
-    data = bytearray((run / name).read_bytes())
-    if damage == "cut":
-        data = data[: len(data) // 2]
-    elif name == "run.json":
-        data = data.replace(b'"seed": 0', b'"seed": 1')
-    else:
-        data[-5] ^= 1
-    (run / name).write_bytes(data)
-    with pytest.raises(ValueError, match=rf"{name} is damaged .*again"):
+PARTS = ("projector.safetensors", "heads.safetensors", "adapter/adapter_model.safetensors",
+         "adapter/adapter_config.json", "run.json")  # fmt: skip
+CHANGES = {
+    "a bit": lambda data: data[:-5] + bytes([data[-5] ^ 1]) + data[-4:],
+    "cut": lambda data: data[: len(data) // 2],
+    "a setting": lambda data: data.replace(b'"lora_alpha": 4', b'"lora_alpha": 5').replace(b'"seed": 0', b'"seed": 1'),
+    "a name": lambda data: data.replace(b"0.self_attn.q_proj.lora_A", b"0.self_attn.q_prok.lora_A", 1)
+    .replace(b"linear_1.bias", b"linear_1.bibs", 1).replace(b"heads.0.0.bias", b"heads.0.0.bibs", 1),
+    "a name in the metadata": lambda data: data.replace(b"vision_sha256", b"vision_sha257", 1),
+    "a kind of number": lambda data: data.replace(b"F32", b"I32", 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PARTS)
+@pytest.mark.parametrize("change", CHANGES)
+def test_damage_to_a_run_is_named(run, name, change):
+    before = (run / name).read_bytes()
+    (run / name).write_bytes(CHANGES[change](before))
+    if (run / name).read_bytes() == before:
+        pytest.skip("no such thing in this file")
+    with pytest.raises(ValueError, match=rf"{name} (is damaged|does not fit)"):
         load_run(run)
 
 
@@ -220,3 +233,42 @@ def test_a_normaliser_of_features_is_not_left_out(tmp_path):
 
     with pytest.raises(ValueError, match=r"radio normalises its features \(radio_model.feature_normalizer.mean\)"):
         load_whole(Model, "radio")
+
+
+def test_the_same_weights_are_the_same_bytes(tmp_path):
+    for number in range(8):
+        metadata = {name: "{}" for name in ("base", "b", "c", "d")}
+        save_weights({"b": torch.zeros(3), "a": torch.ones(2)}, tmp_path / f"{number}.safetensors", metadata)
+    assert len({file.read_bytes() for file in tmp_path.iterdir()}) == 1
+    state, read = read_weights(tmp_path / "0.safetensors")
+    assert torch.equal(state["a"], torch.ones(2))
+    assert metadata.items() <= read.items()
+
+
+ENTRIES_OF_A_LOG = [{"step": step, "loss": 1.0} for step in range(1, 11)]
+LOGS = {
+    "a digit": (lambda text: text.replace('"step": 7', '"step": 8'), r"line 7: damaged \(its checksum differs\)"),
+    "half a line": (lambda text: text + '{"step": 11,', "line 11: damaged"),
+    "cut": (lambda text: text[: text.index('{"step": 7')], "ends at step 6, before the training"),
+    "empty": (lambda text: "", "ends at step 0, before the training"),
+}
+
+
+@pytest.mark.parametrize("case", LOGS)
+def test_damage_to_a_log_is_named(tmp_path, case):
+    change, message = LOGS[case]
+    text = "".join(map(json_line, ENTRIES_OF_A_LOG))
+    write_json(tmp_path / "run.json", {"training": {"step": 10}})
+    (tmp_path / "log.jsonl").write_text(text)
+    assert read_log(tmp_path).to_dict("records") == ENTRIES_OF_A_LOG
+    (tmp_path / "log.jsonl").write_text(change(text))
+    with pytest.raises(ValueError, match=rf"log.jsonl.*{message}.*train that run again"):
+        read_log(tmp_path)
+    (tmp_path / "log.jsonl").unlink()
+    with pytest.raises(FileNotFoundError, match=r"log\.jsonl is missing: train that run first"):
+        read_log(tmp_path)
+
+
+def test_a_log_of_an_earlier_form_is_read(tmp_path):
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in ENTRIES_OF_A_LOG))
+    assert read_log(tmp_path).to_dict("records") == ENTRIES_OF_A_LOG

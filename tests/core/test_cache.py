@@ -118,6 +118,27 @@ def test_damage_is_one_clear_error(teacher, images, tmp_path):
         cache["val/0.png"]
 
 
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(b'"features"', b'"geatures"'), (b"F16", b"I16"), (b"I8", b"U8"), (b"F32", b"I32"), (b'"scale"', b'"scald"'),
+     (b", ", b": ")],
+)  # fmt: skip
+def test_a_header_that_was_changed_is_seen_and_written_again(teacher, images, tmp_path, dtype, before, after):
+    write_cache(teacher, images, tmp_path, dtype)
+    file = tmp_path / "shard-00000.safetensors"
+    intact, names = file.read_bytes(), sorted(images)
+    whole = FeatureCache(tmp_path)(names)
+    place = intact.index(b'"checksums') if before == b", " else 0
+    file.write_bytes(intact[:place] + intact[place:].replace(before, after, 1))
+    if before != b", " and file.read_bytes() != intact:
+        with pytest.raises(ValueError, match=r"shard-00000.safetensors is missing or was changed"):
+            FeatureCache(tmp_path)(names)
+    write_cache(teacher, images, tmp_path, dtype)
+    assert file.read_bytes() == intact
+    assert torch.equal(FeatureCache(tmp_path)(names), whole)
+
+
 def test_bad_input_before_work(teacher, images, tmp_path):
     with pytest.raises(FileNotFoundError, match="1 of 11 images .*lost.png"):
         write_cache(teacher, {**images, "lost.png": tmp_path / "lost.png"}, tmp_path / "cache")

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from viral_core.conversations import load_conversations
 from viral_core.data import ConversationDataset, GroupedSampler
+from viral_core.files import read_lines
 from viral_core.llava import assemble
 from viral_core.templates import TEMPLATES
 from workbook.evaluate import sampled
@@ -40,7 +41,7 @@ def together(folder: Path, *tasks: str, dies: bool = False) -> None:
 
 
 def log(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return read_lines(folder / "log.jsonl", "")
 
 
 def weights(folder: Path) -> dict:

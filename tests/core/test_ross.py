@@ -1,6 +1,5 @@
 """ROSS: schedule, denoiser and loss against computations written out here; targets; what trains, is saved, resumes."""
 
-import json
 import math
 from dataclasses import replace
 
@@ -14,6 +13,7 @@ from viral_core.aligned import AlignedModel
 from viral_core.cache import FeatureCache, write_cache
 from viral_core.conversations import load_conversations
 from viral_core.data import Collator, ConversationDataset
+from viral_core.files import read_lines
 from viral_core.llava import add_lora, assemble
 from viral_core.recipe import Recipe
 from viral_core.ross import Denoiser, Reconstruction
@@ -349,7 +349,7 @@ def test_a_killed_run_resumes_exactly_and_logs_its_loss(tiny, samples, tmp_path)
         model, processor = build(tiny, MIDDLE)
         torch.manual_seed(len(folder.name))  # the state of the process must not matter
         train_stage2(model, processor, samples, recipe, folder, template=TEMPLATE, latents=source)
-        return model.state_dict(), [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        return model.state_dict(), read_lines(folder / "log.jsonl", "")
 
     with pytest.raises(Killed):
         train(tmp_path / "killed", killing)

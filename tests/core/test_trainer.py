@@ -1,4 +1,3 @@
-import json
 from dataclasses import replace
 
 import pytest
@@ -8,6 +7,7 @@ from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model
 from viral_core.aligned import AlignedModel
 from viral_core.conversations import load_conversations
 from viral_core.data import Collator, ConversationDataset, GroupedSampler
+from viral_core.files import read_lines
 from viral_core.llava import add_lora, assemble
 from viral_core.recipe import Recipe
 from viral_core.run_folder import load_run
@@ -44,7 +44,7 @@ def everything(model):
 
 
 def log(folder):
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return read_lines(folder / "log.jsonl", "")
 
 
 def test_stage_2_changes_what_trains_and_nothing_else(tiny, samples, tmp_path):

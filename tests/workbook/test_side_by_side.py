@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -10,8 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 from commands import environment, run
+from safetensors import SafetensorError
 
-from workbook import fork_server, lock, side_by_side
+from workbook import __main__, fork_server, lock, side_by_side
 from workbook.paths import ROOT
 
 pytest.importorskip("dvc")
@@ -166,6 +168,47 @@ def test_while_a_pipeline_is_under_way_no_profile_is_selected(tmp_path, monkeypa
         lock.alone("other").__enter__()
     with lock.alone("other"):
         pass
+
+
+def test_a_killed_holder_is_named_as_such(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    with lock.shared():
+        lock.FILE.write_text(f"make repro PROFILE=x, process {ended.pid} on {socket.gethostname()} since 10:00\n")
+        with pytest.raises(lock.LockedError, match=r"since 10:00 \(it was killed, and its stages live on\)"):
+            lock.alone("other").__enter__()
+
+
+def test_a_stage_is_run_once_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with lock.one_of("stage2@x"), lock.one_of("stage2@y"):
+        with pytest.raises(lock.LockedError, match=rf"stage2@x is being run by process {os.getpid()}: wait for it"):
+            lock.one_of("stage2@x").__enter__()
+        monkeypatch.setenv("RANK", "1")  # a process of the same launch
+        with lock.one_of("stage2@x"):
+            pass
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        OSError(30, "Read-only file system", "runs/x"),
+        PermissionError(13, "Permission denied", "runs/x"),
+        RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0\nframe #0: c10"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_bad_disk_is_one_clear_error(monkeypatch, error):
+    def fail():
+        raise error
+
+    monkeypatch.setattr(__main__, "app", fail)
+    with pytest.raises(SystemExit, match="error: .*: make room, .* start the same command again") as end:
+        __main__.main()
+    assert "\n" not in end.value.code
 
 
 def test_selecting_is_refused_with_the_name_of_the_holder(tmp_path):

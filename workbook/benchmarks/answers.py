@@ -9,12 +9,12 @@ import hashlib
 import json
 import os
 import warnings
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from viral_core.files import set_aside
+from viral_core.files import json_line, read_lines, set_aside, write_text, writing
 
+REMEDY = "remove the line (the whole file, if it is the first), and evaluate again"
 Runs = list[list[dict]]  # answered rows of each run; greedy decoding has one
 
 
@@ -58,7 +58,7 @@ def continue_file(path: Path, wanted: Mapping) -> set[tuple[int, str]]:
     whole = data.rfind(b"\n") + 1
     if not data[:whole].strip():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(_line({"settings": wanted}), encoding="utf-8")
+        write_text(path, json_line({"settings": wanted}))
         return set()
     if whole < len(data):
         os.truncate(path, whole)
@@ -78,9 +78,9 @@ def set_outdated_aside(path: Path, wanted: Mapping) -> None:
 
 def append(path: Path, answered: Sequence[Mapping]) -> None:
     """Add answered rows, each with its `run` and `response`."""
-    with path.open("a", encoding="utf-8") as file:
+    with writing(path), path.open("a", encoding="utf-8") as file:
         for row in answered:
-            file.write(_line({k: v for k, v in row.items() if k != "image" or isinstance(v, str)}))
+            file.write(json_line({k: v for k, v in row.items() if k != "image" or isinstance(v, str)}))
 
 
 def read_answers(path: str | Path) -> tuple[dict, Runs]:
@@ -95,7 +95,7 @@ def read_answers(path: str | Path) -> tuple[dict, Runs]:
         raise FileNotFoundError(f"no answers at {path}: evaluate the model on the benchmark first")
     settings = _settings(path)
     runs: Runs = [[] for _ in range(settings["runs"])]
-    for row in _lines(path)[1:]:
+    for row in read_lines(path, REMEDY)[1:]:
         runs[row["run"]].append(row)
     for run in runs:
         if len({row["id"] for row in run}) != len(run):
@@ -104,31 +104,7 @@ def read_answers(path: str | Path) -> tuple[dict, Runs]:
 
 
 def _settings(path: Path) -> dict:
-    first = _lines(path, 1)
+    first = read_lines(path, REMEDY, limit=1)
     if not first or set(first[0]) != {"settings"}:
         raise ValueError(f"{path} does not begin with settings: it is no answer file, or damaged; remove it")
     return first[0]["settings"]
-
-
-def _line(item: Mapping) -> str:
-    """A line in ASCII, so that nothing in an answer looks like the end of a line; its last key is the checksum."""
-    text = json.dumps(item)
-    return f'{text[:-1]}, "crc32": {zlib.crc32(text.encode())}}}\n'
-
-
-def _lines(path: Path, limit: int | None = None) -> list[dict]:
-    """What the lines hold.  Files of an earlier form have no checksums at all."""
-    items: list[dict] = []
-    sealed = False
-    for number, line in enumerate(filter(None, path.read_bytes().split(b"\n")[:limit]), 1):
-        try:
-            item = json.loads(line)
-            checksum = item.pop("crc32", None)
-            sealed = sealed or (number == 1 and checksum is not None)
-            if sealed and checksum != zlib.crc32(json.dumps(item).encode()):
-                raise ValueError("its checksum differs")
-        except (ValueError, AttributeError) as error:
-            remedy = "remove the line (the whole file, if it is the first), and evaluate again"
-            raise ValueError(f"{path}, line {number}: damaged ({error}); {remedy}") from error
-        items.append(item)
-    return items

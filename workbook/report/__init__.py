@@ -5,14 +5,16 @@ are the outputs of the executed notebooks, so that report and notebooks cannot d
 """
 
 import base64
-import shutil
 from pathlib import Path
 
 import jinja2
 import pandas as pd
+import yaml
 
 from viral_core import environment
+from viral_core.files import new_folder
 from workbook import claims, config
+from workbook.lock import LOADER
 from workbook.notebook import notebooks
 from workbook.paths import Paths
 from workbook.report.pages import PARTS, POLICY, page, section
@@ -26,26 +28,19 @@ def build(profile: str, out: str | Path) -> Path:
     Raises:
         ProfileError: no such profile.
     """
-    settings, paths, out = config.load(profile), Paths(profile), Path(out)
-    shutil.rmtree(out, ignore_errors=True)
-    (out / "notebooks").mkdir(parents=True)
+    settings, paths = config.load(profile), Paths(profile)
     shared = {
         "profile": profile,
         "label": settings.label,
         "style": PARTS.joinpath("style.css").read_text(encoding="utf-8"),
     }
-    sections = [section(name, paths.notebook(name)) for name in notebooks(settings)]
-    for part in sections:
-        if part.ran:
-            body = page(paths.notebook(part.name), shared | {"title": part.title})
-            (out / "notebooks" / f"{part.name}.html").write_text(body, encoding="utf-8")
-
+    recorded = _recorded()
+    sections = [section(name, paths.notebook(name), recorded) for name in notebooks(settings)]
     trained = folders(profile)
     runs = {f"{run}-s{seed}": (run, seed) in trained for run, seed in names(profile)}
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader("workbook.report", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    index = out / "index.html"
     text = templates.get_template("index.html.j2").render(
         **shared,
         policy=POLICY,
@@ -56,8 +51,21 @@ def build(profile: str, out: str | Path) -> Path:
         disk=_disk(paths),
         environment=environment.describe(),
     )
-    index.write_text(text, encoding="utf-8")
-    return index
+    with new_folder(out) as folder:
+        (folder / "notebooks").mkdir()
+        for part in sections:
+            if part.ran:
+                body = page(paths.notebook(part.name), shared | {"title": part.title})
+                (folder / "notebooks" / f"{part.name}.html").write_text(body, encoding="utf-8")
+        (folder / "index.html").write_text(text, encoding="utf-8")
+    return Path(out) / "index.html"
+
+
+def _recorded() -> dict[str, str]:
+    """MD5 of what stages wrote, by path, as DVC has recorded it."""
+    file = Path("dvc.lock")
+    stages = yaml.load(file.read_text(encoding="utf-8"), Loader=LOADER)["stages"] if file.is_file() else {}
+    return {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", ())}
 
 
 def _ledger(folder: Path) -> dict | None:

@@ -2,8 +2,10 @@
 
 import base64
 import functools
+import hashlib
 import io
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -52,13 +54,23 @@ def render(markdown: str) -> str:
     return markdown2html(formulas(markdown))
 
 
-def section(name: str, file: Path) -> Section:
-    """What the report shows of a notebook; one that has not been executed has a title only."""
-    if not file.is_file():
+def section(name: str, file: Path, recorded: Mapping[str, str]) -> Section:
+    """What the report shows of a notebook; one that has not been executed has a title only.
+
+    `recorded`: MD5 of files, by path. A notebook that differs is left out, as is one that was cut; a line says so.
+    """
+    data = file.read_bytes() if file.is_file() else b""
+    try:
+        if hashlib.md5(data).hexdigest() != recorded.get(str(file), hashlib.md5(data).hexdigest()):
+            raise ValueError("it is not what its stage wrote")
+        cells = nbformat.reads(data.decode(), as_version=4).cells
+    except ValueError as error:
+        if data:
+            print(f"{file} is left out: changed, damaged or being made ({error}); make repro TARGETS={name} makes it")
         return Section(name, name.replace("_", " ").capitalize())
     part = Section(name, name, ran=True)
     heading = ""
-    for cell in nbformat.read(file, as_version=4).cells:
+    for cell in cells:
         if cell.cell_type == "markdown" and cell.source.startswith("# "):
             title, _, text = cell.source.partition("\n")
             part.title = title.removeprefix("# ").strip()

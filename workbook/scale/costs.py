@@ -44,7 +44,10 @@ def read_costs(folder: str | Path) -> dict[tuple[str, str], float]:
     finished: dict[tuple[str, str], float] = {}
     attempts: dict[tuple[str, str], float] = {}
     for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
-        entry = json.loads(line)
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:  # half a line, of a full disk; of times nothing else depends
+            continue
         name = entry["stage"], entry["key"]
         attempts[name] = attempts.get(name, 0.0) + entry["seconds"]
         if entry["done"]:

@@ -15,6 +15,8 @@ import torch
 from transformers import LlavaImageProcessor, LlavaProcessor
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
+from viral_core.checkpoints import read_json
+from viral_core.files import new_folder
 from viral_core.run_folder import RUN, load_run
 from viral_core.templates import Template
 
@@ -30,7 +32,7 @@ def export(folder: str | Path, out: str | Path, dtype: str = "float32") -> None:
     folder, out = Path(folder), Path(out)
     if not (folder / RUN).is_file():
         raise FileNotFoundError(f"no {RUN} in {folder}: name the folder of a trained run")
-    saved = json.loads((folder / RUN).read_text(encoding="utf-8"))
+    saved = read_json(folder / RUN, "train that run again")
     if saved["residuals"]:
         layers = ", ".join(str(residual["layer"]) for residual in saved["residuals"])
         raise ValueError(
@@ -47,10 +49,11 @@ def export(folder: str | Path, out: str | Path, dtype: str = "float32") -> None:
     model = run.model.merge_and_unload() if hasattr(run.model, "merge_and_unload") else run.model
     model = model.requires_grad_(False).to(getattr(torch, dtype))
     model.config.dtype = dtype
-    model.save_pretrained(out)
-    processor(run.processor, run.template).save_pretrained(out)
     origin = {"run": str(folder), **{key: saved[key] for key in ("base", "template", "align", "seed")}}
-    (out / "exported_from.json").write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
+    with new_folder(out) as temporary:
+        model.save_pretrained(temporary)
+        processor(run.processor, run.template).save_pretrained(temporary)
+        (temporary / "exported_from.json").write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
 
 
 def processor(trained: LlavaProcessor, template: Template) -> LlavaProcessor:

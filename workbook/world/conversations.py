@@ -12,6 +12,7 @@ Training and test scenes are kept apart by their content (`Scene.split`), whatev
 """
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -106,6 +107,8 @@ def write_world(
 ) -> None:
     """Write everything under `folder`, in the layout above; numbers are scenes, and rows per benchmark."""
     folder = Path(folder)
+    for part in ("benchmarks", "llava_pretrain", "llava_instruct", "probes"):
+        shutil.rmtree(folder / part, ignore_errors=True)  # what an interrupted call has left
     write_benchmarks(folder / "benchmarks", benchmarks, seed)
     write_captions(folder / "llava_pretrain", captions, seed)
     write_conversations(folder / "llava_instruct", conversations, text_only, turns, seed)
