@@ -134,7 +134,7 @@ def test_a_scene_is_spelled_where_its_objects_are(made):
     scene = next(s for s in SCENES if any(o.facing for o in s.objects))
     layout = torch.from_numpy(lessons.layout(scene))[None].to(device())
     nothing = torch.zeros(1, 1, 1, device=device())
-    spelled = speller(layout, nothing[0], nothing)[0]
+    spelled = speller(layout, nothing[0], nothing, nothing)[0]
 
     def word(text):
         return table.weight[tokenizer(f" {text}", add_special_tokens=False).input_ids[0]]

@@ -2,15 +2,19 @@
 
 A stand-in for Vicuna or Qwen has to bring what those bring: it knows the words, reads a scene from the positions where
 the visual tokens will stand, and answers every kind of question.  At a visual position it gets the weighted sum of the
-embeddings of the words that describe it, with noise; later a projector has to map visual features there.
+embeddings of the words that describe it, with noise; later a projector has to map visual features there.  What an
+encoder sees is never as clear as words, and a model that has read only clear ones believes nothing that is less: over
+the second half of the training the words are put in doubt.
 """
 
+import json
 from pathlib import Path
 
 import numpy as np
 import torch
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2ForCausalLM
 
 from viral_core.data import IGNORE
@@ -24,6 +28,8 @@ from workbook.world.stand_ins.lessons import Corpus, load, questions_in
 FIRST_VISUAL = 3  # place of the first visual token, behind <s>, the system's sentence and " USER: "
 DETAIL = 0.6  # weight of row, column and facing next to what is there
 NOISE = 0.7  # at a visual position at the most (`Speller`); it grows over the first half of the training
+DOUBT = 1.8  # the same, over the second half
+MIXED = 0.95  # of a place's words at the most are others than its own
 
 
 class Speller(nn.Module):
@@ -45,19 +51,38 @@ class Speller(nn.Module):
         self.register_buffer("rows", torch.tensor(places[0])[row], persistent=False)
         self.register_buffer("columns", torch.tensor(places[1])[column], persistent=False)
 
-    def forward(self, layout: Tensor, spill: Tensor, noise: Tensor) -> Tensor:
+    def forward(self, layout: Tensor, spill: Tensor, noise: Tensor, doubt: Tensor) -> Tensor:
         """Layouts (B, 3, 64) -> (B, 64, D).
 
         Args:
             spill: (B, 1), how much of an object's words stands where it lies, but not its centre.
             noise: (B, 1, 1), length of random noise in lengths of the vector it is added to.
+            doubt: (B, 1, 1), how much of a place's words, at the most, are those of places beside it and any others.
         """
         what, facing, centre = layout.long().unbind(1)
         share = torch.where(centre > 0, 1.0, spill).unsqueeze(-1) * (what > 0).unsqueeze(-1)
-        words = share * self.table(self.what[what]) + (1 - share) * self.table(self.what[:1])
-        aimed = share * (facing > 0).unsqueeze(-1) * self.table(self.facing[(facing - 1).clamp(min=0)])
-        words = words + DETAIL * (aimed + self.table(self.rows) + self.table(self.columns))
+        seen = share * F.one_hot(what, len(self.what))
+        seen[..., 0] += 1 - share[..., 0]
+        seen = seen + 0.5 * doubt * torch.rand_like(doubt) * (_around(seen) - seen)
+        seen = _mixed(seen, doubt, 0.15)
+        facings = _mixed(F.one_hot(facing, 3).float(), doubt, 0.5)[..., 1:] * (1 - seen[..., :1])
+        words = seen @ self.table(self.what) + DETAIL * (facings @ self.table(self.facing))
+        words = words + DETAIL * (self.table(self.rows) + self.table(self.columns))
         return words + noise * words.norm(dim=-1, keepdim=True) * torch.randn_like(words) / words.shape[-1] ** 0.5
+
+
+def _around(shares: Tensor) -> Tensor:
+    """The means (B, 64, K) of shares over each place and the up to eight beside it."""
+    grid = shares.transpose(1, 2).unflatten(-1, (GRID, GRID))
+    return F.avg_pool2d(grid, 3, 1, 1, count_include_pad=False).flatten(2).transpose(1, 2)
+
+
+def _mixed(shares: Tensor, most: Tensor, concentration: float) -> Tensor:
+    """Shares (B, 64, K) mixed with random ones, drawn from a symmetric Dirichlet distribution for each place."""
+    others = torch.full_like(shares, concentration)
+    others = torch.distributions.Dirichlet(others).sample()
+    part = (most * torch.rand_like(shares[..., :1])).clamp(max=MIXED)
+    return (1 - part) * shares + part * others
 
 
 class Pupil:
@@ -76,37 +101,42 @@ class Pupil:
         labels = ids.masked_fill(~torch.tensor(corpus.supervised[:, self.first :]), IGNORE)
         return ids.to(device()), labels.to(device()), torch.tensor(corpus.layouts, device=device())
 
-    def logits(self, ids: Tensor, layout: Tensor, most: float) -> Tensor:
-        """Logits (B, S, V) of the next token; `most`: noise at the most, spill four fifths of it."""
+    def logits(self, ids: Tensor, layout: Tensor, noise: float = 0.0, doubt: float = 0.0) -> Tensor:
+        """Logits (B, S, V) of the next token; `noise` and `doubt` at the most, and spill four fifths of the noise."""
         embeddings = self.model.get_input_embeddings()(ids)
-        spill, noise = most * torch.rand(2, len(ids), 1, device=ids.device)
-        words = self.speller(layout, 0.8 * spill, noise.unsqueeze(-1))
+        drawn = torch.rand(3, len(ids), 1, 1, device=ids.device)
+        words = self.speller(layout, 0.8 * noise * drawn[0, :, 0], noise * drawn[1], doubt * drawn[2])
         places = slice(FIRST_VISUAL - self.first, FIRST_VISUAL - self.first + GRID * GRID)
         visual = (ids[:, places] == self.image).unsqueeze(-1)
         words = torch.where(visual, words, embeddings[:, places])
         embeddings = torch.cat([embeddings[:, : places.start], words, embeddings[:, places.stop :]], 1)
         return self.model(inputs_embeds=embeddings).logits
 
-    def loss(self, data: tuple[Tensor, Tensor, Tensor], rows: Tensor, most: float, length: int) -> Tensor:
+    def loss(
+        self, data: tuple[Tensor, Tensor, Tensor], rows: Tensor, length: int, noise: float, doubt: float
+    ) -> Tensor:
         """Mean cross-entropy over the supervised tokens of some samples, none longer than `length`."""
         ids, labels, layout = (x[rows] for x in data)
-        logits = self.logits(ids[:, :length].long(), layout, most)[:, :-1]
+        logits = self.logits(ids[:, :length].long(), layout, noise, doubt)[:, :-1]
         return nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:length].flatten().long())
 
     @torch.no_grad()
     def accuracy(self, corpus: Corpus) -> float:
         """Share of samples whose supervised tokens are all predicted."""
         ids, labels, layout = self.tensors(corpus)
-        right = self.logits(ids.long(), layout, 0.0)[:, :-1].argmax(-1) == labels[:, 1:]
+        right = self.logits(ids.long(), layout)[:, :-1].argmax(-1) == labels[:, 1:]
         return round(float((right | (labels[:, 1:] == IGNORE)).all(1).float().mean()), 4)
 
 
-def train_language(corpora: Path, out: Path, seed: int, template: str, rows: int = 400, **recipe) -> dict:
+def train_language(
+    corpora: Path, out: Path, seed: int, template: str, rows: int = 400, second_half: bool = False, **recipe
+) -> dict:
     """Train a stand-in for a language model and save it, its tokenizer and `metrics.json` in `out`.
 
     Args:
         template: the conversation template it answers in.
         rows: questions of each kind for the accuracies.
+        second_half: go on from the weights in `out`, with the second half of the training alone.
 
     Returns:
         The metrics: accuracy per kind of question with the scene spelled out at the visual positions (`spelled`) and
@@ -115,7 +145,13 @@ def train_language(corpora: Path, out: Path, seed: int, template: str, rows: int
     rng = np.random.default_rng(seed)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(corpora / "tokenizer")
     model_class = Qwen2ForCausalLM if template == "qwen" else LlamaForCausalLM
-    model = untrained(model_class, out.name).to(device())
+    earlier = {}
+    if second_half:
+        model = model_class.from_pretrained(out, dtype=torch.float32).to(device())
+        metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+        earlier["first_half"] = {name: metrics[name] for name in ("steps", "batch", "samples", "commit", "device")}
+    else:
+        model = untrained(model_class, out.name).to(device())
     pupil = Pupil(model, tokenizer, template)
     corpus = [load(corpora, kind) for kind in ("lessons", "conversations")]
     data = tuple(torch.cat(pair) for pair in zip(*map(pupil.tensors, corpus), strict=True))
@@ -123,10 +159,12 @@ def train_language(corpora: Path, out: Path, seed: int, template: str, rows: int
 
     def loss(drawn: np.ndarray, progress: float) -> Tensor:
         """Lessons are four in five samples at first, from a quarter of the training on three in ten."""
+        progress = (1 + progress) / 2 if second_half else progress
         conversing = rng.random(len(drawn)) > (0.8 if progress < 0.25 else 0.3)
         drawn = drawn + samples * conversing
         length = int(lengths[drawn].max())
-        return pupil.loss(data, torch.from_numpy(drawn).to(device()), NOISE * min(1.0, 2 * progress), length)
+        noise, doubt = NOISE * min(1.0, 2 * progress), DOUBT * (progress >= 0.5)
+        return pupil.loss(data, torch.from_numpy(drawn).to(device()), length, noise, doubt)
 
     record = fit(list(model.parameters()), loss, samples, seed=seed, **recipe)
     model.eval()
@@ -143,4 +181,4 @@ def train_language(corpora: Path, out: Path, seed: int, template: str, rows: int
         tokenizer.backend_tokenizer.post_processor = TemplateProcessing("$A", special_tokens=[])  # without <s>
         tokenizer.eos_token, tokenizer.bos_token = TEMPLATES[template].stop, None
     tokenizer.save_pretrained(out)
-    return write_metrics(out, model, {**record, "samples": 2 * samples, "text_accuracy": accuracies})
+    return write_metrics(out, model, {**record, **earlier, "samples": 2 * samples, "text_accuracy": accuracies})

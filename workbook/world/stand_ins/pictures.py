@@ -1,5 +1,6 @@
 """The pictures that encoders and teachers learn from: drawn training scenes with all that is known of them."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from viral_core.distributed import device
 from workbook.world.questions import caption
-from workbook.world.render import LABELS, SIZE, background_depth, draw, token_labels
+from workbook.world.render import LABELS, SIZE, background_depth, draw, render, token_labels
 from workbook.world.scenes import GRID, MAX_OBJECTS, draw_scenes
 from workbook.world.stand_ins import samples
 
@@ -21,12 +22,14 @@ CHUNK = 500  # scenes that a process draws at a time
 class Pictures:
     """Arrays of n scenes of P = 128 pixels a side, T = 64 tokens.
 
-    images: uint8 (n, P, P, 3).  owners: uint8 (n, P, P), 0 for the background, else 1 + the index of the object that a
-    pixel shows.  depths: float32 (n, MAX_OBJECTS), of each object.  labels: uint8 (n, T, 6), `render.token_labels` in
-    the order of `render.LABELS`, for probes only.  captions: a natural one each.
+    images: uint8 (n, P, P, 3).  views: the same objects before other photographs, in another light.  owners: uint8
+    (n, P, P), 0 for the background, else 1 + the index of the object that a pixel shows.  depths: float32
+    (n, MAX_OBJECTS), of each object.  labels: uint8 (n, T, 6), `render.token_labels` in the order of `render.LABELS`,
+    for probes only.  captions: a natural one each.
     """
 
     images: np.ndarray
+    views: np.ndarray
     owners: np.ndarray
     depths: np.ndarray
     labels: np.ndarray
@@ -54,14 +57,16 @@ class Pictures:
 def _draw(seed: tuple[int, ...], n: int) -> Pictures:
     rng = np.random.default_rng((*seed, 1))
     owners, depths = np.zeros((n, SIZE, SIZE), np.uint8), np.zeros((n, MAX_OBJECTS), np.float32)
-    images, labels, captions = np.zeros((n, SIZE, SIZE, 3), np.uint8), np.zeros((n, GRID**2, len(LABELS)), np.uint8), []
+    images, views = np.zeros((2, n, SIZE, SIZE, 3), np.uint8)
+    labels, captions = np.zeros((n, GRID**2, len(LABELS)), np.uint8), []
     for i, scene in enumerate(draw_scenes(n, seed)):
         images[i], masks = draw(scene)
+        views[i] = render(dataclasses.replace(scene, seed=int(rng.integers(2**31))))
         owners[i] = (masks * np.arange(1, len(scene.objects) + 1)[:, None, None]).sum(0)
         depths[i, : len(scene.objects)] = [o.depth for o in scene.objects]
         labels[i] = np.stack(list(token_labels(scene, masks).values()), axis=1)
         captions.append(caption(scene, rng))
-    return Pictures(images, owners, depths, labels, np.array(captions, "U120"))
+    return Pictures(images, views, owners, depths, labels, np.array(captions, "U120"))
 
 
 def write(folder: Path, n: int, seed: int, workers: int) -> None:

@@ -1,7 +1,8 @@
 """The teachers' stand-ins, each trained from scratch by a small version of its own family's objective.
 
 dinov2          self-distillation without labels: from a masked, recoloured view a student predicts what the running
-                average of itself sees at the masked patches of another view, told apart from all others of the batch
+                average of itself sees at each patch of another view, told apart from all others of the batch; a view
+                shows the same objects before another photograph, in another light
 sam             masks: from a point, the mask of the object under it (focal and dice loss)
 depth_anything  depth: inverse depth up to scale and shift of the scene (the loss of MiDaS and Depth Anything)
 radio           distillation: one model that predicts the patch features of several teachers through small heads
@@ -12,6 +13,7 @@ family's class, and returns the metrics that it has written beside the weights.
 """
 
 import copy
+import dataclasses
 import math
 from pathlib import Path
 
@@ -36,10 +38,9 @@ PATCH = SIZE // GRID
 
 # DINOv2
 
-SHARE = 0.4  # of the patches that are masked
-MOMENTUM = 0.996  # of the running average, at first
+SHARE = 0.3  # of the patches that are masked
 TEMPERATURE = 0.1
-NEGATIVES = 4096  # patches of the batch, at the most, that a predicted one is told apart from
+NEGATIVES = 1024  # patches of the batch, at the most, that a predicted one is told apart from
 
 
 def recolour(images: Tensor) -> Tensor:
@@ -83,11 +84,13 @@ def train_dinov2(pictures: tuple[Pictures, Pictures], out: Path, seed: int, **re
         return F.normalize(projection(patches), dim=-1)
 
     def loss(rows: np.ndarray, progress: float) -> Tensor:
-        images = train[rows].pixels(*UNIT)
+        shown = train[rows]
+        views = [shown.pixels(*UNIT), dataclasses.replace(shown, images=shown.views).pixels(*UNIT)]
+        first = int(rng.integers(2))
         masks = block_masks(len(rows), rng).to(device())
-        predicted = embedded(student, head, images, bool_masked_pos=masks)
+        predicted = embedded(student, head, views[first], bool_masked_pos=masks)
         with torch.no_grad():
-            target = embedded(teacher, teacher_head, images)
+            target = embedded(teacher, teacher_head, views[1 - first])
         total = 0.0
         for chosen in (masks, ~masks):
             places = chosen.nonzero()
@@ -99,9 +102,9 @@ def train_dinov2(pictures: tuple[Pictures, Pictures], out: Path, seed: int, **re
 
     @torch.no_grad()
     def average(progress: float) -> None:
-        rate = MOMENTUM + (1 - MOMENTUM) * progress
+        rate = 0.05 if progress < 1 / 15 else max(0.001, 0.005 * (1 + math.cos(math.pi * progress)))
         for average, current in ((teacher, student), (teacher_head, head)):
-            torch._foreach_lerp_(list(average.parameters()), list(current.parameters()), 1 - rate)
+            torch._foreach_lerp_(list(average.parameters()), list(current.parameters()), rate)
 
     parts = [student, head, teacher, teacher_head]  # the averages too, so that a training that was killed has them
     record = fit([p for part in parts for p in part.parameters()], loss, len(train), seed=seed, after=average, **recipe)
