@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 
 import torch
+from peft import PeftModel
 from transformers import AutoConfig, AutoImageProcessor
 
 from viral_core import distributed
@@ -74,13 +75,18 @@ def llava(
 
 
 def load(settings: Profile, folder: Path) -> Run:
-    """A trained run, in the precision that the profile says."""
-    return load_run(
+    """A trained run that is not trained on, in the precision that the profile says; its LoRA merged into the weights,
+    as LLaVA's evaluation does, which saves a third of the time of an answer.
+    """
+    run = load_run(
         folder,
         dtype=getattr(torch, settings.compute.dtype),
         device=distributed.device(),
         attn_implementation=settings.compute.attention,
     )
+    if isinstance(run.model, PeftModel):
+        run.model.merge_adapter()
+    return run
 
 
 def stage1_folder(settings: Profile, run: str) -> Path:
