@@ -14,7 +14,7 @@ RECIPES = {
     "qwen-7b": dict(template="qwen", **LANGUAGE),
     "clip": dict(method=encoders.train_clip, steps=3000, batch=256, lr=1e-3),
     "siglip2": dict(method=encoders.train_siglip2, steps=3000, batch=256, lr=1e-3),
-    "dinov2": dict(method=teachers.train_dinov2, steps=1500, batch=64, lr=1.5e-3, muon=0.02),
+    "dinov2": dict(method=teachers.train_dinov2, steps=1200, batch=64, lr=1.5e-3, muon=0.02),
     "sam": dict(method=teachers.train_sam, steps=1400, batch=128, lr=1e-3),
     "depth_anything": dict(method=teachers.train_depth_anything, steps=2000, batch=128, lr=1e-3),
     "vae": dict(method=teachers.train_vae, steps=1600, batch=64, lr=2e-3),

@@ -1,8 +1,8 @@
 """The teachers' stand-ins, each trained from scratch by a small version of its own family's objective.
 
-dinov2          self-distillation without labels: from a masked, recoloured view a student predicts what the running
-                average of itself sees at each patch of another view, told apart from all others of the batch; a view
-                shows the same objects before another photograph, in another light
+dinov2          self-distillation without labels: from a crop of a picture, masked and recoloured, a student predicts
+                what the running average of itself sees at the same places in another crop, told apart from all other
+                places of the batch; the other crop shows the same objects before another photograph
 sam             masks: from a point, the mask of the object under it (focal and dice loss)
 depth_anything  depth: inverse depth up to scale and shift of the scene (the loss of MiDaS and Depth Anything)
 radio           distillation: one model that predicts the patch features of several teachers through small heads
@@ -38,7 +38,9 @@ PATCH = SIZE // GRID
 
 # DINOv2
 
-SHARE = 0.3  # of the patches that are masked
+SHARE = 0.2  # of the patches that are masked
+SMALLEST = 0.6  # length of a crop, of the picture's
+EDGE = 0.92  # patches of one crop further out in the other are left out
 TEMPERATURE = 0.1
 NEGATIVES = 1024  # patches of the batch, at the most, that a predicted one is told apart from
 
@@ -68,6 +70,18 @@ def block_masks(n: int, rng: np.random.Generator) -> Tensor:
     return torch.from_numpy(masks.reshape(n, -1))
 
 
+def cut(boxes: Tensor, within: Tensor, side: int) -> Tensor:
+    """Where `side` x `side` cells of each box lie in another: (n, side, side, 2) for `grid_sample`, inside -1..1.
+
+    Boxes (n, 3): left, top and length of squares, in lengths of the picture.
+    """
+    ratio = boxes[:, 2] / within[:, 2]
+    affine = torch.zeros(len(boxes), 2, 3, device=boxes.device)
+    affine[:, 0, 0] = affine[:, 1, 1] = ratio
+    affine[:, :, 2] = 2 * (boxes[:, :2] - within[:, :2]) / within[:, 2:] + ratio[:, None] - 1
+    return F.affine_grid(affine, [len(boxes), 1, side, side], align_corners=False)
+
+
 def train_dinov2(pictures: tuple[Pictures, Pictures], out: Path, seed: int, **recipe) -> dict:
     """Train a DINOv2 without labels; what is saved is the running average, a Dinov2Model."""
     train, rng = pictures[0], np.random.default_rng(seed)
@@ -79,30 +93,39 @@ def train_dinov2(pictures: tuple[Pictures, Pictures], out: Path, seed: int, **re
     teacher, teacher_head = (copy.deepcopy(part).requires_grad_(False).eval() for part in (student, head))
     mean, std = (torch.tensor(x, device=device()).view(3, 1, 1) for x in IMAGENET)
 
-    def embedded(model: nn.Module, projection: nn.Module, images: Tensor, **options) -> Tensor:
-        patches = model((recolour(images) - mean) / std, **options).last_hidden_state[:, 1:]
-        return F.normalize(projection(patches), dim=-1)
+    def embedded(model: nn.Module, projection: nn.Module, images: Tensor, boxes: Tensor, **options) -> Tensor:
+        """Projected patch features (n, 64, c) of what is in the boxes."""
+        whole = torch.tensor([[0.0, 0.0, 1.0]], device=device()).expand_as(boxes)
+        crops = F.grid_sample(images, cut(boxes, whole, SIZE), align_corners=False)
+        return projection(model((recolour(crops) - mean) / std, **options).last_hidden_state[:, 1:])
 
     def loss(rows: np.ndarray, progress: float) -> Tensor:
         shown = train[rows]
         views = [shown.pixels(*UNIT), dataclasses.replace(shown, images=shown.views).pixels(*UNIT)]
         first = int(rng.integers(2))
+        length = SMALLEST + (1 - SMALLEST) * torch.rand(2, len(rows), 1, device=device())
+        boxes = torch.cat([torch.rand(2, len(rows), 2, device=device()) * (1 - length), length], -1)
         masks = block_masks(len(rows), rng).to(device())
-        predicted = embedded(student, head, views[first], bool_masked_pos=masks)
+        predicted = F.normalize(embedded(student, head, views[first], boxes[0], bool_masked_pos=masks), dim=-1)
+        places = cut(boxes[0], boxes[1], GRID)
         with torch.no_grad():
-            target = embedded(teacher, teacher_head, views[1 - first])
+            target = embedded(teacher, teacher_head, views[1 - first], boxes[1])
+            target = target.transpose(1, 2).unflatten(-1, (GRID, GRID))
+            target = F.grid_sample(target, places, padding_mode="border", align_corners=False)
+            target = F.normalize(target.flatten(2).transpose(1, 2), dim=-1)
+        seen = (places.abs() < EDGE).all(-1).flatten(1)
         total = 0.0
-        for chosen in (masks, ~masks):
-            places = chosen.nonzero()
-            places = places[torch.randperm(len(places), device=device())[:NEGATIVES]]
-            mine, theirs = predicted[places[:, 0], places[:, 1]], target[places[:, 0], places[:, 1]]
+        for chosen in (masks & seen, ~masks & seen):
+            patches = chosen.nonzero()
+            patches = patches[torch.randperm(len(patches), device=device())[:NEGATIVES]]
+            mine, theirs = predicted[patches[:, 0], patches[:, 1]], target[patches[:, 0], patches[:, 1]]
             similarity = mine @ theirs.T / TEMPERATURE
-            total = total + F.cross_entropy(similarity, torch.arange(len(places), device=device())) / 2
+            total = total + F.cross_entropy(similarity, torch.arange(len(patches), device=device())) / 2
         return total
 
     @torch.no_grad()
     def average(progress: float) -> None:
-        rate = 0.05 if progress < 1 / 15 else max(0.001, 0.005 * (1 + math.cos(math.pi * progress)))
+        rate = 0.05 if progress < 1 / 12 else max(0.001, 0.005 * (1 + math.cos(math.pi * progress)))
         for average, current in ((teacher, student), (teacher_head, head)):
             torch._foreach_lerp_(list(average.parameters()), list(current.parameters()), rate)
 
