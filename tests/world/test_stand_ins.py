@@ -222,3 +222,14 @@ def test_a_training_that_was_killed_goes_on(tmp_path, monkeypatch):
     assert losses == losses_too
     assert steps == 4
     assert not list(tmp_path.iterdir())
+
+
+def test_places_of_one_crop_in_another_against_plain_arithmetic():
+    boxes = torch.tensor([[0.1, 0.2, 0.6], [0.0, 0.3, 0.7]], device=device())
+    within = torch.tensor([[0.3, 0.1, 0.7], [0.0, 0.0, 1.0]], device=device())
+    places = teachers.cut(boxes, within, 8).cpu()
+    for box, other, grid in zip(boxes.tolist(), within.tolist(), places, strict=True):
+        for row, column in ((0, 0), (3, 6), (7, 7)):
+            x, y = (corner + box[2] * (i + 0.5) / 8 for corner, i in zip(box[:2], (column, row), strict=True))
+            expected = [2 * (value - corner) / other[2] - 1 for value, corner in zip((x, y), other[:2], strict=True)]
+            assert grid[row, column].tolist() == pytest.approx(expected, abs=1e-6)
