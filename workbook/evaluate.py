@@ -26,7 +26,7 @@ from viral_core.run_folder import Run
 from viral_core.templates import IMAGE_MARKER, prompt, stop_token_id
 from viral_core.tiles import view_of
 from workbook.benchmarks import load_rows, open_image, score
-from workbook.benchmarks.answers import append, continue_file, read_answers, set_outdated_aside, settings
+from workbook.benchmarks.answers import append, continue_file, read_answers, settings
 from workbook.config import Profile
 from workbook.logs import read_log
 from workbook.models import load, load_start, model_id, stage1_folder
@@ -138,9 +138,7 @@ def evaluate(
     order = sorted(range(len(rows)), key=lambda i: -lengths[i])
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     if distributed.is_main():
-        if renew:
-            set_outdated_aside(out, header)
-        continue_file(out, header)
+        continue_file(out, header, renew)
     distributed.barrier()
     answered = continue_file(out, header)
     todo = []  # (sample, number of the batch, rows without an answer)

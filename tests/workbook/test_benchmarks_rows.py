@@ -13,7 +13,7 @@ from PIL import Image
 
 from viral_core.templates import IMAGE_MARKER, SYSTEM, TEMPLATES, prompt
 from workbook.benchmarks import BENCHMARKS, load_rows, open_image, registry, score
-from workbook.benchmarks.mmstar import options
+from workbook.benchmarks.multiple_choice import mmstar_options
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 LETTER = "Answer with the option's letter from the given choices directly."
@@ -91,8 +91,8 @@ def test_mmstar_options_in_both_styles(original):
     rows = load_rows("mmstar", original)
     assert rows[0]["options"] == ["It is red, or so", "two: yes", "three", "four"]
     assert rows[1]["options"] == ["one", "two", "three", "four"]
-    assert options("What is it? Choices: (A) yes (B) no") == ["yes", "no", "", ""]
-    assert options("What is it?") == ["", "", "", ""]
+    assert mmstar_options("What is it? Choices: (A) yes (B) no") == ["yes", "no", "", ""]
+    assert mmstar_options("What is it?") == ["", "", "", ""]
 
 
 @pytest.mark.parametrize(
@@ -105,30 +105,7 @@ def test_mmstar_options_in_both_styles(original):
     ],
 )
 def test_mmstar_options_without_a_heading(question):
-    assert options(question) == ["one", "two", "three", "four"]
-
-
-@pytest.mark.parametrize("split", [False, True])
-def test_mme_release_in_either_layout(root, split):
-    shutil.rmtree(root / "mme")
-    for task in ("existence", "count"):
-        folder = root / "mme" / task
-        picture(folder / ("images" if split else "") / "0001.jpg")
-        text = folder / ("questions_answers_YN" if split else "") / "0001.txt"
-        text.parent.mkdir(exist_ok=True)
-        text.write_text(
-            "Is there a train? Please answer yes or no.\tYes\nIs there a bed? Please answer yes or no.\tNo\n"
-        )
-    rows = load_rows("mme", root)
-    assert [r["answer"] for r in rows] == ["yes", "no", "yes", "no"]
-    assert rows[0]["prompt"] == "Is there a train? Please answer yes or no."
-    assert [r["group"] for r in rows] == ["existence/0001.jpg"] * 2 + ["count/0001.jpg"] * 2
-    (root / "mme" / "count" / ("images" if split else "") / "0001.jpg").unlink()
-    (
-        root / "mme" / "existence" / text.parent.name / "0001.txt" if split else root / "mme/existence/0001.txt"
-    ).write_text("no tab here\n")
-    with pytest.raises(ValueError, match="(?s)line 1 is not question, tab, answer.*no image"):
-        load_rows("mme", root)
+    assert mmstar_options(question) == ["one", "two", "three", "four"]
 
 
 def test_official_totals_are_the_default(root):
@@ -209,7 +186,7 @@ QUESTIONS = "whats_up/prompts/COCO_QA_one_obj_with_answer_four_options.jsonl"
         ("pope_random", lambda r: (r / POPE).write_text("{"), r"coco_pope_random.json, line 1: not json"),
         ("whats_up_one", lambda r: edit_lines(r / QUESTIONS, lambda x: x[:1]), "2 entries for 1 questions"),
         ("whats_up_one", lambda r: edit_lines(r / QUESTIONS, lambda x: [x[0], x[1] | {"id": 7}]), "row 1 is missing"),
-        ("mmvp", lambda r: break_csv(r, MMVP[:3]), "pair 2 is odd: it has rows 3 only; restore the missing row"),
+        ("mmvp", lambda r: break_csv(r, MMVP[:3]), "row 4 is missing; download the file again"),
         ("mmvp", lambda r: break_csv(r, [MMVP[0], MMVP[2], MMVP[1], MMVP[3]]), "not in the order of their numbers"),
         ("mmvp", lambda r: break_csv(r, [["", *MMVP[0][1:]], *MMVP[1:]]), "row 1: Index: Input should be"),
         ("mmvp", lambda r: break_csv(r, [[1, "Q", "Open, Closed", "(a)"], *MMVP[1:]]),
@@ -335,9 +312,9 @@ def test_rows_without_photos(root):
 def test_all_faults_are_listed_together(root):
     break_csv(root, MMVP[:3])
     (root / "mmvp" / "MMVP Images" / "1.jpg").unlink()
-    with pytest.raises(ValueError, match=r"benchmark mmvp: 4 faults") as error:
+    with pytest.raises(ValueError, match=r"benchmark mmvp: 3 faults") as error:
         load_rows("mmvp", root)
-    for part in ("3 rows instead of 4", "row 4 is missing", "row 1: image", "pair 2 is odd"):
+    for part in ("3 rows instead of 4", "row 4 is missing", "row 1: image"):
         assert part in str(error.value)
 
 

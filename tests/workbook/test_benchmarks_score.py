@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from workbook.benchmarks import BENCHMARKS, differences, intervals, registry, score
-from workbook.benchmarks.mme import COGNITION, PERCEPTION
-from workbook.benchmarks.mmstar import CATEGORIES
+from workbook.benchmarks.multiple_choice import MMStar
+from workbook.benchmarks.yes_no import MME_COGNITION, MME_PERCEPTION
 
 COUNTS = ["4", "2", "3", "1"]
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -30,7 +30,7 @@ def answered(rows, response):
 def mme_rows():
     return [
         row(f"{task}/{i}#{j}", ("yes", "no")[j], group=f"{task}/{i}", category=task)
-        for task, n in (PERCEPTION | COGNITION).items()
+        for task, n in (MME_PERCEPTION | MME_COGNITION).items()
         for i in range(n // 2)
         for j in range(2)
     ]
@@ -52,9 +52,10 @@ def mmvp_rows():
 
 def mmstar_rows():
     letters = "A" * 429 + "B" * 447 + "C" * 309 + "D" * 315
+    places = [(MMStar.categories[i % 6], f"{MMStar.categories[i % 6]} {i % 18}") for i in range(len(letters))]
     return [
-        row(i, x, ["w", "x", "y", "z"], category=CATEGORIES[i % 6], subcategory=f"{CATEGORIES[i % 6]} {i % 18}")
-        for i, x in enumerate(letters)
+        row(i, letter, ["w", "x", "y", "z"], category=category, subcategory=subcategory)
+        for i, (letter, (category, subcategory)) in enumerate(zip(letters, places, strict=True))
     ]
 
 
@@ -90,7 +91,7 @@ ROWS = {
 @needs_data
 def test_mme_of_lavin_13b_to_the_last_digit():
     rows = []
-    for task in PERCEPTION | COGNITION:
+    for task in MME_PERCEPTION | MME_COGNITION:
         for number, line in enumerate((DATA / "mme_lavin" / f"{task}.txt").read_text(encoding="utf-8").splitlines()):
             image, question, gold, answer = line.split("\t")
             rows.append(row(f"{task}/{number}", gold.lower(), group=f"{task}/{image}", category=task, response=answer))
@@ -166,7 +167,7 @@ def test_official_answers_of_the_released_scorers():
     for family, pairs in cases.items():
         for response, expected in pairs:
             asked = {"response": response, "answer": gold[family], "options": ["Open", "Closed"]}
-            assert registry.MODULES[family].official(asked) == expected, (family, response)
+            assert registry.FAMILIES[family].official(asked) == expected, (family, response)
 
 
 def test_strict_differs_where_the_official_rule_errs():
@@ -193,13 +194,13 @@ def test_sub_scores():
     assert (corrected["pair_corrected"], corrected["single_corrected"]) == (1, 1)
 
     star = score("mmstar", [r | {"response": r["answer"] if r["category"] == "math" else "?"} for r in ROWS["mmstar"]])
-    assert [star[c] for c in CATEGORIES] == [0, 0, 0, 0, 0, 1]
+    assert [star[c] for c in MMStar.categories] == [0, 0, 0, 0, 0, 1]
     assert sum(name.startswith("math ") for name in star) == 3
     assert star["official"] == 250 / 1500
 
     mme = score("mme", [r | {"response": "yes" if r["category"] == "OCR" else r["answer"]} for r in ROWS["mme"]])
     assert (mme["OCR"], mme["existence"], mme["perception"], mme["cognition"]) == (50, 200, 1850, 800)
-    assert set(PERCEPTION | COGNITION) <= set(mme)
+    assert set(MME_PERCEPTION | MME_COGNITION) <= set(mme)
 
 
 def test_a_benchmark_of_two_files_is_their_mean():

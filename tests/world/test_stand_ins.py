@@ -17,7 +17,7 @@ from viral_core.data import encode
 from viral_core.distributed import device
 from viral_core.teachers import load_teacher
 from viral_core.templates import TEMPLATES, stop_token_id
-from workbook.world import questions, render, scenes
+from workbook.world import questions, scenes
 from workbook.world.conversations import captioning, turns
 from workbook.world.stand_ins import encoders, fitting, language, lessons, pictures, recipes, teachers
 
@@ -92,8 +92,8 @@ def test_pixels_have_the_depth_of_what_they_show(made):
     for owners, depths, pixels in zip(drawn.owners, drawn.depths, depth, strict=True):
         for i in range(owners.max()):
             assert np.allclose(pixels[owners == i + 1], depths[i])
-        assert pixels[owners == 0].min() > render.FAR >= depths.max()
-    assert (np.diff(render.background_depth()) < 0).all()
+        assert pixels[owners == 0].min() > 1 > depths.max()
+    assert (np.diff(pictures.BACKGROUND) < 0).all()
 
 
 def test_every_word_of_the_world_is_one_token():

@@ -12,7 +12,7 @@ A folder of benchmarks holds each of them as released:
     whats_up/data/coco_qa_{one,two}_obj.json, whats_up/data/val2017/*.jpg     AdaptVis release, COCO
     pope/coco_pope_{random,popular,adversarial}.json, pope/val2014/*.jpg  RUCAIBox/POPE, COCO
     mmstar/mmstar.parquet                                    snapshot of Lin-Chen/MMStar
-    mme/data/*.parquet, or mme/<subtask>/ with images and texts     snapshot of lmms-lab/MME, or MME's release
+    mme/data/*.parquet                                       snapshot of lmms-lab/MME
     manifest.json                                            optional: {"cv_bench": {"rows": 300}, ...}, the totals
                                                              to insist on where they are not the official ones
 
@@ -24,10 +24,11 @@ from pathlib import Path
 
 from viral_core.files import read_json
 from workbook.benchmarks.parse import key, parse_answer
-from workbook.benchmarks.registry import BENCHMARKS, EXPECTED, MODULES, PAPER, checked, family, read
-from workbook.benchmarks.sources import Faults, check_photos, check_rows, open_image, validate
-from workbook.benchmarks.stats import differences, intervals, point_scores
+from workbook.benchmarks.registry import BENCHMARKS, EXPECTED, FAMILIES, PAPER, checked, family
+from workbook.benchmarks.sources import open_image, photo_faults, row_faults, validate
+from workbook.benchmarks.stats import differences, intervals, reduce
 
+LISTED = 50  # faults shown in full by one error message
 __all__ = [
     "BENCHMARKS",
     "PAPER",
@@ -57,26 +58,25 @@ def load_rows(benchmark: str, root: str | Path, *, expected: Mapping | None = No
     name = family(benchmark)
     if benchmark not in EXPECTED:
         raise ValueError(f"{benchmark} has several files: load {' and '.join(PAPER[name])}")
-    module, folder, faults = MODULES[name], Path(root) / name, Faults(benchmark)
+    spec, folder, manifest = FAMILIES[name], Path(root) / name, Path(root) / "manifest.json"
     if not photos and not folder.is_dir():
         folder = Path(root)
-    manifest = Path(root) / "manifest.json"
     if expected is None and manifest.is_file():
         expected = read_json(manifest).get(benchmark)
     expected = expected or EXPECTED[benchmark]
-    file, entries = module.read(benchmark, folder, faults, photos)
-    more = {"swapped": expected["swapped_keys"]} if "swapped_keys" in expected else {}
-    rows = [module.row(benchmark, item, folder, **more) for item in validate(module.Item, entries, file, faults)]
+    file, entries = spec.read(benchmark, folder, photos)
+    items, faults = validate(spec.item, entries)
+    rows = [spec.row(benchmark, item, folder, expected) for item in items]
     for row in rows:
         row["answer"] = key(benchmark, row["answer"], row["options"])
-        if row["category"] not in getattr(module, "CATEGORIES", ("",)):
-            faults.add(file, f"row {row['id']}: unknown category {row['category']!r}", "download the file again")
-    if hasattr(module, "check"):
-        module.check(rows, file, faults)
-    check_rows(rows, expected, file, faults, getattr(module, "FIRST_ID", None))
+    faults += spec.faults(rows)
+    faults += row_faults(rows, expected, spec.categories, spec.first_id)
     if photos:
-        check_photos(rows, file, faults)
-    faults.raise_if_any()
+        faults += photo_faults(rows)
+    if faults:
+        listed = "".join(f"\n  {file}: {fault}" for fault in faults[:LISTED])
+        rest = f"\n  ... and {len(faults) - LISTED} more" if len(faults) > LISTED else ""
+        raise ValueError(f"benchmark {benchmark}: {len(faults)} faults{listed}{rest}")
     return rows
 
 
@@ -87,7 +87,7 @@ def score(benchmark: str, rows: Sequence[Mapping]) -> dict:
 
     Returns:
         `official`, `strict` (the same number from `parse_answer`; unparsed is wrong), `unparsed` (share of rows),
-        `n`, the official sub-scores under their names (each module's `scores`), and `strict_scores`, the strict ones.
+        `n`, the official sub-scores under their names, and `strict_scores`, the strict ones.
 
     Raises:
         ValueError: no rows, an unknown benchmark, half of an MMVP pair or of an MME image, or a row that cannot be
@@ -96,12 +96,12 @@ def score(benchmark: str, rows: Sequence[Mapping]) -> dict:
     if not rows:
         raise ValueError(f"no answers to score for {benchmark}")
     rows = checked(benchmark, rows)
-    answers = {rule: read(benchmark, rows, rule) for rule in ("official", "strict")}
-    official, strict = (point_scores(benchmark, rows, named) for named in answers.values())
-    return official | {
+    read = {rule: reduce(benchmark, [rows], rule) for rule in ("official", "strict")}
+    scores = {rule: {name: e.seeds.item() for name, e in one.effects.items()} for rule, one in read.items()}
+    return scores["official"] | {
         "benchmark": benchmark,
         "n": len(rows),
-        "strict": strict["official"],
-        "unparsed": answers["strict"].count(None) / len(rows),
-        "strict_scores": strict,
+        "strict": scores["strict"]["official"],
+        "unparsed": read["strict"].unparsed,
+        "strict_scores": scores["strict"],
     }

@@ -45,8 +45,11 @@ def settings(
     }
 
 
-def continue_file(path: Path, wanted: Mapping) -> set[tuple[int, str]]:
+def continue_file(path: Path, wanted: Mapping, renew: bool = False) -> set[tuple[int, str]]:
     """Create the file, or check that it may be continued and cut off a half-written last line.
+
+    Args:
+        renew: a file that was made under other settings is set aside, with a warning; by default it is an error.
 
     Returns:
         (run, row id) of the answers that are there.
@@ -56,24 +59,22 @@ def continue_file(path: Path, wanted: Mapping) -> set[tuple[int, str]]:
     """
     data = path.read_bytes() if path.is_file() else b""
     whole = data.rfind(b"\n") + 1
-    if not data[:whole].strip():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json_line({"settings": wanted}))
-        return set()
-    if whole < len(data):
-        os.truncate(path, whole)
-    there, runs = read_answers(path)
-    other = [f"{k}: {there.get(k)!r} there, {wanted[k]!r} now" for k in wanted if there.get(k) != wanted[k]]
-    if other:
-        raise ValueError(f"{path} holds answers made under other settings ({'; '.join(other)}): remove or rename it")
-    return {(i, row["id"]) for i, run in enumerate(runs) for row in run}
-
-
-def set_outdated_aside(path: Path, wanted: Mapping) -> None:
-    """Rename the file where it was made under other settings, with a warning that says so."""
-    if path.is_file() and path.read_bytes().strip() and _settings(path) != wanted:
+    if data[:whole].strip():
+        there = _settings(path)
+        other = [f"{k}: {there.get(k)!r} there, {wanted[k]!r} now" for k in wanted if there.get(k) != wanted[k]]
+        if not other:
+            if whole < len(data):
+                os.truncate(path, whole)
+            return {(i, row["id"]) for i, run in enumerate(read_answers(path)[1]) for row in run}
+        if not renew:
+            raise ValueError(
+                f"{path} holds answers made under other settings ({'; '.join(other)}): remove or rename it"
+            )
         place = set_aside(path, "other-settings")
         warnings.warn(f"{path} was made under other settings, and is now {place.name}: asking again", stacklevel=2)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json_line({"settings": wanted}))
+    return set()
 
 
 def append(path: Path, answered: Sequence[Mapping]) -> None:

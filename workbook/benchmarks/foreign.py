@@ -9,20 +9,22 @@ compared either way.  A row without an answer, or with two, is an error: scores 
 
 import zipfile
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas
 
 from viral_core.files import read_entries
-from workbook.benchmarks import load_rows, score
+from workbook.benchmarks import load_rows
 from workbook.benchmarks.answers import read_answers
-from workbook.benchmarks.pope import INSTRUCTION
+from workbook.benchmarks.benchmark import LETTER_INSTRUCTION, WORD_INSTRUCTION
 from workbook.benchmarks.registry import PAPER
-from workbook.benchmarks.sources import LETTER_INSTRUCTION
-from workbook.benchmarks.stats import differences, intervals
+from workbook.benchmarks.stats import contrast, reduce
+
+# How the programs name what a model said, and what it was asked.
+RESPONSES = ("text", "prediction", "response", "resps", "filtered_resps")
+QUESTIONS = ("question", "Question", "prompt", "input", "arguments")
 
 
 @dataclass(frozen=True)
@@ -30,11 +32,11 @@ class Answer:
     """What a model said to a question, and what the file tells of the question; None and empty: nothing."""
 
     place: str  # in the file
-    response: str
-    question: str
-    number: int | None = None  # the order of the questions
-    image: str | None = None  # the name of the image's file, without its ending
-    categories: frozenset[str] = frozenset()
+    response: object  # a text, or what stands in its place
+    question: object
+    number: int | None  # the order of the questions
+    image: str | None  # the name of the image's file, without its ending
+    categories: frozenset[str]
 
 
 def score_files(benchmark: str, files: Sequence[str | Path], folder: str | Path) -> pandas.DataFrame:
@@ -57,23 +59,85 @@ def score_files(benchmark: str, files: Sequence[str | Path], folder: str | Path)
     parts = [load_rows(part, folder, photos=False) for part in PAPER.get(benchmark, (benchmark,))]
     sides = []
     for file in map(Path, files):
-        answers = _read(file, Path(folder))
+        answers = load_answers(file, Path(folder))
         sides.append([row for rows in parts for row in join(rows, answers, file)])
-    results = [score(benchmark, rows) for rows in sides]
     table: dict[str, dict] = {}
     for rule, prefix in (("official", ""), ("strict", "strict ")):
-        values = [result["strict_scores"] if rule == "strict" else result for result in results]
-        if len(sides) == 1:
-            bounds = intervals(benchmark, [[sides[0]]], rule)
-            table[rule] = {name: values[0][name] for name in bounds}
-        else:
-            bounds = differences(benchmark, [[sides[0]]], [[sides[1]]], rule)
-            table[rule] = {name: values[0][name] - values[1][name] for name in bounds}
+        models = [[reduce(benchmark, [rows], rule)] for rows in sides]
+        effects = contrast(benchmark, models, (1, -1)[: len(models)])
+        bounds = {name: one.interval() for name, one in effects.items()}
+        table[rule] = {name: interval.value for name, interval in bounds.items()}
         table[f"{prefix}low"] = {name: interval.low for name, interval in bounds.items()}
         table[f"{prefix}high"] = {name: interval.high for name, interval in bounds.items()}
     frame = pandas.DataFrame(table)
-    frame.attrs = {"questions": len(sides[0]), "unparsed": [result["unparsed"] for result in results]}
+    frame.attrs = {
+        "questions": len(sides[0]),
+        "unparsed": [model.unparsed for (model,) in models],
+    }
     return frame
+
+
+def load_answers(file: Path, folder: Path) -> list[Answer]:
+    """The answers of a file, with what LLaVA's question file, if there is one in `folder`, says of each question."""
+    entries = _entries(file)
+    if not entries or not all(isinstance(entry, dict) and entry.keys() & set(RESPONSES) for entry in entries):
+        programs = "LLaVA's scripts, lmms-eval, VLMEvalKit or the workbook"
+        raise ValueError(f"{file}: not every entry is an answer as {programs} write them ({', '.join(RESPONSES)})")
+    for questions in sorted(folder.rglob("*.jsonl")):
+        lines = [line for line in read_entries(questions) if isinstance(line, dict)]
+        lines = {line["question_id"]: line for line in lines if {"question_id", "image", "text"} <= line.keys()}
+        pairs = [(entry, lines.get(entry.get("question_id"))) for entry in entries]
+        if all(line and line["text"] == entry.get("prompt") for entry, line in pairs):
+            entries = [e | {"image_path": line["image"], "category": line.get("category", "")} for e, line in pairs]
+            break
+    return [_answer(entry, f"entry {number}") for number, entry in enumerate(entries, 1)]
+
+
+def _entries(file: Path) -> list:
+    if not file.is_file():
+        raise FileNotFoundError(f"no answers at {file}")
+    if file.suffix in (".xlsx", ".tsv"):
+        as_text = {"dtype": str, "keep_default_na": False}  # so that an answer "None" or "N/A" stays what it is
+        excel = file.suffix == ".xlsx"
+        try:
+            table = pandas.read_excel(file, **as_text) if excel else pandas.read_csv(file, sep="\t", **as_text)
+        except (ValueError, OSError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{file} cannot be read as {file.suffix[1:]} ({error}): write it again") from error
+        return table.to_dict("records")
+    entries = read_entries(file)
+    if entries and isinstance(entries[0], dict) and "settings" in entries[0]:
+        _, runs = read_answers(file)
+        if len(runs) > 1:
+            raise ValueError(f"{file} holds {len(runs)} sampled runs: compare greedy answers")
+        entries = [row | {"question_id": row["id"] if row["id"].isdigit() else row["group"]} for row in runs[0]]
+    return entries
+
+
+def _answer(entry: Mapping, place: str) -> Answer:
+    """What an entry tells, itself or in a part (lmms-eval's `doc`; where it has none, a metric): MME's ids, such as
+    "artwork/images/1.jpg", tell category and image.
+    """
+    parts = [part for part in entry.values() if isinstance(part, dict)]
+    details = {name: value for part in (*reversed(parts), entry) for name, value in part.items()}
+    path = Path(str(details.get("question_id", "")))
+    image = details.get("image_path") or details.get("image_source") or (path if len(path.parts) > 1 else None)
+    categories = details.get("category") or details.get("task") or ("" if len(path.parts) < 2 else path.parts[0])
+    number = str(next((entry[name] for name in ("doc_id", "index", "question_id") if name in entry), ""))
+    return Answer(
+        place=place,
+        response=_first_text(next(entry[name] for name in RESPONSES if name in entry)),
+        question=_first_text(next((details[name] for name in QUESTIONS if name in details), None)),
+        number=int(number) if number.isdigit() else None,
+        image=Path(image).stem if image else None,
+        categories=frozenset(name.strip() for name in str(categories).split(",") if name),
+    )
+
+
+def _first_text(value: object) -> object:
+    """The first text in nested lists and dicts, or what stands in its place."""
+    while isinstance(value, list | dict) and value:
+        value = next(iter(value.values())) if isinstance(value, dict) else value[0]
+    return value
 
 
 def join(rows: Sequence[Mapping], answers: Sequence[Answer], file: Path) -> list[dict]:
@@ -147,115 +211,6 @@ def _same(row: Mapping, answer: Answer) -> bool:
 
 def _plain(text: object) -> str:
     text = text if isinstance(text, str) else ""
-    for instruction in ("<image>", INSTRUCTION, LETTER_INSTRUCTION):
+    for instruction in ("<image>", WORD_INSTRUCTION, LETTER_INSTRUCTION):
         text = text.replace(instruction, " ")
     return " ".join(text.lower().split())
-
-
-def _table(file: Path) -> Iterator[Answer]:
-    """VLMEvalKit's rows; cells are text, so that an answer "None" or "N/A" stays what it is."""
-    as_text = {"dtype": str, "keep_default_na": False}
-    try:
-        read = pandas.read_excel if file.suffix == ".xlsx" else partial(pandas.read_csv, sep="\t")
-        table = read(file, **as_text)
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{file} cannot be read as {file.suffix[1:]} ({error}): write it again") from error
-    if not {"question", "prediction"} <= set(table.columns):
-        raise ValueError(f"{file} has no columns question and prediction: give VLMEvalKit's file of predictions")
-    for number, row in enumerate(table.to_dict("records")):
-        index, image = row.get("index", ""), row.get("image_path", "")
-        yield Answer(
-            place=f"row {number + 2}",
-            response=row["prediction"],
-            question=row["question"],
-            number=int(index) if index.isdigit() else None,
-            image=Path(image).stem if image else None,
-            categories=frozenset(part.strip() for part in row.get("category", "").split(",")),
-        )
-
-
-def _read(file: Path, folder: Path) -> list[Answer]:
-    if not file.is_file():
-        raise FileNotFoundError(f"no answers at {file}")
-    if file.suffix in (".xlsx", ".tsv"):
-        return list(_table(file))
-    entries = read_entries(file)
-    if entries and isinstance(entries[0], dict) and "settings" in entries[0]:
-        return _own(file)
-    for columns, kind in (({"question_id", "prompt", "text"}, _llava), ({"resps"}, _lmms), ({"filtered_resps"}, _lmms)):
-        if entries and all(isinstance(entry, dict) and columns <= entry.keys() for entry in entries):
-            answers = [kind(entry, f"entry {number}") for number, entry in enumerate(entries, 1)]
-            return _with_images(answers, entries, folder) if kind is _llava else answers
-    raise ValueError(f"{file}: not every entry is an answer as LLaVA's scripts, lmms-eval or the workbook write them")
-
-
-def _own(file: Path) -> list[Answer]:
-    """The workbook's answers; MME's rows are named by image, the others numbered."""
-    _, runs = read_answers(file)
-    if len(runs) > 1:
-        raise ValueError(f"{file} holds {len(runs)} sampled runs: compare greedy answers")
-    return [
-        Answer(
-            place=f"row {row['id']}",
-            response=row["response"],
-            question=row["question"],
-            number=int(row["id"]) if row["id"].isdigit() else None,
-            image=None if row["id"].isdigit() else _image(row),
-            categories=frozenset([row["category"]]),
-        )
-        for row in runs[0]
-    ]
-
-
-def _image_and_category(name: object) -> tuple[str | None, frozenset[str]]:
-    """What an id like MME's "artwork/images/1.jpg" says."""
-    path = Path(str(name))
-    return (path.stem, frozenset(path.parts[:1])) if len(path.parts) > 1 else (None, frozenset())
-
-
-def _llava(entry: Mapping, place: str) -> Answer:
-    number = entry["question_id"] if isinstance(entry["question_id"], int) else None
-    return Answer(place, entry["text"], entry["prompt"], number, *_image_and_category(entry["question_id"]))
-
-
-def _with_images(answers: list[Answer], entries: Sequence[Mapping], folder: Path) -> list[Answer]:
-    """LLaVA's answers with what its question file, if there is one, says of each question."""
-    for file in sorted(folder.rglob("*.jsonl")):
-        lines = [line for line in read_entries(file) if isinstance(line, dict)]
-        asked = {line["question_id"]: line for line in lines if {"question_id", "image", "text"} <= line.keys()}
-        lines = [asked.get(entry["question_id"]) for entry in entries]
-        if asked and all(line and line["text"] == e["prompt"] for line, e in zip(lines, entries, strict=True)):
-            return [
-                replace(
-                    answer, image=Path(line["image"]).stem, categories=frozenset(filter(None, [line.get("category")]))
-                )
-                for answer, line in zip(answers, lines, strict=True)
-            ]
-    return answers
-
-
-def _lmms(entry: Mapping, place: str) -> Answer:
-    """lmms-eval's sample; of a file without docs, the metrics tell the question's id and category."""
-    details: dict = {}
-    for part in entry.values():
-        if isinstance(part, dict):
-            details = part | details
-    image, categories = _image_and_category(details.get("question_id"))
-    image = Path(details["image_source"]).stem if "image_source" in details else image
-    category = details.get("category") or details.get("task")
-    question = details.get("question") or details.get("Question")
-    return Answer(
-        place=place,
-        response=_first_text(entry.get("resps") or entry.get("filtered_resps")),
-        question=question or _first_text(entry.get("input", entry.get("arguments"))),
-        number=entry.get("doc_id"),
-        image=image,
-        categories=frozenset([category]) if category else categories,
-    )
-
-
-def _first_text(value: object) -> object:
-    """The first text in nested lists and dicts, or what stands in its place."""
-    while isinstance(value, list | dict) and value:
-        value = next(iter(value.values())) if isinstance(value, dict) else value[0]
-    return value

@@ -64,12 +64,8 @@ _ASKED = re.compile(r"(?:please\s+)?answer\s+(?:with\s+)?(?:only\s+)?['\"]?yes['
 def keys(benchmark: str, options: Sequence[str] = ()) -> list[str]:
     """How answers to a question are written, in the options' order.
 
-    Returns:
-        "A" to "F" for cv_bench and mmstar, "(a)" and "(b)" for mmvp, the words themselves in lower case for whats_up,
-        "yes" and "no" for pope and mme.
-
-    Raises:
-        ValueError: an unknown benchmark, or no options where they are needed.
+    "A" to "F" for cv_bench and mmstar, "(a)" and "(b)" for mmvp, the words themselves in lower case for whats_up, "yes"
+    and "no" for pope and mme.  ValueError: an unknown benchmark, or no options where they are needed.
     """
     family = next((f for f in ("cv_bench", "mmvp", "whats_up", "pope", "mmstar", "mme") if benchmark.startswith(f)), "")
     if family in ("pope", "mme"):
@@ -89,14 +85,9 @@ def key(benchmark: str, text: object, options: Sequence[str] = ()) -> str | None
 
 
 def parse_answer(benchmark: str, response: str, options: Sequence[str] = ()) -> str | None:
-    """The option that `response` names, as one of `keys`, or None.
+    """The option that `response` names, as one of `keys`, or None.  Errors as of `keys`.
 
-    Args:
-        benchmark: one of `BENCHMARKS`; its family ("pope", "whats_up") will do.
-        options: the options' texts in order; not needed for the yes/no benchmarks.
-
-    Raises:
-        ValueError: an unknown benchmark, or no options where they are needed.
+    `benchmark`: one of `BENCHMARKS`; its family ("pope", "whats_up") will do.
     """
     names = keys(benchmark, options)
     text = _clean(_THOUGHT.sub(" ", response))

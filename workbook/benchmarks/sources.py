@@ -1,12 +1,12 @@
 """Reading official files and checking them before any model is loaded.
 
-All that is wrong with a benchmark is collected in `Faults` and raised once, so that a user mends a download in one go.
-Each benchmark states the columns of its file as a pydantic model, which is what finds missing and odd cells.
+All that is wrong with a benchmark is collected and raised at once, so that a user mends a download in one go.  Each
+benchmark states the columns of its file as a pydantic model, which is what finds missing and odd cells.
 """
 
 import io
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -15,9 +15,7 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from viral_core.images import DAMAGED, find_image, open_rgb, to_rgb
 
-LETTER_INSTRUCTION = "Answer with the option's letter from the given choices directly."
 AGAIN = "download the file again"
-_LISTED = 50  # faults shown in full by one error message
 
 Text = Annotated[str, Field(pattern=r"\S")]
 Id = Annotated[str, Field(pattern=r"\S", coerce_numbers_to_str=True)]
@@ -39,33 +37,6 @@ def new_row(
     """A row in the form that all benchmarks share, `answer` as the file writes it, and what one of them adds."""
     shared = {"id": name, "image": image, "question": question, "prompt": prompt, "options": options}
     return shared | {"answer": answer, "group": group, "category": category} | more
-
-
-def tally(members: Iterable[tuple[Mapping, str | None]], parts: Callable[[Mapping], Iterable[str]]) -> Counter:
-    """Questions (`<part>/n`) and right answers (`<part>/right`) of each part that answered rows belong to."""
-    total = Counter()
-    for row, answer in members:
-        for part in parts(row):
-            total.update({f"{part}/n": 1, f"{part}/right": int(answer == row["answer"])})
-    return total
-
-
-class Faults:
-    """What is wrong with one benchmark's files: where, what, and what to do about it."""
-
-    def __init__(self, benchmark: str):
-        self.benchmark = benchmark
-        self.lines: list[str] = []
-
-    def add(self, where: object, what: str, remedy: str) -> None:
-        self.lines.append(f"{where}: {what}; {remedy}")
-
-    def raise_if_any(self) -> None:
-        """Raises ValueError with the list of faults, if there are any."""
-        if self.lines:
-            shown = "\n  ".join(self.lines[:_LISTED])
-            more = f"\n  ... and {len(self.lines) - _LISTED} more" if len(self.lines) > _LISTED else ""
-            raise ValueError(f"benchmark {self.benchmark}: {len(self.lines)} faults\n  {shown}{more}")
 
 
 def require(path: Path, remedy: str) -> Path:
@@ -97,8 +68,8 @@ def parquet_rows(folder: Path, pattern: str, photos: bool) -> Iterator[dict]:
         yield from table.to_pylist()
 
 
-def validate(model: type[BaseModel], entries: Iterable, file: object, faults: Faults) -> list[BaseModel]:
-    """The entries that have all columns of the model; the others become faults, the same fault of many rows one."""
+def validate(model: type[BaseModel], entries: Iterable) -> tuple[list[BaseModel], list[str]]:
+    """The entries that have all columns of the model, and the faults of the others; the same one of many rows once."""
     items, wrong = [], defaultdict(list)
     for number, entry in enumerate(entries, 1):
         try:
@@ -107,9 +78,7 @@ def validate(model: type[BaseModel], entries: Iterable, file: object, faults: Fa
             for fault in error.errors():
                 column = ".".join(map(str, fault["loc"])) or "the row"
                 wrong[f"{column}: {fault['msg']}"].append(number)
-    for message, numbers in wrong.items():
-        faults.add(file, f"row {numbers[0]}{_more(numbers)}: {message}", AGAIN)
-    return items
+    return items, [f"row {numbers[0]}{_more(numbers)}: {text}; {AGAIN}" for text, numbers in wrong.items()]
 
 
 def _more(rows: Sequence) -> str:
@@ -123,23 +92,8 @@ def open_image(image: str | Path | bytes | Image.Image) -> Image.Image:
     return open_rgb(io.BytesIO(image) if isinstance(image, bytes) else image)
 
 
-def image_fault(image: str | bytes | None) -> str | None:
-    """Why an image cannot be used, None if it decodes (JPEG at reduced size, which reads the whole file)."""
-    if image is None:
-        return "no image"
-    if isinstance(image, str) and not Path(image).is_file():
-        return f"image {image} is missing"
-    try:
-        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
-            opened.draft("RGB", (32, 32))
-            to_rgb(opened)
-    except DAMAGED as error:
-        return f"image {'' if isinstance(image, bytes) else image} cannot be read ({error})"
-    return None
-
-
-def check_rows(rows: Sequence[dict], expected: Mapping, file: object, faults: Faults, first: int | None) -> None:
-    """Add what is wrong with rows as a whole: repeated or missing ids, totals, categories, answers.
+def row_faults(rows: Sequence[dict], expected: Mapping, categories: Sequence[str], first: int | None) -> Iterator[str]:
+    """What is wrong with rows as a whole: repeated or missing ids, totals, categories, answers.
 
     Args:
         expected: `rows`, a total or a tuple of admitted totals; optionally `categories`, a total for each category.
@@ -147,35 +101,53 @@ def check_rows(rows: Sequence[dict], expected: Mapping, file: object, faults: Fa
     """
     for name, n in Counter(row["id"] for row in rows).items():
         if n > 1:
-            faults.add(file, f"row {name} occurs {n} times", AGAIN)
+            yield f"row {name} occurs {n} times; {AGAIN}"
     totals = expected["rows"] if isinstance(expected["rows"], tuple | list) else (expected["rows"],)
     if len(rows) not in totals:
-        faults.add(file, f"{len(rows)} rows instead of {' or '.join(map(str, totals))}", AGAIN)
+        yield f"{len(rows)} rows instead of {' or '.join(map(str, totals))}; {AGAIN}"
     if first is not None:
         ids = {row["id"] for row in rows}
         last = first + max([t for t in totals if t <= len(rows)], default=min(totals))
         missing = [number for number in range(first, last) if str(number) not in ids]
         if missing:
-            faults.add(file, f"row {missing[0]}{_more(missing)} is missing", AGAIN)
+            yield f"row {missing[0]}{_more(missing)} is missing; {AGAIN}"
     counts = Counter(row["category"] for row in rows)
     for category, n in expected.get("categories", {}).items():
         if counts[category] != n:
-            faults.add(file, f"{counts[category]} rows of category {category!r} instead of {n}", AGAIN)
+            yield f"{counts[category]} rows of category {category!r} instead of {n}; {AGAIN}"
     for row in rows:
+        if row["category"] not in categories:
+            yield f"row {row['id']}: unknown category {row['category']!r}; {AGAIN}"
         if row["answer"] is None:
-            faults.add(file, f"row {row['id']}: the answer is none of the options {list(row['options'])}", AGAIN)
+            yield f"row {row['id']}: the answer is none of the options {list(row['options'])}; {AGAIN}"
 
 
-def check_photos(rows: Sequence[dict], file: object, faults: Faults) -> None:
-    """Add the images that are missing or cannot be read; a file is looked at once, by another ending if need be."""
-    checked: dict[object, tuple[object, str | None]] = {}
+def photo_faults(rows: Sequence[dict]) -> Iterator[str]:
+    """The images that are missing or cannot be read; a file is looked at once, by another ending if need be."""
+    checked: dict[object, tuple[object, str]] = {}
     for row in rows:
         image = row["image"]
         name = image if isinstance(image, str) else row["id"]
         if name not in checked:
             if isinstance(image, str):
                 image = str(find_image(Path(image).parent, Path(image).name) or image)
-            checked[name] = image, image_fault(image)
+            checked[name] = image, _image_fault(image)
         row["image"], fault = checked[name]
         if fault:
-            faults.add(file, f"row {row['id']}: {fault}", "restore the image")
+            yield f"row {row['id']}: {fault}; restore the image"
+
+
+def _image_fault(image: str | bytes | None) -> str:
+    """Why an image cannot be used, empty if it decodes (JPEG at reduced size, which reads the whole file)."""
+    if image is None:
+        return "no image"
+    name, source = ("image", io.BytesIO(image)) if isinstance(image, bytes) else (f"image {image}", image)
+    try:
+        with Image.open(source) as opened:
+            opened.draft("RGB", (32, 32))
+            to_rgb(opened)
+    except FileNotFoundError:
+        return f"{name} is missing"
+    except DAMAGED as error:
+        return f"{name} cannot be read ({error})"
+    return ""

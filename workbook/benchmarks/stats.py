@@ -6,46 +6,45 @@ question of MMStar.  MME's subtasks are strata.  Two models are compared on the 
 
 import functools
 import operator
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import ModuleType
 
 import numpy as np
 import pandas
 
 from viral_core.measure.intervals import Effects, Interval, jackknife, stack
-from workbook.benchmarks.registry import MODULES, family, read
+from workbook.benchmarks.benchmark import Benchmark
+from workbook.benchmarks.registry import FAMILIES, family, read
 
 Seeds = Sequence[Sequence[Sequence[Mapping]]]  # of each seed, the answered rows of its greedy, or its sampled, runs
 
 
-def tally(module: ModuleType, rows: Sequence[Mapping], answers: Sequence[str | None]) -> dict[str, pandas.DataFrame]:
-    """Counts of each cluster (rows of the frames, sorted by name) in each stratum, as the module's `scores` needs."""
-    clusters = defaultdict(list)
-    stratum = getattr(module, "stratum", lambda row: "")
-    for row, answer in zip(rows, answers, strict=True):
-        clusters[stratum(row), row["group"]].append((row, answer))
-    strata = defaultdict(dict)
-    for (name, group), members in sorted(clusters.items(), key=lambda item: item[0]):
-        strata[name][group] = module.counts(members)
-    return {name: pandas.DataFrame(list(c.values()), index=list(c)).fillna(0.0) for name, c in strata.items()}
-
-
-def point_scores(benchmark: str, rows: Sequence[Mapping], answers: Sequence[str | None]) -> dict[str, float]:
-    """Every score of a benchmark, given the option that each row's response names."""
-    module = MODULES[family(benchmark)]
-    sums = {name: dict(frame.astype(float).sum()) for name, frame in tally(module, rows, answers).items()}
-    return {name: float(value) for name, value in module.scores(sums).items()}
-
-
 @dataclass(frozen=True)
 class Scored:
-    """What intervals need of one seed's answers: the mean over its sampled runs, which are no seeds."""
+    """Scores of one seed's answers: the mean over its sampled runs, which are no seeds."""
 
     questions: int  # hash of which questions were answered
     samples: int
+    unparsed: float  # share of the answers that name no option, or several, under the rule
     effects: dict[str, Effects]  # of every score, of one seed
+
+
+def tally(spec: Benchmark, rows: Sequence[Mapping], answers: Sequence[str | None]) -> dict[str, pandas.DataFrame]:
+    """Of each stratum a frame, clusters (sorted by name) x `sum` and `n` of each of the benchmark's values."""
+    clusters = defaultdict(list)
+    for row, answer in zip(rows, answers, strict=True):
+        clusters[spec.stratum(row), row["group"]].append((row, answer))
+    strata = defaultdict(lambda: {"sum": [], "n": []})
+    for (name, _), members in sorted(clusters.items(), key=lambda item: item[0]):
+        sums, numbers = Counter(), Counter()
+        for values in spec.values(members):
+            sums.update(values)
+            numbers.update(values.keys())
+        strata[name]["sum"].append(sums)
+        strata[name]["n"].append(numbers)
+    frames = {name: {key: pandas.DataFrame(part) for key, part in parts.items()} for name, parts in strata.items()}
+    return {name: pandas.concat(parts, axis=1).astype(float).fillna(0.0) for name, parts in frames.items()}
 
 
 def reduce(benchmark: str, samples: Sequence[Sequence[Mapping]], rule: str = "official") -> Scored:
@@ -57,20 +56,25 @@ def reduce(benchmark: str, samples: Sequence[Sequence[Mapping]], rule: str = "of
     questions = {hash(tuple(sorted((row["category"], row["id"]) for row in rows))) for rows in samples}
     if len(questions) != 1:
         raise ValueError(f"{benchmark}: the sampled runs of a seed must answer the same questions; evaluate again")
-    module, total = MODULES[family(benchmark)], {}
+    spec, parts, unparsed = FAMILIES[family(benchmark)], defaultdict(list), []
     for rows in samples:
-        strata = tally(module, rows, read(benchmark, rows, rule))
-        columns = {name: list(frame.columns) for name, frame in strata.items()}
+        answers = read(benchmark, rows, rule)
+        unparsed.append(answers.count(None) / len(rows))
+        strata = tally(spec, rows, answers)
+        columns = {name: list(frame["sum"]) for name, frame in strata.items()}
 
-        def scores(sums: Mapping[str, np.ndarray], columns=columns) -> Mapping[str, np.ndarray]:
-            named = {name: zip(columns[name], np.moveaxis(part, -1, 0), strict=True) for name, part in sums.items()}
-            return module.scores({name: dict(pairs) for name, pairs in named.items()})
+        def scores(tallies: Mapping[str, np.ndarray], columns=columns) -> Mapping[str, np.ndarray]:
+            means = {}
+            for name, values in tallies.items():
+                sums, numbers = np.split(np.moveaxis(values, -1, 0), 2)
+                means[name] = dict(zip(columns[name], sums / numbers, strict=True))
+            return spec.scores(means)
 
-        arrays = {name: frame.to_numpy(float)[None] for name, frame in strata.items()}
+        arrays = {name: frame.to_numpy()[None] for name, frame in strata.items()}
         for name, effects in jackknife(scores, arrays, len(rows)).items():
-            part = effects * (1 / len(samples))
-            total[name] = total[name] + part if name in total else part
-    return Scored(questions.pop(), len(samples), total)
+            parts[name].append(effects * (1 / len(samples)))
+    effects = {name: functools.reduce(operator.add, values) for name, values in parts.items()}
+    return Scored(questions.pop(), len(samples), float(np.mean(unparsed)), effects)
 
 
 def contrast(benchmark: str, models: Sequence[Sequence[Scored]], weights: Sequence[float]) -> dict[str, Effects]:

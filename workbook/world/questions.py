@@ -63,27 +63,18 @@ def direction(dx: float, dy: float) -> str | None:
     return "above" if dy < 0 else "below"
 
 
-def relation_of(a: Object, b: Object) -> str | None:
-    """Where `a` is with respect to `b`: left, right, above, below, or None where that is not clear."""
-    return direction(a.x - b.x, a.y - b.y)
-
-
-def side_of(o: Object) -> str | None:
-    """The side of the photo that `o` is on: left, right, top, bottom, or None where that is not clear."""
-    side = direction(o.x - 0.5, o.y - 0.5)
-    return {"above": "top", "below": "bottom"}.get(side, side)
-
-
 def relations(scene: Scene) -> list[tuple[Object, Object, str]]:
-    """Every clear relation between two objects that are the only ones of their kinds."""
+    """Of two objects that are the only ones of their kinds: the direction from the second to the first, where clear."""
     single = scene.singles()
-    pairs = [(a, b, relation_of(a, b)) for a in single for b in single if a is not b]
+    pairs = [(a, b, direction(a.x - b.x, a.y - b.y)) for a in single for b in single if a is not b]
     return [pair for pair in pairs if pair[2]]
 
 
 def sides(scene: Scene) -> list[tuple[Object, str]]:
-    """Every object that is the only one of its kind and on a clear side of the photo, and the side."""
-    return [(o, side_of(o)) for o in scene.singles() if side_of(o)]
+    """Every object that is the only one of its kind and on a clear side of the photo: left, right, top or bottom."""
+    words = {"above": "top", "below": "bottom", "left": "left", "right": "right"}
+    clear = [(o, direction(o.x - 0.5, o.y - 0.5)) for o in scene.singles()]
+    return [(o, words[side]) for o, side in clear if side]
 
 
 def fronts(scene: Scene) -> list[Object]:

@@ -37,8 +37,6 @@ ZOOMS = (1.2, 1.7, 2.4)  # short side of a photograph over the side of the pictu
 JPEG_QUALITY = 95
 SIZE = 16 * GRID  # pixels a side: 16 for each visual token
 LABELS = ("category", "number", "facing", "position", "extent", "object")
-FAR = 1.0  # depth of the background at the lower edge of the picture; it recedes upwards by `SLOPE`
-SLOPE = 0.5
 
 
 @cache
@@ -99,11 +97,6 @@ def _background(rng: np.random.Generator) -> np.ndarray:
     contrast, light = rng.uniform(0.45, 0.75), rng.uniform(0.40, 0.68)
     tint = rng.uniform(0.92, 1.08, 3).astype(np.float32)
     return (crop - crop.mean()) * np.float32(contrast) + np.float32(light) * tint
-
-
-def background_depth() -> np.ndarray:
-    """Depth of the background in each row of the picture, float32 (SIZE,); objects are nearer, at depths in (0, 1)."""
-    return (FAR + SLOPE * (1 - (np.arange(SIZE) + 0.5) / SIZE)).astype(np.float32)
 
 
 def draw(scene: Scene) -> tuple[Image.Image, np.ndarray]:

@@ -1,8 +1,4 @@
-"""What the trainings of the stand-ins share: a model to begin with, the loop, probes, what is written.
-
-A stand-in's folder states its architecture (config.json) and how images are prepared (preprocessor_config.json); a
-training makes the weights, the tokenizer and metrics.json.
-"""
+"""What the trainings of the stand-ins share: a model to begin with, the loop, probes, what is written."""
 
 import json
 import math

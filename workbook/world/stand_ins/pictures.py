@@ -10,12 +10,14 @@ from torch import Tensor
 
 from viral_core.distributed import device
 from workbook.world.questions import caption
-from workbook.world.render import LABELS, SIZE, background_depth, draw, render, token_labels
+from workbook.world.render import LABELS, SIZE, draw, render, token_labels
 from workbook.world.scenes import GRID, MAX_OBJECTS, draw_scenes
 from workbook.world.stand_ins import samples
 
 HELD_OUT = 1000  # scenes at the end that no training sees, for the probes (at most a fifth of all)
 CHUNK = 500  # scenes that a process draws at a time
+# Depth of the background in each row of a picture: it recedes upwards; objects, at depths in (0, 1), are nearer.
+BACKGROUND = (1 + 0.5 * (1 - (np.arange(SIZE) + 0.5) / SIZE)).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Pictures:
         """Depth of every pixel, float32 (n, P, P): of the object that it shows, or of the background."""
         objects = np.concatenate([np.zeros((len(self), 1), np.float32), self.depths], axis=1)
         depth = np.take_along_axis(objects, self.owners.reshape(len(self), -1).astype(int), axis=1)
-        return np.where(self.owners, depth.reshape(self.owners.shape), background_depth()[:, None])
+        return np.where(self.owners, depth.reshape(self.owners.shape), BACKGROUND[:, None])
 
     def pixels(self, mean, std) -> Tensor:
         """Normalised pixels (n, 3, P, P), float32: pixels in 0..1 minus mean, over deviation, per channel."""

@@ -1,0 +1,61 @@
+"""What one of the six benchmarks says of itself: its official files, prompts, official rule and scores."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from workbook.benchmarks.sources import parquet_rows
+
+Members = Sequence[tuple[Mapping, str | None]]  # the rows of a cluster, and the option that each answer names
+LETTER_INSTRUCTION = "Answer with the option's letter from the given choices directly."
+WORD_INSTRUCTION = "Answer the question using a single word or phrase."
+
+
+class Benchmark:
+    """Base of the six.
+
+    Attributes:
+        expected: of each of its files, by the names of `BENCHMARKS`, the totals to insist on: `rows`, a number or a
+            tuple of admitted ones, and perhaps `categories`, a number for each.
+        paper: those of them that the paper's number is the mean of; all by default.
+        item: the columns of a file.
+        parquet: the files, as a pattern, unless `read` says otherwise.
+        categories: what they are; columns: of a row, beyond those that all benchmarks have.
+        first_id: where given, ids are numbers that run from here without a gap.
+    """
+
+    expected: Mapping[str, Mapping]
+    paper: Sequence[str] = ()
+    item: type[BaseModel]
+    parquet = ""
+    categories: Sequence[str] = ("",)
+    columns: Sequence[str] = ()
+    first_id: int | None = None
+
+    def read(self, name: str, folder: Path, photos: bool) -> tuple[object, Iterable]:
+        """The file, for messages, and its entries; without `photos`, images need not be read."""
+        return folder / self.parquet, parquet_rows(folder, self.parquet, photos)
+
+    def row(self, name: str, item: BaseModel, folder: Path, expected: Mapping) -> dict:
+        """The row (see the package) of an entry, `answer` as the file writes it."""
+        raise NotImplementedError
+
+    def faults(self, rows: Sequence[dict]) -> Iterable[str]:
+        """What is wrong with the rows that only this benchmark asks for."""
+        return ()
+
+    def official(self, row: Mapping) -> str | None:
+        """The option that the response of a row names by the benchmark's own rule."""
+        raise NotImplementedError
+
+    def stratum(self, row: Mapping) -> str:
+        return ""
+
+    def values(self, members: Members) -> Iterable[dict[str, float]]:
+        """What a cluster adds to the means that `scores` takes: a value by name, of every question or pair."""
+        raise NotImplementedError
+
+    def scores(self, means: Mapping[str, Mapping]) -> dict:
+        """The scores, `official` first, from the means of each stratum."""
+        return dict(means[""])
