@@ -25,6 +25,8 @@ LIBRARIES = (
     "peft",
     "accelerate",
     "pandas",
+    "scipy.stats",
+    "sklearn.linear_model",
     "pydantic",
     "typer",
 )
