@@ -28,13 +28,21 @@ import json
 
 import pandas as pd
 import seaborn as sns
+import torch
 from IPython.display import Markdown, display
 from matplotlib import pyplot as plt
+from torch.profiler import record_function, schedule
 
+from viral_core import distributed
+from viral_core.cache import FeatureCache
+from viral_core.conversations import load_conversations
+from viral_core.data import Collator, ConversationDataset
 from viral_core.measure.intervals import interval
+from viral_core.run_folder import load_run
+from viral_core.tap import base_llava
 from workbook import claims, paper, plots, runs, scores
 from workbook.notebook import begin, show_missing
-from workbook.paths import ROOT
+from workbook.paths import ROOT, Paths
 
 settings, out = begin(profile, "efficiency")
 models = {"": "CLIP, Vicuna-7B", "qwen-": "CLIP, Qwen2.5-7B", "13b-": "CLIP, Vicuna-13B"}
@@ -132,6 +140,75 @@ costs = pd.DataFrame(costs, columns=["run", "seed", "step_seconds"])
 costs.to_csv(out / "step_costs.csv", index=False, float_format="%.5f")
 seconds = costs.pivot(index="run", columns="seed", values="step_seconds")
 seconds.round(4)
+
+# %% [markdown]
+# ## Where the time of a step goes, live
+#
+# Stage-2 steps of the first trained system, part by part, by torch's profiler: with the images going through the vision
+# tower in every step, and with the encoder's features cached, where the profile caches them. The teacher's features are
+# cached in both. *losses* is the rest of the forward pass: the vocabulary, taps, heads, Eq. 2 and 6.
+
+
+# %%
+def step_profile(aligned, dataset, collator, batches) -> pd.Series:
+    """Milliseconds of each part of a step, mean over batches of indices into the dataset; the first warms up."""
+    core, open_ranges = base_llava(aligned.llava).model, []
+    modules = {"vision tower": core.vision_tower, "projector": core.multi_modal_projector}
+    modules["language model"] = core.language_model
+    hooks = []
+    for part, module in modules.items():
+        hooks.append(
+            module.register_forward_pre_hook(
+                lambda *_, part=part: open_ranges.append(record_function(part).__enter__())
+            )
+        )
+        hooks.append(module.register_forward_hook(lambda *_: open_ranges.pop().__exit__(None, None, None)))
+    device = next(core.parameters()).device
+    optimizer = torch.optim.AdamW([p for p in aligned.parameters() if p.requires_grad], lr=0.0)
+    once = schedule(wait=0, warmup=1, active=len(batches) - 1, repeat=1)
+    with torch.profiler.profile(schedule=once) as record:
+        for indices in batches:
+            with record_function("data"):
+                batch = collator([dataset[i] for i in indices])
+                batch = {key: x.to(device) if isinstance(x, torch.Tensor) else x for key, x in batch.items()}
+            with record_function("forward"), torch.autocast(device.type, torch.bfloat16, settings.stage2.bf16):
+                loss = aligned(**batch)["loss"]
+            with record_function("backward"):
+                loss.backward()
+            with record_function("optimiser"):
+                optimizer.step()
+                optimizer.zero_grad()
+            record.step()
+    for hook in hooks:
+        hook.remove()
+    clock = "device_time_total" if device.type == "cuda" else "cpu_time_total"
+    times = {event.key: getattr(event, clock) / 1000 / (len(batches) - 1) for event in record.key_averages()}
+    parts = {part: times.get(part, 0.0) for part in ("data", *modules, "forward", "backward", "optimiser")}
+    parts["losses"] = parts.pop("forward") - sum(parts[part] for part in modules)
+    return pd.Series({**parts, "step": sum(parts.values())})
+
+
+# %%
+trained, profiled = next(iter(runs.trained(profile, ("viral", "baseline")).items()), None), {}
+if trained:
+    system = settings.systems[trained[0]]
+    run = load_run(trained[1], dtype=getattr(torch, settings.compute.dtype), device=distributed.device())
+    run.aligned.train()
+    samples = load_conversations(settings.data.conversations, settings.data.conversation_images)[:400]
+    samples = [sample for sample in samples if sample.images]
+    dataset = ConversationDataset(samples, run.processor, run.template, settings.stage2.max_length)
+    size = settings.stage2.micro_batch or settings.stage2.batch_size
+    batches = [range(i, i + size) for i in range(0, min(len(dataset), 5 * size) - size + 1, size)]
+    targets = FeatureCache(Paths(profile).cache(system.teacher, system.vision)) if system.teacher else None
+    encoders = {"images": None}
+    if (cached := Paths(profile).encoder_cache(system.vision, "conversations")).is_dir():
+        encoders["cached features"] = FeatureCache(cached)
+    for name, encoder in encoders.items():
+        collator = Collator(run.processor, targets, encoder=encoder)
+        profiled[name] = step_profile(run.aligned, dataset, collator, batches)
+profiled = pd.DataFrame(profiled, columns=["images", "cached features"])
+profiled.to_csv(out / "step_profile.csv", index_label="part (milliseconds)", float_format="%.3f")
+profiled.round(1)
 
 # %% [markdown]
 # ## On a GPU
