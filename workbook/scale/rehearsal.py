@@ -215,7 +215,7 @@ def write_data(hub: Path) -> None:
     places |= {name: layout / f"{name}.json" for name in ("captions", "conversations")}
     write_captions(places["captions"], places["caption_images"])
     write_conversations(places["conversations"], places["conversation_images"])
-    rows = {"cv_bench": 12, "mmvp": 4, "whats_up_one": 4, "whats_up_two": 4, "pope_random": 6, "pope_popular": 6}
+    rows = {"cv_bench": 12, "mmvp": 4, "whats_up_one": 4, "whats_up_two": 4, "pope_random": 12, "pope_popular": 12}
     write_benchmarks(places["benchmarks"], {**rows, "mmstar": 12, "mme": 8}, seed=0)
     groups = yaml.safe_load(SOURCES.read_text(encoding="utf-8"))
     # What says that these benchmarks have fewer rows than the real ones.
