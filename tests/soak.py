@@ -36,7 +36,7 @@ PROFILES = {
     "soak": """
 extends: smoke
 label: what tests/soak.py disturbs
-world: {captions: 32, conversations: 32, benchmarks: {cv_bench: 16, mmvp: 4, pope_popular: 16},
+world: {captions: 32, conversations: 32, benchmarks: {cv_bench: 16, mmvp: 4, pope_popular: 24},
         probes: {train: 8, val: 4, test: 4}}
 evaluation: {benchmarks: [cv_bench, mmvp, pope_popular]}
 stage1: {steps: 5, save_every: 1, log_every: 1}
@@ -246,7 +246,8 @@ class Soak:
             damaged = bool(states) and kind.name == "stage2" and self.rng.random() < 0.3
             if damaged:
                 damage(self.rng.choice([file for file in states[-1].parent.iterdir() if file.is_file()]), self.rng)
-            trial += f", at state {states[-1].parent.name.split('-')[1]}" * bool(states) + ", damaged" * damaged
+            trial += "".join(f", at state {state.parent.name.split('-')[1]}" for state in states[-1:])
+            trial += ", damaged" * damaged
             if kind.name not in ("evaluate", "measure") and self.rng.random() < 0.5:  # as DVC does before a stage
                 self.clear(kind, work=False)
             try:
@@ -264,11 +265,12 @@ class Soak:
                 if not possible:
                     self.tell(kind.name, f"on a disk of {disk}", "not tried: only root can mount one", True)
                     continue
-                status, said = wait(self.start(kind.command)), self.said().splitlines()[-1]
+                status = wait(self.start(kind.command))
+                said = ["", *(line for line in self.said().splitlines() if line.startswith("error: "))][-1]
                 half = [name for name, value in self.outputs(kind).items() if whole.get(name) != value]
                 half = [name for name in half if not name.endswith(".jsonl")]  # which goes on growing
                 half += [str(file) for file in self.runs.rglob("*.part")]
-                good = status == 1 and said.startswith("error: ") and "start the same command again" in said
+                good = status == 1 and "start the same command again" in said
                 self.tell(kind.name, f"on a disk of {disk}", f"{said[:150]} {half or ''}", good and not half)
         self.run(kind.command)
         self.compare(kind, "the same command with room", whole)

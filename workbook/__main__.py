@@ -179,8 +179,8 @@ def main() -> None:
     except Exception as error:
         if not DISK.search(str(error)):
             raise
-        sys.exit(
-            f"error: {str(error).splitlines()[0]}: make room, or give the right to write there, and start the same "
+        sys.exit(  # a progress bar may stand in the line
+            f"\nerror: {str(error).splitlines()[0]}: make room, or give the right to write there, and start the same "
             "command again; it goes on from what is whole"
         )
 
