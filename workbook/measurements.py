@@ -17,6 +17,7 @@ from viral_core.measure.attention import entropy_per_head, question_entropies
 from viral_core.measure.permutation import PatchPermutation
 from viral_core.measure.probes import Labels, layer_probes
 from viral_core.measure.states import layerwise_cknna
+from viral_core.run_folder import Run
 from viral_core.templates import IMAGE_MARKER, prompt, stop_token_id
 from workbook.benchmarks import load_rows, open_image
 from workbook.benchmarks.registry import read
@@ -58,16 +59,19 @@ def measure_run(settings: Profile, run: str, folder: Path, out: Path) -> None:
         answers = out / "permutation"
         table = permutation(loaded, benchmarks, parts["permutation"], answers, model_id(folder), renew=True, **options)
         _write(table if distributed.is_main() else None, answers / "accuracy.csv")
-    if "probes" in parts and distributed.is_main():
+    if "probes" in parts:  # on every process: they are small
         pictures = probe_images(Paths(settings.name).data / "probes", parts["probes"].scenes)
-        tables = [layer_probes(loaded.model, loaded.processor, *pictures, prompt(loaded.template, IMAGE_MARKER))]
+        tables = [_probes(loaded, pictures)]
         del loaded
         if settings.systems[run].plain:
             start = load_start(settings, run)
-            before = layer_probes(start.model, start.processor, *pictures, prompt(start.template, IMAGE_MARKER))
-            tables.append(before[before["source"] == "model"].assign(source="before"))
             _write(cknna(start, benchmarks, settings.cknna), out / "cknna_start.csv")
-        _write(pd.concat(tables, ignore_index=True), out / "probes.csv")
+            tables.append(_probes(start, pictures).query("source == 'model'").assign(source="before"))
+        _write(pd.concat(tables, ignore_index=True) if distributed.is_main() else None, out / "probes.csv")
+
+
+def _probes(run: Run, pictures: tuple) -> pd.DataFrame:
+    return layer_probes(run.model, run.processor, *pictures, prompt(run.template, IMAGE_MARKER))
 
 
 def probe_images(folder: Path, scenes: int) -> tuple[list[Path], Labels, list[Path], Labels]:
