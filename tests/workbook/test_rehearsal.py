@@ -58,7 +58,7 @@ def test_fetched_checked_killed_and_trained(copy):
     said = workbook(copy, "doctor", "rehearsal")  # offline from here on
     assert said.count("on this machine") == 3
     assert "conversations: 1 conversations with a first turn from gpt" in said
-    length = "conversations with vicuna-7b, clip: 1 are cut at 2048 tokens, 0 images left out, 1 lose all answers"
+    length = "clip: cut at 2048 tokens: 1 conversations, 0 images, 1 without a supervised token"
     assert said.count(length) == workbook(copy, "doctor", "rehearsal").count(length) == 1  # kept, not counted again
     workbook(copy, "profile", "rehearsal")
 

@@ -267,14 +267,10 @@ def lengths(profile: Profile, content: str) -> Iterator[Finding]:
             options["tile_grids"] = profile.tiles.grids if tiled else None
             try:
                 processor = load_processor(vision.path, language.path, **options)
-                found = ConversationDataset(samples, processor, TEMPLATES[language.template], max_length).lengths
+                known[key] = ConversationDataset(samples, processor, TEMPLATES[language.template], max_length).cut
             except ValueError as error:
                 yield Finding(MISSING, f"{name}: {error}", "correct the entry, or the language model's template")
                 continue
-            known[key] = [found.cut, found.images_left_out, len(found.unsupervised)]
             file.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
-        cut, images_left_out, unsupervised = known[key]
-        what = (
-            f"{cut} are cut at {max_length} tokens, {images_left_out} images left out, {unsupervised} lose all answers"
-        )
-        yield Finding(NOTE if cut else OK, f"{name}: {what}")
+        what = ", ".join(f"{count} {part}" for part, count in known[key].items())
+        yield Finding(NOTE if any(known[key].values()) else OK, f"{name}: cut at {max_length} tokens: {what}")
