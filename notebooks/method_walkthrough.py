@@ -41,13 +41,13 @@ from viral_core.aligned import AlignedModel
 from viral_core.conversations import load_conversations
 from viral_core.data import Collator, ConversationDataset
 from viral_core.head import AlignmentHead
-from viral_core.llava import add_lora, assemble
+from viral_core.llava import add_lora
 from viral_core.measure.pca import pca_map
 from viral_core.tap import VisualTap
 from viral_core.teachers import Teacher, load_teacher
 from viral_core.templates import TEMPLATES
 from viral_core.tiles import view_of
-from workbook import plots
+from workbook import models, plots
 from workbook.notebook import begin, show
 from workbook.paths import Paths
 
@@ -55,7 +55,6 @@ settings, out = begin(profile, "method_walkthrough")
 torch.manual_seed(settings.seed)
 device, dtype = distributed.device(), getattr(torch, settings.compute.dtype)
 system = settings.systems["viral"]
-language, vision = settings.languages[system.language], settings.visions[system.vision]
 
 # %% [markdown]
 # ## A LLaVA
@@ -65,15 +64,7 @@ language, vision = settings.languages[system.language], settings.visions[system.
 
 # %%
 projector = Paths(profile).stage1(system.language, system.vision) / "projector.safetensors"
-llava, processor = assemble(
-    vision.path,
-    language.path,
-    vision_revision=vision.revision,
-    language_revision=language.revision,
-    projector=projector,
-    dtype=dtype,
-    device=device,
-)
+llava, processor = models.llava(settings, system.language, system.vision, dtype, device, projector=projector)
 llava.to(device)
 blocks, width = llava.config.text_config.num_hidden_layers, llava.config.text_config.hidden_size
 n = view_of(processor).tokens()
@@ -100,7 +91,7 @@ pd.Series(sizes, name="size").to_frame()
 samples = load_conversations(settings.data.conversations, settings.data.conversation_images)
 sample = next(sample for sample in samples if len(sample.images) == 1)
 image = view_of(processor).prepare(sample.open_images()[0])
-template = TEMPLATES[language.template]
+template = TEMPLATES[settings.languages[system.language].template]
 item = ConversationDataset([sample], processor, template, settings.stage2.max_length)[0]
 visual = item["input_ids"] == llava.config.image_token_id
 supervised = item["labels"] >= 0
