@@ -225,9 +225,10 @@ pd.DataFrame(metrics).T.reindex(columns=columns).fillna("")
 #   the words of each place by regression, and the model as it was: existence .63, number .36, relation .63, side .35;
 #   after 300 steps more with words in doubt .64, .57, .73, .49. Noise of any direction does not teach it: among 96
 #   dimensions it points at no other word. With captions alone (stage 1, 400 steps) the doubting model answers .63 of
-#   existence and .60 of number before stage 2, the other one only constant answers after 1,500 steps.
+#   existence and .60 of number before stage 2, the other one .56 and .36 after 1,500 steps (`trials.csv`, beside the
+#   models).
 # - DINOv2's objective without crops, on pairs of views before different photographs: patches are told apart by where
 #   they are and what lies around; category stays at .27, extent at .64 after 1,000 steps. With crops: .33 and .71 after
-#   250.
+#   250 (`trials_dinov2.csv`).
 # - A patch embedding that starts from the principal components of patches tells sprites apart much earlier than one
 #   that starts at random.

@@ -76,7 +76,7 @@ def llava(
 
 def load(settings: Profile, folder: Path) -> Run:
     """A trained run that is not trained on, in the precision that the profile says; its LoRA merged into the weights,
-    as LLaVA's evaluation does, which saves a third of the time of an answer.
+    as LLaVA's evaluation does.
     """
     run = load_run(
         folder,
