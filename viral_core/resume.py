@@ -75,7 +75,7 @@ def _prepare(work: Path, current: dict) -> None:
     known, before = work / "settings.json", {}
     with suppress(OSError, ValueError):
         before = json.loads(known.read_text(encoding="utf-8"))
-    if work.is_dir() and before != current:
+    if before != current and (before or _complete_states(work)):  # else killed before there was anything to go on from
         changed = sorted(key for key in current if before.get(key) != current[key])
         place = set_aside(work, "other-settings")
         warnings.warn(
