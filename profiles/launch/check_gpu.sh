@@ -10,8 +10,9 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 out=${1:?name a folder for the results}
 mkdir -p "$out"
-python -m workbook.scale.speed "${2:-paper}" "$out"
-python -m workbook.scale.rehearsal bash profiles/launch/walk.sh rehearsal_gpu
+export PYTHONPATH=$PWD
+python tests/speed.py "${2:-paper}" "$out"
+python tests/rehearsal.py bash profiles/launch/walk.sh rehearsal_gpu
 cp runs/rehearsal_gpu/costs.jsonl "$out/stages.jsonl"
 cp runs/rehearsal_gpu/stage2/viral/s0/log.jsonl "$out/log.jsonl"
 cp runs/rehearsal_gpu/stage2/viral/s0/environment.json "$out/environment.json"

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import ortho_group
+from speed import time_cknna
 
 from viral_core.measure.cknna import cknna, clamp_outliers
-from workbook.scale.speed import time_cknna
 
 
 def loop_cknna(x, y, k):

@@ -10,11 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 from commands import replace
+from local_hub import serve
 
 from workbook import config as profiles
 from workbook.scale import fetch, hub
 from workbook.scale.fetch import Source
-from workbook.scale.local_hub import serve
 
 PAPER = profiles.load("paper")
 

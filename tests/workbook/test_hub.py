@@ -6,10 +6,10 @@ import subprocess
 import sys
 
 import pytest
+from local_hub import serve
 
 from workbook.paths import ROOT
 from workbook.scale import hub
-from workbook.scale.local_hub import serve
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 # What real repositories hold beside what is needed: other formats, pictures, a README.

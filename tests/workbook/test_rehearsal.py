@@ -1,7 +1,7 @@
 """The rehearsal's cheapest part: models and data fetched from the hub on this machine, then a cache and a stage 1.
 
 Two processes with DeepSpeed's ZeRO-2, bfloat16 and gradient checkpointing train the projector, are killed after a few
-steps, and go on from there.  The whole is `python -m workbook.scale.rehearsal make fetch repro PROFILE=rehearsal`.
+steps, and go on from there.  The whole is `python tests/rehearsal.py make fetch repro PROFILE=rehearsal`.
 """
 
 import json
@@ -13,16 +13,16 @@ import time
 
 import psutil
 import pytest
+import rehearsal
 
 from workbook.paths import ROOT
-from workbook.scale import rehearsal
 
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
     """A copy of the repository, with a hub that has the models of one run."""
     folder = tmp_path_factory.mktemp("rehearsal")
-    skipped = shutil.ignore_patterns(".git", ".venv", "runs", "__pycache__", "cache", "tmp", "*.egg-info", "tests")
+    skipped = shutil.ignore_patterns(".git", ".venv", "runs", "__pycache__", "cache", "tmp", "*.egg-info")
     shutil.copytree(ROOT, folder, dirs_exist_ok=True, ignore=skipped)
     hub = folder / rehearsal.HUB
     for name in ("lmsys/vicuna-7b-v1.5", "openai/clip-vit-large-patch14-336", "facebook/dinov2-base"):
@@ -37,7 +37,7 @@ def workbook(folder, *command, online=False, wait=True):
     """A command of the workbook; `online`: with the hub served beside it."""
     environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
     environment |= {"HF_HOME": str(folder / rehearsal.HUB.parent / "home"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    start = [sys.executable, "-m", "workbook.scale.rehearsal"] if online else []
+    start = [sys.executable, "tests/rehearsal.py"] if online else []
     process = subprocess.Popen(
         [*start, sys.executable, "-m", "workbook", *command],
         cwd=folder,

@@ -8,11 +8,12 @@ import pytest
 import viral_core  # noqa: F401  (before torch and transformers)
 
 # isort: split
+import rehearsal
+import speed
 import torch
+from speed import ARMS, Bench, time_steps
 
 from workbook import config
-from workbook.scale import rehearsal, speed
-from workbook.scale.speed import ARMS, Bench, time_steps
 
 THIN = config.load("rehearsal")
 SMALL = THIN.model_copy(update={"stage2": replace(THIN.stage2, micro_batch=2, max_length=96)})

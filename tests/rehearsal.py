@@ -1,6 +1,6 @@
 """A rehearsal of the paper profile: its models and data in small, served as the hub and the other sites serve them.
 
-    python -m workbook.scale.rehearsal make fetch repro PROFILE=rehearsal
+    python tests/rehearsal.py make fetch repro PROFILE=rehearsal
 
 writes what the profile `rehearsal` (the paper's, at a size for two cores) would download, serves it from this machine
 while the command runs, and points the hub's client there.  Every model is a repository as it is on the hub: random
@@ -16,11 +16,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import viral_core  # noqa: F401  (before torch and transformers)
+
+# isort: split
 import sentencepiece
 import torch
 import transformers as hf
 import yaml
 from diffusers import AutoencoderKL
+from local_hub import serve
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -28,7 +32,6 @@ from viral_core.templates import SYSTEM
 from workbook.paths import PROFILES
 from workbook.scale import estimates
 from workbook.scale.fetch import sha256
-from workbook.scale.local_hub import serve
 
 HUB = Path("runs/rehearsal/hub")  # what is served; beside it the hub's cache and sources.yaml
 SOURCES = PROFILES / "reference" / "sources.yaml"

@@ -1,6 +1,6 @@
 """How fast it is here: a step of stage 2 with and without alignment, and CKNNA against its published formula.
 
-    python -m workbook.scale.speed paper runs/gpu/results/benchmark
+    python tests/speed.py paper runs/gpu/results/benchmark
 
 writes `step.json` and `cknna.csv`.  The step is that of the run `viral` of a profile (Vicuna-7B, CLIP and DINOv2), with
 random weights: what it costs does not depend on their values.  The profile `rehearsal` has them thin.  Four arms:
@@ -22,7 +22,11 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import viral_core  # noqa: F401  (before torch and transformers)
+
+# isort: split
 import pandas as pd
+import rehearsal
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -40,7 +44,6 @@ from viral_core.measure.cknna import EPSILON, cknna
 from viral_core.recipe import Recipe
 from viral_core.teachers import Teacher
 from workbook import config
-from workbook.scale import rehearsal
 from workbook.sections import Profile
 
 ARMS = ("baseline", "cached", "online", "transcription")
