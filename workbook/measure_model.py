@@ -2,8 +2,8 @@
 
 cknna        similarity of the visual tokens to the encoder's features, layer by layer
 attention    spatial entropy of the attention from the answer to the image, per layer and head
-permutation  answers with the image's features in their order and shuffled
-pca          colours of the visual tokens in every layer, with a picture per image
+permutation  answers with the image's features in their order and shuffled, within each tile of a LLaVA-NeXT
+pca          colours of the visual tokens in every layer, with a picture per image; of LLaVA-NeXT's whole image, tile 0
 """
 
 from pathlib import Path
@@ -16,13 +16,14 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from viral_core import distributed
 from viral_core.files import replacement
+from viral_core.images import image_size
 from viral_core.measure.attention import question_entropies
 from viral_core.measure.inputs import batches
 from viral_core.measure.pca import pca_map
 from viral_core.measure.permutation import PatchPermutation
 from viral_core.measure.states import layerwise_cknna, stream_states
 from viral_core.templates import IMAGE_MARKER, TEMPLATES, prompt
-from viral_core.tiles import is_tiled
+from viral_core.tiles import view_of
 
 QUANTITIES = ("cknna", "attention", "permutation", "pca")
 PERMUTATIONS, BATCH_SIZE = 5, 4
@@ -48,7 +49,7 @@ def measure(
         k: neighbours of CKNNA.
 
     Raises:
-        ValueError: another kind of model, no chat template, no images, or a quantity that the model does not have.
+        ValueError: another kind of model or quantity, no chat template, or no images.
     """
     if quantity not in QUANTITIES:
         raise ValueError(f"no measurement {quantity!r}; there are: {', '.join(QUANTITIES)}")
@@ -60,8 +61,6 @@ def measure(
     model = AutoModelForImageTextToText.from_pretrained(model_id, dtype="auto")
     if model.config.model_type not in ("llava", "llava_next"):
         raise ValueError(f"{model_id} is a {model.config.model_type}; llava and llava_next can be measured")
-    if quantity in ("permutation", "pca") and is_tiled(processor):
-        raise ValueError(f"{quantity} is of the one map of features of an image: LLaVA-NeXT has several tiles")
     model = model.to(distributed.device()).eval()
     out.mkdir(parents=True, exist_ok=True)
     options = {"ids": [file.name for file in files], "batch_size": BATCH_SIZE}
@@ -92,14 +91,15 @@ def _prompt(processor, question: str, template: str | None) -> str:
 
 def _permutation(model, processor, files: list[Path], text: str) -> pd.DataFrame:
     """One row per image and variant: image, variant, response, changed (from the answer to the image as it is)."""
-    rows = []
+    rows, view = [], view_of(processor)
     for chosen, inputs in batches(model, processor, files, text, BATCH_SIZE, "permutation"):
         names = [file.name for file in files[chosen]]
+        maps = [key for file in files[chosen] for key in view.keys(file.name, image_size(file))]
         original = _answers(model, processor, inputs)
         rows += [(name, "original", response, False) for name, response in zip(names, original, strict=True)]
         for number in range(PERMUTATIONS):
             with PatchPermutation(model, number) as permuted:
-                permuted.set_samples(names)
+                permuted.set_samples(maps)
                 responses = _answers(model, processor, inputs)
             for name, response, before in zip(names, responses, original, strict=True):
                 rows.append((name, f"permuted-{number}", response, response != before))
@@ -117,7 +117,8 @@ def _pca(model, processor, files: list[Path], text: str, out: Path) -> pd.DataFr
     """One row per image, layer and token: image, layer, row, column, red, green, blue (0 to 1)."""
     layers, frames = range(model.config.text_config.num_hidden_layers + 1), []
     for image in stream_states(model, processor, files, text, layers, BATCH_SIZE, "pca"):
-        name, maps = files[image.position].name, [pca_map(state.float()) for state in image.states]
+        name, whole = files[image.position].name, image.states[:, image.tiles == 0]
+        maps = [pca_map(state.float()) for state in whole]
         for layer, colours in zip(layers, maps, strict=True):
             row, column = np.indices(colours.shape[:2]).reshape(2, -1)
             frame = pd.DataFrame(colours.reshape(-1, 3), columns=["red", "green", "blue"])

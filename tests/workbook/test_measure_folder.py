@@ -45,13 +45,14 @@ def test_each_measurement_writes_its_table(folders, tmp_path):
         assert strip.width == layers * strip.height
 
 
-def test_tiles_are_measured_one_by_one_or_refused(folders, tmp_path):
+def test_tiles_are_measured_one_by_one(folders, tmp_path):
     _, tiled, images = folders
     table = pd.read_csv(measure("cknna", str(tiled), images, tmp_path, k=2, template="vicuna_v1"))
     assert table["tile"].nunique() == 3
-    for quantity in ("permutation", "pca"):
-        with pytest.raises(ValueError, match="LLaVA-NeXT has several tiles"):
-            measure(quantity, str(tiled), images, tmp_path, template="vicuna_v1")
+    permutation = pd.read_csv(measure("permutation", str(tiled), images, tmp_path, template="vicuna_v1"))
+    assert len(permutation) == 3 * 6
+    pca = pd.read_csv(measure("pca", str(tiled), images, tmp_path, template="vicuna_v1"))
+    assert set(pca.groupby(["image", "layer"]).size()) == {(pca["row"].max() + 1) ** 2}  # of the whole image
 
 
 @pytest.mark.parametrize(
