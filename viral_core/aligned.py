@@ -104,10 +104,8 @@ class AlignedModel(nn.Module):
         if self._encoder_features is not None:
             features = self._encoder_features.to(embeddings.device, core.multi_modal_projector.linear_1.weight.dtype)
             projected = core.multi_modal_projector(features).to(embeddings.dtype)
-            positions = torch.zeros(embeddings.shape[:2].numel(), dtype=torch.bool, device=embeddings.device)
-            positions[self.tap.token_index] = True
-            positions = positions.view(*embeddings.shape[:2], 1).expand_as(embeddings)
-            return {**kwargs, "inputs_embeds": embeddings.masked_scatter(positions, projected)}
+            rows = embeddings.flatten(0, 1).index_copy(0, self.tap.token_index, projected.flatten(0, 1))
+            return {**kwargs, "inputs_embeds": rows.view_as(embeddings)}
         if not self.training or self.tap.features is not None:
             return kwargs
         blank = blank_image(self.config, embeddings)
@@ -138,10 +136,8 @@ class AlignedModel(nn.Module):
                 image_sizes (n, 2).
 
         Returns:
-            Scalars `loss`, `lm_loss` (Eq. 2) and, unweighted, `vra_loss` (Eq. 4 / 6) or `ross_loss`.
-
-        Raises:
-            ValueError: teacher features or latents are missing, or features do not match the visual tokens.
+            Scalars `loss`, `lm_loss` (Eq. 2) and, unweighted, `vra_loss` (Eq. 4 / 6) or `ross_loss`. ValueError where
+            teacher features or latents are missing, or features do not match the visual tokens.
         """
         if encoder_features is not None and encoder_features.shape[:2].numel() != sum(image_tokens):
             raise ValueError(

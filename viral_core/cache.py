@@ -75,9 +75,8 @@ def write_cache(
     With the view of a LLaVA-NeXT (`tiles`), features of each image's tiles, named `<name>#<tile>`. Shards of another
     teacher, dtype or set of images are set aside, with a warning. Launched processes divide the shards among them.
 
-    Raises:
-        FileNotFoundError: image files are missing; lists them before any work.
-        ValueError: an unreadable image, or features that `dtype` cannot hold.
+    FileNotFoundError lists missing image files before any work; ValueError for an unreadable image, or features that
+    `dtype` cannot hold.
     """
     folder = Path(folder)
     missing = [str(file) for _, file in sorted(images.items()) if not Path(file).is_file()]

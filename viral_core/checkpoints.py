@@ -22,7 +22,6 @@ VISION = {
     "siglip": (SiglipVisionModel, "full"),
     "siglip_vision_model": (SiglipVisionModel, "full"),
 }
-RESAMPLERS = ("blip-2", "instructblip", "instructblipvideo", "idefics", "idefics2", "kosmos-2", "perceiver")
 
 
 def require_model(name: str | Path) -> None:
@@ -40,13 +39,12 @@ def load_vision_tower(name: str | Path, revision: str | None = None, **options) 
     """
     require_model(name)
     kind = AutoConfig.from_pretrained(name, revision=revision).model_type
-    if kind in RESAMPLERS or kind.endswith("_qformer"):
-        raise ValueError(
-            f"{name} is a {kind!r} model, which reads images through a resampler or Q-Former: its queries mix all "
-            "patches, so that no visual token belongs to one patch and none can be aligned (the paper's limitation)"
-        )
     if kind not in VISION:
-        raise ValueError(f"{name} is a {kind!r} model; LLaVA takes a fixed-size vision tower: {', '.join(VISION)}")
+        raise ValueError(
+            f"{name} is a {kind!r} model; LLaVA takes a fixed-size vision tower: {', '.join(VISION)}. Not a resampler "
+            "or Q-Former: its queries mix all patches, so that no visual token belongs to one patch and none can be "
+            "aligned (the paper's limitation)"
+        )
     vision_class, strategy = VISION[kind]
     return load_whole(vision_class, name, revision, **options), strategy
 

@@ -71,11 +71,7 @@ DISK = re.compile(r"\[Errno (13|27|28|30|122)\]|os error (13|27|28|30|122)\b|Pyt
 
 @contextmanager
 def writing(path: str | Path) -> Iterator[None]:
-    """Say which file or folder cannot be written, whichever library notices it.
-
-    Raises:
-        OSError: the disk is full or read-only, a quota is reached, or writing is forbidden.
-    """
+    """OSError names what cannot be written (the disk is full or read-only, a quota), whichever library notices it."""
     try:
         yield
     except Exception as error:
@@ -134,12 +130,8 @@ def json_line(entry: Mapping) -> str:
 def read_lines(path: str | Path, remedy: str, limit: int | None = None, unfinished: bool = False) -> list[dict]:
     """What lines of `json_line` hold, the first `limit` of them; files of an earlier form have no checksums at all.
 
-    Args:
-        unfinished: the file of a process that was killed, whose last line is left out if it has no end.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: a damaged line, with its number and the remedy.
+    `unfinished` files are of a process that was killed: a last line without an end is left out. ValueError, with its
+    number and the remedy, for a damaged line.
     """
     data, entries = Path(path).read_bytes(), []
     sealed = b', "crc32": ' in data
@@ -163,11 +155,7 @@ def set_aside(path: Path, why: str, parts: Sequence[Path] = ()) -> Path:
 
     With `parts` of a folder, these alone are moved, into a folder of that name beside it.
     """
-    name = f"{path.name}.{datetime.datetime.now():%Y-%m-%dT%H-%M-%S}.{why}"
-    place, number = path.with_name(name), 1
-    while place.exists():
-        number += 1
-        place = path.with_name(f"{name}-{number}")
+    place = path.with_name(f"{path.name}.{datetime.datetime.now():%Y-%m-%dT%H-%M-%S-%f}.{why}")
     if parts:
         place.mkdir()
     for part in parts or [path]:

@@ -38,11 +38,7 @@ class Base:
     vision_sha256: str | None = None
     language_sha256: str | None = None
     vision_feature_layer: int = -2
-    tile_grids: tuple[tuple[int, int], ...] | None = None  # of a LLaVA-NeXT, (rows, columns) each
-
-    def __post_init__(self):
-        if self.tile_grids is not None:
-            object.__setattr__(self, "tile_grids", tuple(map(tuple, self.tile_grids)))
+    tile_grids: Sequence[Sequence[int]] | None = None  # of a LLaVA-NeXT, (rows, columns) each
 
 
 def assemble(
@@ -67,9 +63,8 @@ def assemble(
     lacks start at the mean row. The parts' identity is kept as `llava.base`. The loaded parts go to `device`, the
     projector starts on the CPU. For ZeRO-3 assemble on the CPU: the trainer's DeepSpeed partitions the model.
 
-    Raises:
-        FileNotFoundError: no such folder of a model.
-        ValueError: a vision tower of another kind, a checkpoint that lacks weights, or a projector of other models.
+    FileNotFoundError where there is no such folder of a model, ValueError for a vision tower of another kind, a
+    checkpoint that lacks weights, or a projector of other models.
     """
     require_model(language)
     options = {"dtype": dtype, "attn_implementation": attn_implementation}

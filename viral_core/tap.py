@@ -30,11 +30,7 @@ class VisualTap:
     """
 
     def __init__(self, llava: nn.Module, layers: Iterable[int] = ()):
-        """Attach to `llava` (peft-wrapped or not).
-
-        Raises:
-            ValueError: a layer outside 0..L.
-        """
+        """Attach to `llava` (peft-wrapped or not); ValueError for a layer outside 0..L."""
         core = base_llava(llava).model
         # The language model's hooks hold the tap: a reference back would keep a dropped model in memory.
         self._decoder = weakref.proxy(core.language_model)
@@ -50,8 +46,7 @@ class VisualTap:
             core.multi_modal_projector.register_forward_pre_hook(self._keep_features),
             self._decoder.register_forward_pre_hook(self._embeddings, with_kwargs=True),
         ]
-        self._hooked: set[int] = {0}
-        for layer in self.layers:
+        for layer in self.layers[1:]:
             self._hook(layer)
 
     def edit(self, layer: int, fn: Callable[["VisualTap"], Tensor]) -> None:
@@ -61,8 +56,9 @@ class VisualTap:
         Layers above see the edit, as does a read of `layer`.
         """
         self._check([layer])
+        if layer not in (*self.layers, *self._edits):
+            self._hook(layer)
         self._edits.setdefault(layer, []).append(fn)
-        self._hook(layer)
 
     def post_norm(self, layer: int) -> Tensor:
         """State of `layer` after the language model's final norm (T, D), as a logit lens reads it."""
@@ -86,9 +82,6 @@ class VisualTap:
             raise ValueError(f"layers {wrong} do not exist: this language model has layers 0 (input) to {top}")
 
     def _hook(self, layer: int) -> None:
-        if layer in self._hooked:
-            return
-        self._hooked.add(layer)
         block = self._decoder.layers[layer - 1]
         self._handles.append(block.register_forward_hook(lambda _block, _args, output: self._block(layer, output)))
 
@@ -105,8 +98,6 @@ class VisualTap:
         self.features = args[0]
 
     def _embeddings(self, _module, args, kwargs):
-        if args:
-            return (self._visit(0, args[0]), *args[1:]), kwargs
         return args, {**kwargs, "inputs_embeds": self._visit(0, kwargs["inputs_embeds"])}
 
     def _block(self, layer: int, output):

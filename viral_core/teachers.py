@@ -45,6 +45,8 @@ class Teacher:
     subfolder: str = ""  # of the checkpoint's, that holds the model
     randomised: int | None = None  # seed of `randomise_linears`, if that was done
     color: tuple[int, ...] = CLIP_COLOR  # what images are padded with: the mean of the student's encoder
+    image_processor: object = None  # of the student's encoder alone: makes its pixels as in a training step
+    feature_layer: int | None = None  # of the student's encoder alone
 
     def __post_init__(self):
         self.model.requires_grad_(False).eval()
@@ -52,6 +54,8 @@ class Teacher:
     def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
         """RGB images of any shape -> normalised pixels (B, 3, size, size), float32."""
         squares = [pad_to_square(to_rgb(image), self.color) for image in images]
+        if self.image_processor is not None:
+            return self.image_processor(squares, return_tensors="pt")["pixel_values"]
         squares = [square.resize((self.size,) * 2, self.resample) for square in squares]
         pixels = torch.from_numpy(np.stack([np.asarray(square, np.float32) for square in squares]) / 255)
         return ((pixels - torch.tensor(self.mean)) / torch.tensor(self.std)).permute(0, 3, 1, 2).contiguous()
@@ -79,6 +83,7 @@ class Teacher:
             "resample": Image.Resampling(self.resample).name,
             "randomised": self.randomised,
             "color": list(self.color),
+            **({} if self.feature_layer is None else {"feature_layer": self.feature_layer}),
         }
 
 
@@ -139,26 +144,10 @@ def _constants(processor) -> dict:
     return {"mean": tuple(mean), "std": tuple(std), "resample": Image.Resampling(int(processor.resample))}
 
 
-@dataclass
-class Encoder(Teacher):
-    """The student's own frozen vision tower: its features z, made as in a training step, to be cached for it."""
-
-    image_processor: object = None
-    feature_layer: int = -2
-
-    def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
-        """Pixels (B, 3, size, size) as the student's processor makes them of the padded squares."""
-        squares = [pad_to_square(to_rgb(image), self.color) for image in images]
-        return self.image_processor(squares, return_tensors="pt")["pixel_values"]
-
-    def identity(self) -> dict:
-        return {**super().identity(), "feature_layer": self.feature_layer}
-
-
 def load_encoder(
     path: str | Path, feature_layer: int = -2, revision: str | None = None, device: str | torch.device = "cpu"
-) -> Encoder:
-    """A CLIP or SigLIP vision tower in float32, as a source of features z (B, N, Dz) for `AlignedModel.forward`.
+) -> Teacher:
+    """The student's own frozen CLIP or SigLIP tower in float32: its features z (B, N, Dz), to be cached for it.
 
     A step in float32 is the same, bit for bit, with features that the tower makes of the same batch; the cache makes
     them in its own batches, and rounds them to its dtype.
@@ -167,7 +156,7 @@ def load_encoder(
     processor, size = transformers.AutoImageProcessor.from_pretrained(path, revision=revision), tower.config.image_size
     own = {"revision": revision, "color": mean_color(processor), "feature_layer": feature_layer}
     own |= {**_constants(processor), "image_processor": processor}
-    return Encoder("encoder", str(path), tower.to(device), extract, dim, size // patch, size, **own)
+    return Teacher("encoder", str(path), tower.to(device), extract, dim, size // patch, size, **own)
 
 
 def randomise_linears(teacher: Teacher, seed: int) -> None:
@@ -221,9 +210,7 @@ def _load_depth_anything(path: str, revision: str | None):
 
 def _load_radio(path: str, revision: str | None):
     config = _radio_config(path, revision)
-    model = load_whole(
-        transformers.RadioModel, path, revision, dtype=torch.float32, **({"config": config} if config else {})
-    )
+    model = load_whole(transformers.RadioModel, path, revision, dtype=torch.float32, config=config)
     return model, model.config.patch_size, model.config.hidden_size, lambda m, x: m(x).features
 
 

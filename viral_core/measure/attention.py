@@ -76,8 +76,7 @@ def generate_with_attention(model, inputs, max_new_tokens: int = 16, stop: int |
         inputs: the processor's output for B prompts, padded on the left, on the model's device.
         stop: id of the stop token; by default what the model's generation config says.
 
-    Raises:
-        ValueError: a prompt without image tokens, or padding on the right.
+    ValueError for a prompt without image tokens, or padding on the right.
     """
     llava = base_llava(model)
     blocks = llava.model.language_model.layers

@@ -25,16 +25,12 @@ def batches(
 ) -> Iterator[tuple[slice, dict]]:
     """Encode images and prompts batch by batch, behind a progress bar over the images, called `task`.
 
-    Args:
-        images: PIL images or paths; each is padded to a square (not for LLaVA-NeXT), as in training.
-        prompts: as many, or one for all, each with one `<image>`.
+    Images are PIL's or paths; each is padded to a square (not for LLaVA-NeXT), as in training. Prompts are as many, or
+    one for all, each with one `<image>`. Yields a slice into `images` and the processor's tensors, padded on the left,
+    on the model's device and in its dtype.
 
-    Yields:
-        (slice into `images`, the processor's tensors, padded on the left, on the model's device and in its dtype)
-
-    Raises:
-        ValueError: no images, not as many prompts, or a model in training mode.
-        FileNotFoundError: images are missing; before any work.
+    ValueError without images, for another number of prompts, or for a model in training mode; FileNotFoundError, before
+    any work, for missing images.
     """
     llava = base_llava(model)
     if llava.training:
