@@ -8,27 +8,22 @@ imported, so that parts of the package that need no torch do not load it.
 import importlib.machinery
 from pathlib import Path
 
-_declared = []  # torch keeps a library's operators only while the Library object lives
-
 
 class BeforeTorchvision:
     """A finder that never finds anything, but prepares torch the first time somebody asks for torchvision."""
 
+    operators = None  # torch keeps them only while this object lives
+
     def find_spec(self, name, path=None, target=None):
-        if name == "torchvision" and not _declared:
-            spec = importlib.machinery.PathFinder.find_spec(name)
-            if spec is not None:
-                _prepare(Path(spec.origin).parent)
-        return None
+        spec = importlib.machinery.PathFinder.find_spec(name) if name == "torchvision" else None
+        if spec is None or self.operators is not None:
+            return
+        import torch
 
-
-def _prepare(package: Path) -> None:
-    import torch
-
-    try:
-        torch.ops.load_library(next(package.glob("_C*.so"), package / "_C.so"))
-    except OSError:
-        library = torch.library.Library("torchvision", "DEF")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _declared.append(library)
+        package = Path(spec.origin).parent
+        try:
+            torch.ops.load_library(next(package.glob("_C*.so"), package / "_C.so"))
+        except OSError:
+            self.operators = torch.library.Library("torchvision", "DEF")
+            self.operators.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            self.operators.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

@@ -13,7 +13,7 @@ from viral_core.llava import connector
 from viral_core.losses import OBJECTIVES
 from viral_core.specs import Align, Reconstruct, Residual
 from viral_core.tap import VisualTap, base_llava
-from viral_core.tiles import blank_image, is_tiled, shown_patches
+from viral_core.tiles import NEWLINE, batch_patch_index, blank_image, is_tiled
 
 
 class AlignedModel(nn.Module):
@@ -169,12 +169,13 @@ class AlignedModel(nn.Module):
         image_ids = torch.arange(len(image_tokens)).repeat_interleave(torch.tensor(image_tokens, dtype=torch.long))
         target = self._target(teacher_features)
         if image_sizes is not None:  # LLaVA-NeXT: newlines show no patch, and unpadding leaves patches out
-            positions, patches = shown_patches(self.config, image_sizes)
+            patches = torch.cat(batch_patch_index(self.config, image_sizes))
+            positions = (patches != NEWLINE).nonzero().squeeze(1)
             per_token = self.align.target == "projector"
             rows = len(self.tap.states[0]) if per_token else self.tap.features.shape[:2].numel()
             if len(target) != rows:
                 raise ValueError(f"alignment target of {len(target)} rows does not match the {rows} of the tiles")
-            target, image_ids = target[positions if per_token else patches], image_ids[positions]
+            target, image_ids = target[positions if per_token else patches[positions]], image_ids[positions]
             pred_states = {layer: states[positions] for layer, states in pred_states.items()}
         losses = []
         for layer, states in pred_states.items():

@@ -49,9 +49,10 @@ def unpack(packed: Mapping[str, Tensor]) -> Tensor:
     return features * packed["scale"] if "scale" in packed else features
 
 
-def _kinds(dtype: str) -> dict[str, torch.dtype]:
-    """The tensors of a shard, by name."""
-    return {"features": getattr(torch, dtype), **({"scale": torch.float32} if dtype == "int8" else {})}
+def _is_packed(tensors: Mapping[str, Tensor], dtype: str) -> bool:
+    """Whether tensors have the names and types of what `pack` returns, which no checksum covers."""
+    kinds = {"features": getattr(torch, dtype), **({"scale": torch.float32} if dtype == "int8" else {})}
+    return {name: tensor.dtype for name, tensor in tensors.items()} == kinds
 
 
 def _load(teacher: Teacher, view: View | None, pictures: Sequence[tuple[Path, int | None]]) -> Tensor:
@@ -110,7 +111,9 @@ def write_cache(
             for batch in DataLoader(chosen, batch_size, num_workers=workers, collate_fn=partial(_load, teacher, tiles)):
                 batches.append(pack(teacher.encode(batch).cpu(), dtype))
                 bar.update(len(batch))
-            checksums[file] = _write_shard(file, batches, identities[file])
+            tensors = {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
+            checksums[file] = _checksums(tensors)
+            save_tensors(tensors, file, {"identity": identities[file], "checksums": json.dumps(checksums[file])})
     parts = distributed.gather(checksums)
     if parts is None:
         return
@@ -150,14 +153,6 @@ def _identity(file: Path) -> str | None:
         return None
 
 
-def _write_shard(file: Path, batches: list[dict[str, Tensor]], identity: str) -> list[int]:
-    """Write a shard, at once; returns the checksum of each image."""
-    tensors = {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
-    checksums = _checksums(tensors)
-    save_tensors(tensors, file, {"identity": identity, "checksums": json.dumps(checksums)})
-    return checksums
-
-
 def _finished(file: Path, identity: str) -> list[int] | None:
     """Checksums of a shard that exists and is intact; None if it has to be written."""
     if not file.is_file() or _identity(file) != identity:
@@ -168,8 +163,7 @@ def _finished(file: Path, identity: str) -> list[int] | None:
             tensors = {key: shard.get_tensor(key) for key in shard.keys()}  # noqa: SIM118
     except (KeyError, ValueError):
         return None
-    kinds = {key: tensor.dtype for key, tensor in tensors.items()}
-    intact = kinds == _kinds(json.loads(identity)["dtype"]) and _checksums(tensors) == expected
+    intact = _is_packed(tensors, json.loads(identity)["dtype"]) and _checksums(tensors) == expected
     return expected if intact else None
 
 
@@ -208,8 +202,7 @@ class FeatureCache:
         file, row, expected = self._where[name]
         try:
             packed = {key: part[row] for key, part in self._shard(file).items()}
-            kinds = {key: tensor.dtype for key, tensor in packed.items()}
-            if checksum(packed) != expected or kinds != _kinds(self.dtype):
+            if checksum(packed) != expected or not _is_packed(packed, self.dtype):
                 raise ValueError("its checksum differs")
         except (OSError, SafetensorError, IndexError, ValueError) as error:
             fault = f"{self.folder / file} is missing or was changed (image {name!r})"

@@ -7,6 +7,7 @@ does, but an image that does not fit as a whole is left out.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, count, islice
 
 import numpy as np
 import torch
@@ -149,9 +150,8 @@ class ConversationDataset(Dataset):
     def __getitem__(self, index: int) -> dict:
         sample, encoding = self.samples[index], self.encodings[index]
         fitting = len(encoding.image_tokens)
-        if fitting < len(sample.images):
-            targets = sample.targets and sample.targets[:fitting]
-            sample = replace(sample, images=sample.images[:fitting], targets=targets)
+        targets = sample.targets and sample.targets[:fitting]
+        sample = replace(sample, images=sample.images[:fitting], targets=targets)
         ids, labels = encoding.tensors(self.image_token_id)
         return {"sample": sample, "input_ids": ids, "labels": labels, "image_tokens": list(encoding.image_tokens)}
 
@@ -230,12 +230,8 @@ class GroupedSampler(Sampler[int]):
         return self.steps * self.batch_size
 
     def __iter__(self) -> Iterator[int]:
-        left, epoch = self.steps, 0
-        while left > 0:
-            batches = self._epoch(epoch)[:left]
-            left, epoch = left - len(batches), epoch + 1
-            for batch in batches:
-                yield from batch
+        batches = chain.from_iterable(map(self._epoch, count()))  # of one epoch after the other
+        return chain.from_iterable(islice(batches, self.steps))
 
     def _epoch(self, epoch: int) -> list[list[int]]:
         rng = np.random.default_rng((self.seed, epoch))

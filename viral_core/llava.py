@@ -22,7 +22,7 @@ from viral_core.checkpoints import (
 )
 from viral_core.tap import base_llava
 from viral_core.templates import IMAGE_MARKER
-from viral_core.tiles import newline, tile_processor
+from viral_core.tiles import is_tiled, tile_processor
 
 LORA_TARGETS = r".*language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)|mlp\.(gate|up|down))_proj"
 
@@ -115,7 +115,8 @@ def assemble(
 def connector(llava: nn.Module) -> list[nn.Parameter]:
     """What joins encoder and language model, and always trains: the projector and LLaVA-NeXT's newline token."""
     core = base_llava(llava).model
-    return [*core.multi_modal_projector.parameters(), *newline(core)]
+    newline = [core.image_newline] if is_tiled(core.config) else []
+    return [*core.multi_modal_projector.parameters(), *newline]
 
 
 def load_processor(

@@ -17,7 +17,7 @@ from viral_core.llava import Base, assemble, check_base, connector, load_into, s
 from viral_core.specs import Align, Reconstruct, Residual
 from viral_core.tap import base_llava
 from viral_core.templates import TEMPLATES, Template
-from viral_core.tiles import newline
+from viral_core.tiles import is_tiled
 
 PROJECTOR, HEADS, RUN = "projector.safetensors", "heads.safetensors", "run.json"
 ADAPTER, ADAPTER_WEIGHTS = "adapter", "adapter_model.safetensors"  # peft's own names
@@ -36,8 +36,8 @@ def gathered(parameters):
 def _additions(aligned: AlignedModel) -> nn.ModuleDict:
     """The new modules that are neither LoRA nor projector, as they are named in `heads.safetensors`."""
     parts = {"heads": aligned.heads, "adapters": aligned.adapters}
-    if token := newline(base_llava(aligned.llava).model):
-        parts["newline"] = nn.ParameterDict({"image_newline": token[0]})
+    if is_tiled(aligned.config):
+        parts["newline"] = nn.ParameterDict({"image_newline": base_llava(aligned.llava).model.image_newline})
     if aligned.reconstruction is not None:
         parts["reconstruction"] = aligned.reconstruction
     return nn.ModuleDict(parts)

@@ -32,7 +32,7 @@ class Teacher:
     """A frozen model and its preprocessing; call it on images to get features (B, grid * grid, dim), float32."""
 
     kind: str
-    path: str
+    checkpoint: str  # its fingerprint
     model: nn.Module
     extract: Callable[[nn.Module, Tensor], Tensor]  # of pixels (B, 3, size, size): (B, n, dim) of a square grid
     dim: int
@@ -41,8 +41,6 @@ class Teacher:
     mean: tuple[float, ...]  # per channel, for pixels in 0..1
     std: tuple[float, ...]
     resample: Image.Resampling
-    revision: str | None = None
-    subfolder: str = ""  # of the checkpoint's, that holds the model
     randomised: int | None = None  # seed of `randomise_linears`, if that was done
     color: tuple[int, ...] = CLIP_COLOR  # what images are padded with: the mean of the student's encoder
     image_processor: object = None  # of the student's encoder alone: makes its pixels as in a training step
@@ -74,7 +72,7 @@ class Teacher:
         """What decides the features: checkpoint and preprocessing, as plain values."""
         return {
             "kind": self.kind,
-            "checkpoint": fingerprint(self.path, self.revision, self.subfolder),
+            "checkpoint": self.checkpoint,
             "size": self.size,
             "grid": self.grid,
             "dim": self.dim,
@@ -134,8 +132,8 @@ def load_teacher(
     size = model.config.image_size if kind == "clip" else grid * patch
     if kind == "sam" and size > model.config.image_size:
         raise ValueError(f"input size {size} does not fit the {model.config.image_size} px canvas of SAM in {path}")
-    place = {"revision": revision, "subfolder": subfolder, "color": color}
-    return Teacher(kind, str(path), model.to(device), extract, dim, grid, size, **pixels, **place)
+    checkpoint = fingerprint(path, revision, subfolder)
+    return Teacher(kind, checkpoint, model.to(device), extract, dim, grid, size, **pixels, color=color)
 
 
 def _constants(processor) -> dict:
@@ -154,9 +152,10 @@ def load_encoder(
     """
     tower, patch, dim, extract = _load_clip(path, revision, feature_layer)
     processor, size = transformers.AutoImageProcessor.from_pretrained(path, revision=revision), tower.config.image_size
-    own = {"revision": revision, "color": mean_color(processor), "feature_layer": feature_layer}
-    own |= {**_constants(processor), "image_processor": processor}
-    return Teacher("encoder", str(path), tower.to(device), extract, dim, size // patch, size, **own)
+    own = {"color": mean_color(processor), "image_processor": processor, "feature_layer": feature_layer}
+    own |= _constants(processor)
+    checkpoint = fingerprint(path, revision)
+    return Teacher("encoder", checkpoint, tower.to(device), extract, dim, size // patch, size, **own)
 
 
 def randomise_linears(teacher: Teacher, seed: int) -> None:

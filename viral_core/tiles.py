@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoImageProcessor, LlavaNextConfig, LlavaNextImageProcessor
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
 
@@ -128,18 +128,6 @@ def batch_patch_index(config: LlavaNextConfig, image_sizes: Tensor) -> list[Tens
         indices.append(torch.where(index == NEWLINE, NEWLINE, index + before))
         before += tile_count(size, config.image_grid_pinpoints, side) * (side // patch) ** 2
     return indices
-
-
-def shown_patches(config: LlavaNextConfig, image_sizes: Tensor) -> tuple[Tensor, Tensor]:
-    """Of a batch's T visual tokens those that show a patch, (P,), and the patch of the batch that each shows, (P,)."""
-    patches = torch.cat(batch_patch_index(config, image_sizes))
-    positions = (patches != NEWLINE).nonzero().squeeze(1)
-    return positions, patches[positions]
-
-
-def newline(core: nn.Module) -> list[nn.Parameter]:
-    """The newline token of a LLaVA-NeXT's model, if it is one."""
-    return [core.image_newline] if is_tiled(core.config) else []
 
 
 def blank_image(config, like: Tensor) -> dict[str, Tensor]:

@@ -16,13 +16,18 @@ from viral_core.teachers import load_teacher, randomise_linears
 
 
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory):
+def dinov2(tmp_path_factory):
     folder = tmp_path_factory.mktemp("dinov2")
     torch.manual_seed(0)
     sizes = dict(hidden_size=12, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=7)
     Dinov2Model(Dinov2Config(**sizes)).save_pretrained(folder)
     BitImageProcessorPil(image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225]).save_pretrained(folder)
-    return load_teacher("dinov2", folder, grid=4)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def teacher(dinov2):
+    return load_teacher("dinov2", dinov2, grid=4)
 
 
 @pytest.fixture(scope="module")
@@ -72,12 +77,12 @@ def test_resumes_behind_finished_shards(teacher, images, tmp_path, monkeypatch):
     assert torch.equal(FeatureCache(tmp_path)(sorted(images)), whole)
 
 
-def test_shards_of_another_teacher_or_of_other_data_are_set_aside(teacher, images, tmp_path):
+def test_shards_of_another_teacher_or_of_other_data_are_set_aside(dinov2, teacher, images, tmp_path):
     folder = tmp_path / "cache"
     write_cache(teacher, images, folder, shard_size=4)
     before = FeatureCache(folder)["train/0.png"]
     bytes_before = {file.name: file.read_bytes() for file in folder.glob("shard-*")}
-    other = load_teacher("dinov2", teacher.path, grid=4)
+    other = load_teacher("dinov2", dinov2, grid=4)
     randomise_linears(other, seed=0)
     with pytest.warns(UserWarning, match=r"3 shards of other settings: they lie in .*cache\.20.*other-settings now"):
         write_cache(other, dict(list(images.items())[:3]), folder, shard_size=4)
