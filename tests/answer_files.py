@@ -51,8 +51,7 @@ def write(root, run, benchmark, *right, seed=0, folder=""):
     questions = rows(benchmark, len(right[0]))
     protocol = {"runs": len(right)} if len(right) > 1 else None
     header = settings(
-        benchmark, questions, model="m", template="t", prompts=["?"] * len(questions), max_new_tokens=4,
-        protocol=protocol,
+        benchmark, questions, ["?"] * len(questions), model="m", template="t", max_new_tokens=4, protocol=protocol,
     )  # fmt: skip
     file = Paths("tiny", root).evaluation(run, seed) / folder / f"{benchmark}.jsonl"
     continue_file(file, header)

@@ -90,7 +90,7 @@ def ask(folder: Path, out: Path, protocol: dict | None = None) -> list[list[dict
     run = SimpleNamespace(model=llava, processor=processor, template=TEMPLATE)
     return evaluate(
         run, rows(folder), out, benchmark="pope_random", model_id="tiny", max_new_tokens=5,
-        batch_size=2, progress=False, protocol=protocol,
+        batch_size=2, protocol=protocol,
     )  # fmt: skip
 
 

@@ -45,43 +45,32 @@ def evaluate_run(settings: Profile, run: str, folder: Path, out: Path) -> None:
     something has changed, are asked for again.  Beside them lie `log.csv`, the log of the training, and `scores.json`,
     what `dvc metrics` shows: the official and the strict score of each benchmark, a fraction or MME's points.
     """
-    curve, system = settings.learning_curve, settings.systems[run]
-    targets = [(partial(load, settings, folder), folder, out, settings.evaluation.benchmarks)]
+    curve, system, asked = settings.learning_curve, settings.systems[run], settings.evaluation
+    targets = [(partial(load, settings, folder), folder, out, asked.benchmarks)]
     if curve and run in curve.runs:
         if system.plain:
             start = partial(load_start, settings, run)
-            targets.append((start, stage1_folder(settings, run), out / "checkpoint-0", settings.evaluation.benchmarks))
+            targets.append((start, stage1_folder(settings, run), out / "checkpoint-0", asked.benchmarks))
         for trained in sorted(folder.glob("checkpoint-*")):
             targets.append((partial(load, settings, trained), trained, out / trained.name, curve.benchmarks))
     names = dict.fromkeys(name for *_, benchmarks in targets for name in benchmarks)
     rows = {name: load_rows(name, settings.data.benchmarks) for name in names}  # a fault shows before anything is asked
-    for model, weights, target, benchmarks in targets:
-        _evaluate(settings, model(), model_id(weights), target, {name: rows[name] for name in benchmarks})
+    for load_model, weights, target, benchmarks in targets:
+        model, options = load_model(), {"batch_size": asked.batch_size, "max_new_tokens": asked.max_new_tokens}
+        options["model_id"] = model_id(weights)
+        for name in benchmarks:
+            protocol = sampled(asked.sampled[name]) if name in asked.sampled else None
+            evaluate(model, rows[name], target / f"{name}.jsonl", benchmark=name, protocol=protocol, **options)
+        del model  # before the next is loaded
     if distributed.is_main():
         for old in set(out.glob("checkpoint-*")) - {target for _, _, target, _ in targets}:
             shutil.rmtree(old)  # of a training with other steps
         write_text(out / "log.csv", read_log(folder).to_csv(index=False))
         metrics = {}
-        for name in settings.evaluation.benchmarks:
+        for name in asked.benchmarks:
             scored = [score(name, rows) for rows in read_answers(out / f"{name}.jsonl")[1]]
             metrics[name] = {rule: mean(one[rule] for one in scored) for rule in ("official", "strict")}
         write_text(out / "scores.json", json.dumps(metrics, indent=1) + "\n")
-
-
-def _evaluate(settings: Profile, run: Run, weights: str, out: Path, rows: dict[str, list[dict]]) -> None:
-    questions = settings.evaluation
-    for name in rows:
-        evaluate(
-            run,
-            rows[name],
-            out / f"{name}.jsonl",
-            benchmark=name,
-            model_id=weights,
-            batch_size=questions.batch_size,
-            max_new_tokens=questions.max_new_tokens,
-            renew=True,
-            protocol=sampled(questions.sampled[name]) if name in questions.sampled else None,
-        )
 
 
 def evaluate(
@@ -95,27 +84,24 @@ def evaluate(
     max_new_tokens: int = 16,
     protocol: dict | None = None,
     variant: str = "",
-    renew: bool = False,
     on_batch: Callable[[list[str]], None] | None = None,
-    progress: bool = True,
 ) -> list[list[dict]]:
     """Ask a model every question of a benchmark, or the rest of them where `out` holds answers already.
 
     Args:
         run: its model, a LLaVA of transformers with LoRA (peft) or without, answers with any hooks attached.
         rows: from `benchmarks.load_rows`, which has checked them.
-        out: the answer file (`benchmarks.answers`).
+        out: the answer file (`benchmarks.answers`); one that was made under other settings is set aside.
         model_id: names the weights in the file and in tables.
         protocol: None for greedy decoding, or `sampled(...)`.
         variant: names what else was done to the model, such as a permutation of its visual features.
-        renew: answers in `out` that were made under other settings are set aside; by default they are an error.
         on_batch: called with the ids of the rows before each batch is generated.
 
     Returns:
         The answered rows of each run, in the order of `rows`.
 
     Raises:
-        ValueError: no rows, repeated ids, or `out` was made under other settings and is not to be renewed.
+        ValueError: no rows, or repeated ids.
     """
     out = Path(out)
     ids = [row["id"] for row in rows]
@@ -124,21 +110,13 @@ def evaluate(
     prompts = [prompt(run.template, f"{IMAGE_MARKER}\n{row['prompt'].replace(IMAGE_MARKER, '')}") for row in rows]
     if protocol:  # a sampled answer depends on its batch, so the size of a batch is part of the settings
         protocol = protocol | {"batch_size": batch_size}
-    header = settings(
-        benchmark,
-        rows,
-        model=model_id,
-        template=run.template.name,
-        prompts=prompts,
-        max_new_tokens=max_new_tokens,
-        protocol=protocol,
-        variant=variant,
-    )
+    conditions = {"model": model_id, "template": run.template.name, "max_new_tokens": max_new_tokens}
+    header = settings(benchmark, rows, prompts, **conditions, protocol=protocol, variant=variant)
     lengths = [len(tokens) for tokens in run.processor.tokenizer(prompts)["input_ids"]]
     order = sorted(range(len(rows)), key=lambda i: -lengths[i])
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     if distributed.is_main():
-        continue_file(out, header, renew)
+        continue_file(out, header)
     distributed.barrier()
     answered = continue_file(out, header)
     todo = []  # (sample, number of the batch, rows without an answer)
@@ -162,7 +140,7 @@ def evaluate(
         return [rows[i] | {"run": sample, "response": by_row[i]} for i in missing]
 
     total = len(answered) + sum(len(missing) for *_, missing in todo)
-    quiet = not (progress and distributed.is_main())
+    quiet = not distributed.is_main()
     with tqdm(total=total, initial=len(answered), desc=benchmark, unit="q", disable=quiet) as bar:
         for first in range(0, len(todo), distributed.world_size()):  # a batch for each process
             own = todo[first + distributed.rank() :][:1]

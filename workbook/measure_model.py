@@ -15,7 +15,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from viral_core import distributed
-from viral_core.files import replacement
+from viral_core.files import write_text
 from viral_core.images import image_size
 from viral_core.measure.attention import question_entropies
 from viral_core.measure.inputs import batches
@@ -44,9 +44,7 @@ def measure(
         quantity: one of `QUANTITIES`.
         model_id: folder or hub id of a LLaVA or LLaVA-NeXT.
         images: folder of images; all that Pillow reads, in the order of their names.
-        question: that the model answers.
         template: of the conversation, one of `viral_core.templates`; the model's own chat template by default.
-        k: neighbours of CKNNA.
 
     Raises:
         ValueError: another kind of model or quantity, no chat template, or no images.
@@ -73,8 +71,7 @@ def measure(
     else:
         table = _pca(model, processor, files, text, out)
     file = out / f"{quantity}.csv"
-    with replacement(file) as temporary:
-        table.to_csv(temporary, index=False)
+    write_text(file, table.to_csv(index=False))
     return file
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from viral_core import distributed
-from viral_core.files import replacement
+from viral_core.files import replacement, write_text
 from viral_core.measure.attention import entropy_per_head, question_entropies
 from viral_core.measure.permutation import PatchPermutation
 from viral_core.measure.probes import Labels, layer_probes
@@ -57,7 +57,7 @@ def measure_run(settings: Profile, run: str, folder: Path, out: Path) -> None:
                 np.savez(file, **maps)
     if "permutation" in parts:
         answers = out / "permutation"
-        table = permutation(loaded, benchmarks, parts["permutation"], answers, model_id(folder), renew=True, **options)
+        table = permutation(loaded, benchmarks, parts["permutation"], answers, model_id(folder), **options)
         _write(table if distributed.is_main() else None, answers / "accuracy.csv")
     if "probes" in parts:  # on every process: they are small
         pictures = probe_images(Paths(settings.name).data / "probes", parts["probes"].scenes)
@@ -94,26 +94,18 @@ def probe_images(folder: Path, scenes: int) -> tuple[list[Path], Labels, list[Pa
 
 def _write(table: pd.DataFrame | None, file: Path) -> None:
     """Only the main process has a table."""
-    if table is None:
-        return
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with replacement(file) as temporary:
-        table.to_csv(temporary, index=False)
+    if table is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(file, table.to_csv(index=False))
 
 
 def cknna(run, benchmarks: Path, settings) -> pd.DataFrame | None:
-    """CKNNA per image and layer (Figure 2(d)), on the first images of a benchmark.
-
-    Args:
-        run: a trained run, loaded.
-        settings: benchmark, images, k.
-    """
+    """CKNNA per image and layer (Figure 2(d)) of a run, on the first images of a benchmark."""
     images = {row["group"]: row["image"] for row in load_rows(settings.benchmark, benchmarks)}
     names = sorted(images)[: settings.images]
     if len(names) < settings.images:
         raise ValueError(f"{settings.benchmark} has {len(names)} images, CKNNA is to measure {settings.images}")
-    own = distributed.share(names)
-    table = None
+    own, table = distributed.share(names), None
     if own:
         pictures, text = [open_image(images[name]) for name in own], prompt(run.template, IMAGE_MARKER)
         table = layerwise_cknna(run.model, run.processor, pictures, text, ids=own, k=settings.k)
@@ -122,9 +114,6 @@ def cknna(run, benchmarks: Path, settings) -> pd.DataFrame | None:
 
 def attention(run, benchmarks: Path, settings, batch_size: int, max_new_tokens: int):
     """Spatial entropy of text-to-image attention (Figures 4 and 12), on the first questions of a category.
-
-    Args:
-        settings: benchmark, category, questions, maps (of how many questions).
 
     Returns:
         questions (mean over the heads: reading, question, layer, entropy, tokens, undefined), heads (mean over the
@@ -161,12 +150,9 @@ def attention(run, benchmarks: Path, settings, batch_size: int, max_new_tokens: 
 
 
 def permutation(run, benchmarks: Path, settings, out: Path, model_id: str, **options) -> pd.DataFrame:
-    """Answers to a benchmark as it is and under several permutations of the visual features (Table 3).
+    """Answers to a benchmark as it is and under permutations of the visual features with seeds 0, 1, ... (Table 3).
 
-    Args:
-        settings: benchmark, permutations (permutation p has seed p).
-        out: folder of the answer files, `original.jsonl` and `permuted-<p>.jsonl`, continued where they exist.
-        options: for `evaluate`.
+    `out` gets the answer files, `original.jsonl` and `permuted-<p>.jsonl`; `options` are for `evaluate`.
 
     Returns:
         One row per variant ("original", "permuted-0", ...) and question: variant, id, category, right (official rule).

@@ -45,7 +45,7 @@ def rows(tmp_path_factory):
     return rows
 
 
-OPTIONS = {"benchmark": "pope_random", "model_id": "tiny", "max_new_tokens": 6, "progress": False}
+OPTIONS = {"benchmark": "pope_random", "model_id": "tiny", "max_new_tokens": 6}
 
 
 def run(model):
@@ -138,17 +138,19 @@ def test_an_interrupted_evaluation_continues_and_a_finished_one_is_not_repeated(
     assert broken.read_bytes() == before
 
 
-def test_answers_of_other_settings_are_refused(model, rows, tmp_path):
+def test_answers_of_other_settings_are_set_aside(model, rows, tmp_path):
     out = tmp_path / "a.jsonl"
-    ask(model, rows, out)
-    for change in ({"model_id": "other"}, {"max_new_tokens": 7}, {"variant": "permuted 0"},
-                   {"protocol": sampled(2)}, {"benchmark": "pope_popular"}):  # fmt: skip
-        with pytest.raises(ValueError, match="other settings") as error:
-            ask((None, *model[1:]), rows, out, **change)
-        assert next(iter(change)).removesuffix("_id") in str(error.value)
     reworded = [row | {"prompt": row["prompt"] + " Please."} for row in rows]
-    with pytest.raises(ValueError, match="questions: "):
-        ask((None, *model[1:]), reworded, out)
+    for asked, change, name in (
+        (rows, {"model_id": "other"}, "model"), (rows, {"max_new_tokens": 7}, "max_new_tokens"),
+        (rows, {"variant": "permuted 0"}, "variant"), (rows, {"protocol": sampled(2)}, "protocol"),
+        (rows, {"benchmark": "pope_popular"}, "benchmark"), (reworded, {}, "questions"),
+    ):  # fmt: skip
+        out.unlink(missing_ok=True)
+        ask(model, rows, out)
+        with pytest.warns(UserWarning, match=f"other settings .*{name}: .*asking again"):
+            ask(model, asked, out, **change)
+    assert len(list(tmp_path.glob("a.jsonl.*other-settings*"))) == 6  # nothing that cost time is deleted
 
 
 def test_sampled_runs_are_seeded_and_continue_exactly(model, rows, tmp_path):
@@ -183,19 +185,17 @@ def test_a_peft_model_and_a_training_mode_that_is_kept(tiny, rows, tmp_path):
     assert model.training
 
 
-def test_answers_of_other_weights_are_an_error_or_renewed(model, rows, tmp_path):
+def test_answers_of_other_weights_are_asked_for_again(model, rows, tmp_path):
     file = tmp_path / "a.jsonl"
     ask(model, rows, file, model_id="before")
-    with pytest.raises(ValueError, match="other settings .model: 'before' there, 'after' now"):
-        ask(model, rows, file, model_id="after")
-    with pytest.warns(UserWarning, match="asking again"):
-        answered = ask(model, rows, file, model_id="after", renew=True)
+    with pytest.warns(UserWarning, match="other settings .model: 'before' there, 'after' now.*asking again"):
+        answered = ask(model, rows, file, model_id="after")
     settings, found = read_answers(file)
     assert settings["model"] == "after"
     assert sorted(row["id"] for row in found[0]) == sorted(row["id"] for row in answered[0])
     assert len(list(tmp_path.glob("a.jsonl*.other-settings"))) == 1  # nothing that cost time is deleted
     kept = file.read_bytes()
-    ask(model, rows, file, model_id="after", renew=True)
+    ask(model, rows, file, model_id="after")
     assert file.read_bytes() == kept
 
 

@@ -132,7 +132,7 @@ def test_a_saved_run_answers_as_it_was_evaluated(smoke):
         rows = load_rows("pope_popular", "runs/smoke/data/benchmarks")
         said = evaluate(
             loaded, rows, "again.jsonl", benchmark="pope_popular",
-            model_id="again", batch_size=5, max_new_tokens=8, progress=False,
+            model_id="again", batch_size=5, max_new_tokens=8,
         )  # fmt: skip
         _, kept = read_answers("runs/smoke/evaluate/viral/s0/pope_popular.jsonl")
     finally:

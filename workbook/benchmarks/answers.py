@@ -21,10 +21,10 @@ Runs = list[list[dict]]  # answered rows of each run; greedy decoding has one
 def settings(
     benchmark: str,
     rows: Sequence[Mapping],
+    prompts: Sequence[str],
     *,
     model: str,
     template: str,
-    prompts: Sequence[str],
     max_new_tokens: int,
     protocol: Mapping | None = None,
     variant: str = "",
@@ -45,17 +45,10 @@ def settings(
     }
 
 
-def continue_file(path: Path, wanted: Mapping, renew: bool = False) -> set[tuple[int, str]]:
-    """Create the file, or check that it may be continued and cut off a half-written last line.
+def continue_file(path: Path, wanted: Mapping) -> set[tuple[int, str]]:
+    """Create the file, or cut off a half-written last line; returns (run, row id) of the answers that are there.
 
-    Args:
-        renew: a file that was made under other settings is set aside, with a warning; by default it is an error.
-
-    Returns:
-        (run, row id) of the answers that are there.
-
-    Raises:
-        ValueError: the file was made under other settings; names them.
+    A file that was made under other settings is set aside, with a warning that names them.
     """
     data = path.read_bytes() if path.is_file() else b""
     whole = data.rfind(b"\n") + 1
@@ -66,12 +59,9 @@ def continue_file(path: Path, wanted: Mapping, renew: bool = False) -> set[tuple
             if whole < len(data):
                 os.truncate(path, whole)
             return {(i, row["id"]) for i, run in enumerate(read_answers(path)[1]) for row in run}
-        if not renew:
-            raise ValueError(
-                f"{path} holds answers made under other settings ({'; '.join(other)}): remove or rename it"
-            )
         place = set_aside(path, "other-settings")
-        warnings.warn(f"{path} was made under other settings, and is now {place.name}: asking again", stacklevel=2)
+        reason = f"made under other settings ({'; '.join(other)})"
+        warnings.warn(f"{path} was {reason}, and is now {place.name}: asking again", stacklevel=2)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json_line({"settings": wanted}))
     return set()

@@ -8,9 +8,6 @@ file and removed, and what is there already is not fetched again.  profiles/refe
 import hashlib
 import json
 import re
-import shutil
-import urllib.error
-import urllib.request
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,8 +19,6 @@ from workbook.config import validate
 from workbook.paths import ROOT
 from workbook.scale import hub
 from workbook.sections import Profile, ProfileError, known
-
-CHUNK = 2**20
 
 
 @dataclass(frozen=True)
@@ -142,31 +137,21 @@ def bring(source: Source) -> None:
 
 def download(source: Source, file: Path) -> None:
     """Download to `file` through `<file>.part`, from where an earlier call has stopped; errors as of `bring`."""
+    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.file_download import http_get
+
     part = Path(f"{file}.part")
-    begin = part.stat().st_size if part.exists() else 0
-    headers = {"User-Agent": "viral-workbook", "Range": f"bytes={begin}-"}
-    try:
-        with urllib.request.urlopen(urllib.request.Request(source.url, headers=headers), timeout=60) as answer:
-            _receive(answer, part, begin if answer.status == 206 else 0)
-    except urllib.error.HTTPError as error:
-        if error.code != 416:  # nothing is left to send: the part is the whole
-            raise OSError(f"{source.url} answers {error.code} {error.reason}") from error
+    with part.open("ab") as out:
+        try:
+            http_get(source.url, out, resume_size=out.tell(), displayed_filename=file.name)
+        except HfHubHTTPError as error:
+            if error.response.status_code != 416:  # nothing is left to send: the part is the whole
+                raise
     received, stated = sha256(part), source.sha256 or hub_checksum(source.url)
     if stated not in (received, None):
         part.unlink()
         raise ValueError(f"{source.url} has sha256 {received}, not {stated}: it was removed, call again to download it")
     part.rename(file)
-
-
-def _receive(answer, part: Path, begin: int) -> None:
-    """Write what a server sends from byte `begin` on."""
-    length = answer.headers.get("Content-Length")
-    total = begin + int(length) if length else None
-    options = {"total": total, "initial": begin, "desc": part.stem, "unit": "B", "unit_scale": True}
-    with part.open("ab" if begin else "wb") as file, tqdm.wrapattr(file, "write", **options) as out:
-        shutil.copyfileobj(answer, out, CHUNK)
-    if total is not None and part.stat().st_size != total:
-        raise OSError(f"{answer.url} broke off after {part.stat().st_size} of {total} bytes: call again to go on")
 
 
 def hub_checksum(url: str) -> str | None:
