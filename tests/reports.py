@@ -1,7 +1,6 @@
 """A report of one run and one notebook, whose outputs hold what a report must neither show nor run."""
 
 import base64
-import json
 
 import nbformat
 import pandas as pd
@@ -43,7 +42,7 @@ def executed():
 
 @pytest.fixture(scope="session")
 def report_folder(tmp_path_factory):
-    """Folder of the smoke profile's report: one run, one notebook, three rows of the ledger, one stage."""
+    """Folder of the smoke profile's report: one run, one notebook, three rows of the ledger, one stage's time."""
     folder, paths = tmp_path_factory.mktemp("report"), Paths("smoke")
     for name in (paths.run("viral", 0), paths.results("claims"), paths.notebook("x").parent):
         (folder / name).mkdir(parents=True)
@@ -55,14 +54,9 @@ def report_folder(tmp_path_factory):
     table = pd.DataFrame([first, second, premise])
     table.to_csv(folder / paths.results("claims") / "claims.csv", index=False)
     (folder / paths.results("claims") / "claims.png").write_bytes(base64.b64decode(PICTURE))
-    cost = {
-        "stage": "stage2",
-        "key": "smoke-viral-s0",
-        "began": "2026-01-01T00:00:00+00:00",
-        "seconds": 75,
-        "done": True,
-    }
-    (folder / paths.root / "costs.jsonl").write_text(json.dumps(cost) + "\n", encoding="utf-8")
+    (folder / paths.results("runs")).mkdir()
+    times = pd.DataFrame({"stages": [1], "minutes": [1.25]}, index=["stage2"])
+    times.to_csv(folder / paths.results("runs") / "times.csv")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         return report.build("smoke", folder / "report").parent

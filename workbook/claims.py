@@ -97,8 +97,8 @@ def row(id: str, interval: Interval | None, *, part: str = "", unit: str = "", p
 
     Args:
         interval: of the quantity, in the claim's unit; None where something is `missing`, which then says what.
-        paper: the same quantity from the paper's numbers, where it gives them.
         unit: of a claim about scores; a claim with a quantity has its own.
+        paper: the same quantity from the paper's numbers, where it gives them.
 
     Raises:
         KeyError: no such claim.  ValueError: neither an interval nor what is missing.

@@ -20,11 +20,10 @@ import torch
 from tqdm.auto import tqdm
 
 from viral_core import distributed
-from viral_core.data import expand_image_tokens
 from viral_core.files import write_text
+from viral_core.measure.inputs import batches
 from viral_core.run_folder import Run
 from viral_core.templates import IMAGE_MARKER, prompt, stop_token_id
-from viral_core.tiles import view_of
 from workbook.benchmarks import load_rows, open_image, score
 from workbook.benchmarks.answers import append, continue_file, read_answers, settings
 from workbook.config import Profile
@@ -114,23 +113,23 @@ def evaluate(
     header = settings(benchmark, rows, prompts, **conditions, protocol=protocol, variant=variant)
     lengths = [len(tokens) for tokens in run.processor.tokenizer(prompts)["input_ids"]]
     order = sorted(range(len(rows)), key=lambda i: -lengths[i])
-    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    groups = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     if distributed.is_main():
         continue_file(out, header)
     distributed.barrier()
     answered = continue_file(out, header)
-    todo = []  # (sample, number of the batch, rows without an answer)
+    todo = []  # (sample, number of the group, rows without an answer)
     for sample in range(header["runs"]):
-        for number, batch in enumerate(batches):
+        for number, batch in enumerate(groups):
             missing = [i for i in batch if (sample, ids[i]) not in answered]
             if missing:
                 todo.append((sample, number, missing))
 
     def answer(sample: int, number: int, missing: list[int]) -> list[dict]:
         # A sampled answer depends on its batch: then the whole batch is drawn again.
-        batch = batches[number] if protocol else missing
+        batch = groups[number] if protocol else missing
         if protocol:
-            torch.manual_seed(protocol["seed"] + sample * len(batches) + number)
+            torch.manual_seed(protocol["seed"] + sample * len(groups) + number)
         if on_batch is not None:
             on_batch([ids[i] for i in batch])
         images = [open_image(rows[i]["image"]) for i in batch]
@@ -159,29 +158,19 @@ def generate(
 ) -> list[str]:
     """Answers of one batch: one image (PIL, RGB) and one prompt with its marker for each; greedy without temperature.
 
-    The model answers in its own device and dtype; its training mode is left as it was found.
+    Raises:
+        ValueError: a model in training mode.
     """
-    model, processor, tokenizer = run.model, run.processor, run.processor.tokenizer
-    weights = next(model.parameters())
-    view = view_of(processor)
-    counts = [view.tokens((image.height, image.width)) for image in images]
-    texts = [expand_image_tokens(text, n) for text, n in zip(prompts, counts, strict=True)]
-    tokens = tokenizer(texts, padding=True, padding_side="left", return_tensors="pt").to(weights.device)
-    images = [view.prepare(image) for image in images]
-    pixels = processor.image_processor(images, return_tensors="pt").to(weights.device, weights.dtype)
+    ((_, inputs),) = batches(run.model, run.processor, images, prompts, len(images), "")
+    tokenizer = run.processor.tokenizer
     stop = stop_token_id(tokenizer, run.template)
     draw = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
-    training = model.training
-    model.eval()
-    produced = model.generate(
-        input_ids=tokens["input_ids"],
-        attention_mask=tokens["attention_mask"],
-        **pixels,
+    produced = run.model.generate(
+        **inputs,
         max_new_tokens=max_new_tokens,
         eos_token_id=tokenizer.eos_token_id if stop is None else stop,
         pad_token_id=tokenizer.pad_token_id,
         **({"do_sample": False} | draw),
     )
-    model.train(training)
-    new = produced[:, tokens["input_ids"].shape[1] :]
+    new = produced[:, inputs["input_ids"].shape[1] :]
     return [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]

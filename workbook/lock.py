@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import TextIO
 
+import psutil
 import yaml
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # dvc.lock is long
@@ -27,7 +29,7 @@ class LockedError(RuntimeError):
 @contextmanager
 def shared() -> Iterator[None]:
     """For a stage: wait until no profile is being selected, and let none be until the stage ends."""
-    with _open() as file:
+    with _open(FILE) as file:
         fcntl.flock(file, fcntl.LOCK_SH)
         yield
 
@@ -43,13 +45,8 @@ def one_of(stage: str) -> Iterator[None]:
         yield
         return
     with _open(FILE.with_name(f"{stage}.lock")) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = file.read().strip()
-            raise LockedError(f"{stage} is being run by process {holder}: wait for it, or end it first") from None
-        file.truncate(0)
-        print(os.getpid(), file=file, flush=True)
+        if holder := _take(file, str(os.getpid())):
+            raise LockedError(f"{stage} is being run by process {holder}: wait for it, or end it first")
         yield
 
 
@@ -63,18 +60,13 @@ def alone(what: str) -> Iterator[Callable[[], int]]:
     Raises:
         LockedError: something of the pipeline runs.
     """
-    with _open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = file.read().strip() or "a stage, started by dvc"
+    with _open(FILE) as file:
+        own = f"{what}, process {os.getpid()} on {socket.gethostname()} since {datetime.now():%H:%M}"
+        if holder := _take(file, own):
             known = re.search(r"process (\d+) on (\S+)", holder)
-            if known and known[2] == socket.gethostname() and not _exists(int(known[1])):
+            if known and known[2] == socket.gethostname() and not psutil.pid_exists(int(known[1])):
                 holder += " (it was killed, and its stages live on)"
-            raise LockedError(f"a pipeline is under way here: {holder}. Wait for it, or end it first") from None
-        file.truncate(0)
-        print(f"{what}, process {os.getpid()} on {socket.gethostname()} since {datetime.now():%H:%M}", file=file)
-        file.flush()
+            raise LockedError(f"a pipeline is under way here: {holder}. Wait for it, or end it first")
 
         def share() -> int:
             fcntl.flock(file, fcntl.LOCK_SH)
@@ -86,20 +78,21 @@ def alone(what: str) -> Iterator[Callable[[], int]]:
             file.truncate(0)
 
 
-def _exists(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # somebody else's
-        pass
-    return True
-
-
-def _open(path: Path = FILE):
+def _open(path: Path) -> TextIO:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
     return path.open("r+", encoding="utf-8")
+
+
+def _take(file: TextIO, own: str) -> str:
+    """Lock a file for this process, and write `own` into it; or say who has it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return file.read().strip() or "a stage, started by dvc"
+    file.truncate(0)
+    print(own, file=file, flush=True)
+    return ""
 
 
 def mend() -> list[str]:

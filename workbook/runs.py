@@ -54,7 +54,10 @@ def not_run(profile: str, runs: Iterable[str]) -> list[str]:
 
 
 def answer_files(profile: str, run: str, benchmark: str, checkpoint: int | None = None) -> dict[int, list[Path]]:
-    """Files of answers of every seed of a run that has been evaluated on all parts of a benchmark; see `answers`."""
+    """Files of answers of every seed of a run that has been evaluated on all parts of a benchmark.
+
+    `checkpoint`: a step of the learning curve, 0 for the model before stage 2; the finished run by default.
+    """
     seeds = {}
     for _, seed in names(profile, [run]):
         folder = paths(profile).evaluation(run, seed)
@@ -72,28 +75,22 @@ def read_all(files: Iterable[Path]) -> list[list[dict]]:
     Raises:
         ValueError: an evaluation that is not complete, which enters no table.
     """
-    return [sum(rows, []) for rows in zip(*(_complete(file) for file in files), strict=True)]
+    parts = []
+    for file in files:
+        header, samples = read_answers(file)
+        if any(len(rows) != header["rows"] for rows in samples):
+            raise ValueError(f"{file} is partial: evaluate it in full, partial results enter no table")
+        parts.append(samples)
+    return [sum(rows, []) for rows in zip(*parts, strict=True)]
 
 
 def answers(profile: str, run: str, benchmark: str, checkpoint: int | None = None) -> Answers:
-    """Answered rows of every seed of a run that has been evaluated on a benchmark, or on all parts of one.
-
-    Args:
-        benchmark: one of `benchmarks.BENCHMARKS`, or of `PAPER` (then all its files' rows).
-        checkpoint: step of a checkpoint of the learning curve, 0 for the model before stage 2; the finished run by
-            default.
+    """Answered rows of every seed of a run, or of its `checkpoint`, on one of `benchmarks.BENCHMARKS` or of `PAPER`.
 
     Raises:
         ValueError: an evaluation that is not complete, which enters no table.
     """
     return {seed: read_all(files) for seed, files in answer_files(profile, run, benchmark, checkpoint).items()}
-
-
-def _complete(file: Path) -> list[list[dict]]:
-    header, runs = read_answers(file)
-    if any(len(rows) != header["rows"] for rows in runs):
-        raise ValueError(f"{file} is partial: evaluate it in full, partial results enter no table")
-    return runs
 
 
 def checkpoints(profile: str, run: str) -> list[int]:
@@ -114,15 +111,11 @@ def measured(profile: str, table: str, runs: Iterable[str] | None = None) -> pd.
     """
     frames = []
     for run, seed in names(profile, runs):
-        file = _table(profile, run, seed, table)
+        places = paths(profile).evaluation if table == "log" else paths(profile).measurement
+        file = places(run, seed) / f"{table}.csv"
         if file.is_file():
             frames.append(pd.read_csv(file).assign(run=run, seed=seed))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
-
-
-def _table(profile: str, run: str, seed: int, table: str) -> Path:
-    folder = paths(profile).evaluation(run, seed) if table == "log" else paths(profile).measurement(run, seed)
-    return folder / f"{table}.csv"
 
 
 def attention_maps(profile: str, run: str, seed: int) -> dict[str, np.ndarray]:

@@ -86,12 +86,9 @@ def scores(
     checkpoint: int | None = None,
     parts: bool = False,
 ) -> pd.DataFrame:
-    """Official scores of runs that have been evaluated; one without answers has no rows.
+    """Official scores of runs that have been evaluated, or of their `checkpoint`; one without answers has no rows.
 
-    Args:
-        runs, benchmarks: all of the profile by default.
-        checkpoint: step of a checkpoint of the learning curve; the finished run by default.
-        parts: a benchmark's sub-scores too.
+    `runs` and `benchmarks` are all of the profile by default; `parts`: the sub-scores, too.
 
     Returns:
         run, benchmark, part ("official" or a sub-score), score, low, high, strict (the same by the strict reading of
@@ -138,15 +135,13 @@ def change(
 ) -> Interval | None:
     """Paired difference of official scores, `run` minus `over`, as a weighted sum over benchmarks.
 
+    None where no seed of all these runs has been evaluated on all benchmarks.
+
     Args:
-        run, over: of each, one run, or several that stand for their mean.
+        run, over: of each, one run, or several that stand for their mean; `checkpoint` is of `run`.
         weights: of each benchmark.  A sum shares the noise of its seeds; its questions are independent.
         relative: in percent of the score of `over`; the weights are then those of a mean, and a benchmark on which
             `over` scores 0 is left out of it.
-        checkpoint: step of a checkpoint of `run`; the finished run by default.
-
-    Returns:
-        None where no seed of all these runs has been evaluated on all benchmarks.
     """
     ours, theirs = ([names] if isinstance(names, str) else list(names) for names in (run, over))
     scored = {}
@@ -175,11 +170,7 @@ def change(
 
 
 def differences(profile: str, pairs: Mapping[str, str], benchmarks: Iterable[str] | None = None) -> pd.DataFrame:
-    """Paired differences of runs to their references, on the same questions and with the seeds that both have.
-
-    Args:
-        pairs: {run: reference}.
-        benchmarks: all that the profile asks in full by default.
+    """Paired differences of runs to their references, {run: reference}, on the questions and seeds that both have.
 
     Returns:
         run, reference, benchmark, difference, low, high, p (two-sided), error, df, n, clusters, seeds; no row for what

@@ -25,9 +25,7 @@ def own_runs(profile: str) -> list[str]:
 def side_by_side(profile: str, number: int, extra: Mapping[str, str] | None = None) -> pd.DataFrame:
     """One of the paper's tables of scores (1, 2, 4, 5, 6) with our numbers in every cell.
 
-    Args:
-        number: of the table.
-        extra: rows of our own below the paper's, {run: label}; a run that the table has too is only there.
+    `extra` are rows of our own below the paper's, {run: label}; a run that the table has too is only there.
 
     Returns:
         One row per cell, in the paper's order: row, run, benchmark, paper, ours, low, high, strict, constant, n, seeds;

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from workbook.benchmarks import BENCHMARKS, differences, intervals, registry, score
+from workbook.benchmarks import BENCHMARKS, registry, score
 from workbook.benchmarks.multiple_choice import MMStar
+from workbook.benchmarks.stats import differences, intervals
 from workbook.benchmarks.yes_no import MME_COGNITION, MME_PERCEPTION
 
 COUNTS = ["4", "2", "3", "1"]
@@ -355,7 +356,8 @@ def test_one_question_has_no_interval():
 def test_no_torch_is_needed():
     code = (
         "import sys\n"
-        "from workbook.benchmarks import intervals, load_rows, parse_answer, score\n"
+        "from workbook.benchmarks import load_rows, parse_answer, score\n"
+        "from workbook.benchmarks.stats import intervals\n"
         "assert parse_answer('mmvp', '(b) Closed', ['Open', 'Closed']) == '(b)'\n"
         "row = {'id': '1', 'answer': 'yes', 'options': [], 'group': 'x', 'category': 'random', 'response': 'Yes'}\n"
         "assert score('pope_random', [row])['official'] == 1\n"

@@ -177,12 +177,13 @@ def test_hooks_are_active_during_an_evaluation(model, rows, tmp_path):
     assert texts(found[0]) == texts(found[1]) != texts(plain)
 
 
-def test_a_peft_model_and_a_training_mode_that_is_kept(tiny, rows, tmp_path):
+def test_a_peft_model_answers_and_one_in_training_mode_does_not(tiny, rows, tmp_path):
     llava, processor = assemble(tiny / "clip", tiny / "llama")
-    model = add_lora(llava, r=2, alpha=4, dropout=0.5).train()
+    model = add_lora(llava, r=2, alpha=4, dropout=0.5).eval()
     found = [ask((model, processor, TEMPLATES["vicuna_v1"]), rows, tmp_path / f"{n}.jsonl") for n in range(2)]
     assert texts(found[0]) == texts(found[1])
-    assert model.training
+    with pytest.raises(ValueError, match="training mode"):
+        ask((model.train(), processor, TEMPLATES["vicuna_v1"]), rows, tmp_path / "training.jsonl")
 
 
 def test_answers_of_other_weights_are_asked_for_again(model, rows, tmp_path):

@@ -95,7 +95,7 @@ def test_without_a_ledger_the_report_says_so(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = report.build("smoke", tmp_path / "report").read_text(encoding="utf-8")
     assert "Claims: not run." in text
-    assert "No stage has noted its time." in text
+    assert "Times: not run." in text
 
 
 @pytest.mark.parametrize("text", ["`$x$`, $ 5 and $ 6", "no formula"])

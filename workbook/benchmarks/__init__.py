@@ -26,27 +26,17 @@ from viral_core.files import read_json
 from workbook.benchmarks.parse import key, parse_answer
 from workbook.benchmarks.registry import BENCHMARKS, EXPECTED, FAMILIES, PAPER, checked, family
 from workbook.benchmarks.sources import open_image, photo_faults, row_faults, validate
-from workbook.benchmarks.stats import differences, intervals, reduce
+from workbook.benchmarks.stats import reduce
 
 LISTED = 50  # faults shown in full by one error message
-__all__ = [
-    "BENCHMARKS",
-    "PAPER",
-    "differences",
-    "intervals",
-    "load_rows",
-    "open_image",
-    "parse_answer",
-    "score",
-]
+__all__ = ["BENCHMARKS", "PAPER", "load_rows", "open_image", "parse_answer", "score"]
 
 
-def load_rows(benchmark: str, root: str | Path, *, expected: Mapping | None = None, photos: bool = True) -> list[dict]:
+def load_rows(benchmark: str, root: str | Path, *, photos: bool = True) -> list[dict]:
     """Rows of one of `BENCHMARKS`, checked.
 
     Args:
         root: the folder of benchmarks described above; without photos, it may be the benchmark's own folder.
-        expected: totals, `{"rows": n, "categories": {name: n}}`; else those of `root/manifest.json`, else the official.
         photos: False where only questions and keys are needed: images are neither read nor looked for.
 
     Raises:
@@ -61,9 +51,8 @@ def load_rows(benchmark: str, root: str | Path, *, expected: Mapping | None = No
     spec, folder, manifest = FAMILIES[name], Path(root) / name, Path(root) / "manifest.json"
     if not photos and not folder.is_dir():
         folder = Path(root)
-    if expected is None and manifest.is_file():
-        expected = read_json(manifest).get(benchmark)
-    expected = expected or EXPECTED[benchmark]
+    stated = read_json(manifest) if manifest.is_file() else {}
+    expected = stated.get(benchmark) or EXPECTED[benchmark]
     file, entries = spec.read(benchmark, folder, photos)
     items, faults = validate(spec.item, entries)
     rows = [spec.row(benchmark, item, folder, expected) for item in items]

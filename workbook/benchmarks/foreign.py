@@ -42,10 +42,8 @@ class Answer:
 def score_files(benchmark: str, files: Sequence[str | Path], folder: str | Path) -> pandas.DataFrame:
     """Scores with 95 % intervals of an answer file; of two, the paired difference, first minus second.
 
-    Args:
-        benchmark: one of `BENCHMARKS`, or of `PAPER` (all its files' questions).
-        folder: the folder of benchmarks, or the benchmark's own, with its official files; images are not needed.
-            LLaVA's question files, if they lie there too, say which image an answer is about.
+    `folder` has the official files, of all benchmarks or of this one; images are not needed.  LLaVA's question files,
+    if they lie there too, say which image an answer is about.
 
     Returns:
         A row for each of the benchmark's scores, the first being its number; columns `official`, `low`, `high`,
@@ -70,10 +68,7 @@ def score_files(benchmark: str, files: Sequence[str | Path], folder: str | Path)
         table[f"{prefix}low"] = {name: interval.low for name, interval in bounds.items()}
         table[f"{prefix}high"] = {name: interval.high for name, interval in bounds.items()}
     frame = pandas.DataFrame(table)
-    frame.attrs = {
-        "questions": len(sides[0]),
-        "unparsed": [model.unparsed for (model,) in models],
-    }
+    frame.attrs = {"questions": len(sides[0]), "unparsed": [model.unparsed for (model,) in models]}
     return frame
 
 

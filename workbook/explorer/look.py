@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from viral_core.images import mean_color, pad_to_square
-from viral_core.measure.attention import generate_with_attention, spatial_entropies
-from viral_core.measure.cknna import cknna
+from viral_core.measure.attention import generate_with_attention
 from viral_core.measure.inputs import batches, square_side
 from viral_core.measure.permutation import PatchPermutation, patch_order
 from viral_core.run_folder import Run
@@ -144,23 +143,6 @@ def word_map(run: Run, seen: Look, word: str) -> tuple[str, torch.Tensor]:
     token = next((i for i in ids if tokenizer.decode([i]).strip()), ids[0])
     logits = seen.lens.float() @ head.weight[token].float()
     return tokenizer.decode([token]), (logits - seen.normaliser).exp()
-
-
-def attention_map(seen: Look, token: int, head: int | None) -> torch.Tensor:
-    """(L, N) attention of one generated token, of a head or the mean over heads."""
-    weights = seen.attention[token]
-    return weights.mean(1) if head is None else weights[:, head]
-
-
-def entropies(weights: torch.Tensor) -> np.ndarray:
-    """(L,) spatial entropy in nats of attention (L, N); NaN where it is undefined."""
-    return spatial_entropies(weights.unflatten(-1, (square_side(weights.shape[-1]),) * 2))
-
-
-def cknna_curve(states: torch.Tensor, features: torch.Tensor, k: int) -> np.ndarray:
-    """(L + 1,) CKNNA of states (L + 1, N, D) to features (N, Dz) of the same patches, with at most N - 1 neighbours."""
-    values = cknna(states.float(), features.float()[None], min(k, len(features) - 1))
-    return values.cpu().numpy()
 
 
 def shown(image: Image.Image, seen: Look, side: int = 336) -> Image.Image:

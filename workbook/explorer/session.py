@@ -16,13 +16,15 @@ from pydantic import Field
 
 from viral_core import distributed
 from viral_core.images import DAMAGED, open_rgb, to_rgb
+from viral_core.measure.attention import spatial_entropies
+from viral_core.measure.cknna import cknna
 from viral_core.measure.inputs import square_side
 from viral_core.measure.pca import pca_maps
 from viral_core.run_folder import Run, load_run
 from viral_core.teachers import KINDS, Teacher, load_teacher
 from workbook import config, runs
 from workbook.benchmarks import BENCHMARKS, load_rows, open_image
-from workbook.explorer.look import Look, attention_map, cknna_curve, entropies, look, shown, similarity, word_map
+from workbook.explorer.look import Look, look, shown, similarity, word_map
 from workbook.paths import Paths
 from workbook.sections import known
 
@@ -208,7 +210,9 @@ class Session:
         targets = {"encoder": seen.features}
         if teacher is not None and teacher.shape[1] == len(seen.features):
             targets[name] = teacher[0]
-        return {target: _plain(cknna_curve(seen.states, features, self.k)) for target, features in targets.items()}
+        k = min(self.k, len(seen.features) - 1)
+        curves = {name: cknna(seen.states.float(), target.float()[None], k) for name, target in targets.items()}
+        return {name: _plain(curve.cpu().numpy()) for name, curve in curves.items()}
 
     def _remember(self, key: tuple, compute: Callable):
         """What was computed lately, or is now."""
@@ -273,8 +277,10 @@ def _attention(seen: Look, choice: Choice) -> dict:
         return {"missing": "the answer is empty"}
     if choice.head is not None and choice.head >= heads:
         return {"missing": f"no head {choice.head}: 0 to {heads - 1}"}
-    weights = attention_map(seen, min(choice.token, len(seen.tokens) - 1), choice.head)
-    return {"attention": levels(weights, from_zero=True), "entropy": _plain(entropies(weights)), "heads": heads}
+    weights = seen.attention[min(choice.token, len(seen.tokens) - 1)]
+    weights = weights.mean(1) if choice.head is None else weights[:, choice.head]
+    entropies = spatial_entropies(weights.unflatten(-1, (seen.grid, seen.grid)))
+    return {"attention": levels(weights, from_zero=True), "entropy": _plain(entropies), "heads": heads}
 
 
 def _index(patch: tuple[int, int], grid: int, own: int) -> int:

@@ -19,7 +19,6 @@ from workbook.notebook import notebooks
 from workbook.paths import Paths
 from workbook.report.pages import PARTS, POLICY, page, section
 from workbook.runs import folders, names
-from workbook.scale.costs import read_costs
 
 
 def build(profile: str, out: str | Path) -> Path:
@@ -47,8 +46,8 @@ def build(profile: str, out: str | Path) -> Path:
         sections=sections,
         runs=runs,
         ledger=_ledger(paths.results("claims")),
-        costs=_costs(paths),
-        disk=_disk(paths),
+        times=_table(paths.results("runs") / "times.csv"),
+        disk=_table(paths.results("runs") / "disk.csv"),
         environment=environment.describe(),
     )
     with new_folder(out) as folder:
@@ -97,15 +96,6 @@ def _verdicts(table: pd.DataFrame) -> list[tuple[str, int, str]]:
     return [(word, int(counts.get(word, 0)), claims.COLOURS[word]) for word in claims.VERDICTS]
 
 
-def _costs(paths: Paths) -> list[dict]:
-    """What each kind of stage took as it last finished, and what the folders of results hold, the largest first."""
-    costs = pd.DataFrame([(stage, s) for (stage, _), s in read_costs(paths.root).items()], columns=["name", "seconds"])
-    table = costs.groupby("name")["seconds"].agg(count="count", seconds="sum")
-    return table.sort_values("seconds", ascending=False).reset_index().to_dict("records")
-
-
-def _disk(paths: Paths) -> list[dict]:
-    """Bytes in each folder of the profile's results."""
-    folders = [folder for folder in sorted(paths.root.glob("*")) if folder.is_dir() and folder != paths.report]
-    sizes = [sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) for folder in folders]
-    return [{"name": folder.name, "bytes": size} for folder, size in zip(folders, sizes, strict=True)]
+def _table(file: Path) -> list[dict]:
+    """The rows of a table that the notebook `runs` has written; none where it has not run."""
+    return pd.read_csv(file, index_col=0).rename_axis("name").reset_index().to_dict("records") if file.is_file() else []

@@ -75,19 +75,16 @@ def needs_gpu(profile: Profile) -> bool:
 def packages(profile: Profile) -> Iterator[Finding]:
     """The packages of pyproject.toml that this profile uses, in their ranges."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    kinds = {getattr(model, "kind", None) for model in hub.used(profile)}
     extras = {
         "workbook": True,
         "world": profile.world,
         "deepspeed": profile.launch.deepspeed,
-        "ross": "vae" in kinds,
+        "ross": any(getattr(model, "kind", None) == "vae" for model in hub.used(profile)),
         "gguf": any(model.package for model in profile.languages.values()),
     }
     needed = list(project["dependencies"])
     for extra, used in extras.items():
         needed += project["optional-dependencies"][extra] if used else []
-    if "radio" in kinds:
-        needed.append("transformers>=5.23")  # the first with RadioModel
     if profile.compute.attention == "flash_attention_2":
         needed.append("flash-attn")
     installed = {canonicalize_name(found.name): found.version for found in importlib.metadata.distributions()}

@@ -54,11 +54,7 @@ def spread(stage: str, settings: Launch) -> None:
 
 
 def launcher(settings: Launch, arguments: list[str], environment: dict[str, str]) -> list[str]:
-    """The command that starts `python -m workbook <arguments>` in every process.
-
-    Raises:
-        ProfileError: several nodes, and neither a hostfile nor a SLURM allocation of as many.
-    """
+    """The command that starts `python -m workbook <arguments>` in every process; errors as of `spread`."""
     gpus, nodes = str(settings.gpus), str(settings.nodes)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", gpus]
     stage = ["-m", "workbook", *arguments]

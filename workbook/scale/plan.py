@@ -26,16 +26,13 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class Job:
-    """One stage that takes a GPU, with its line of the pipeline's index and its cost; None: nothing tells.
-
-    `work` of an evaluation and a measurement is the training whose run they ask.
-    """
+    """One stage that takes a GPU, with its line of the pipeline's index and its cost; None: nothing tells."""
 
     stage: str
     key: str
     item: dict
     done: bool  # whether its output exists
-    work: Cache | Training | None
+    work: Cache | Training | None  # of an evaluation and a measurement the training whose run they ask
     operations: float | None
     seconds: float | None  # on this machine
 

@@ -38,10 +38,8 @@ def turns(items: list[questions.QA], context: str) -> list[dict]:
 
 def captioning(text: str) -> list[dict]:
     """One turn that asks for the caption."""
-    return [
-        {"from": "human", "value": f"Write a caption for this photo.\n{IMAGE_MARKER}"},
-        {"from": "gpt", "value": text},
-    ]
+    ask = f"Write a caption for this photo.\n{IMAGE_MARKER}"
+    return [{"from": "human", "value": ask}, {"from": "gpt", "value": text}]
 
 
 def write_captions(folder: Path, n: int, seed: int) -> None:

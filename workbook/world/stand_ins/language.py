@@ -7,7 +7,6 @@ encoder sees is never as clear as words, and a model that has read only clear on
 the second half of the training the words are put in doubt.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -128,30 +127,17 @@ class Pupil:
         return round(float((right | (labels[:, 1:] == IGNORE)).all(1).float().mean()), 4)
 
 
-def train_language(
-    corpora: Path, out: Path, seed: int, template: str, rows: int = 400, second_half: bool = False, **recipe
-) -> dict:
-    """Train a stand-in for a language model and save it, its tokenizer and `metrics.json` in `out`.
-
-    Args:
-        template: the conversation template it answers in.
-        rows: questions of each kind for the accuracies.
-        second_half: go on from the weights in `out`, with the second half of the training alone.
+def train_language(corpora: Path, out: Path, seed: int, template: str, rows: int = 400, **recipe) -> dict:
+    """Train a stand-in that answers in a template, and save it, its tokenizer and `metrics.json` in `out`.
 
     Returns:
         The metrics: accuracy per kind of question with the scene spelled out at the visual positions (`spelled`) and
-        described in the question (`described`), on validation scenes.
+        described in the question (`described`), on `rows` questions of each kind about validation scenes.
     """
     rng = np.random.default_rng(seed)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(corpora / "tokenizer")
     model_class = Qwen2ForCausalLM if template == "qwen" else LlamaForCausalLM
-    earlier = {}
-    if second_half:
-        model = model_class.from_pretrained(out, dtype=torch.float32).to(device())
-        metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
-        earlier["first_half"] = {name: metrics[name] for name in ("steps", "batch", "samples", "commit", "device")}
-    else:
-        model = untrained(model_class, out.name).to(device())
+    model = untrained(model_class, out.name).to(device())
     pupil = Pupil(model, tokenizer, template)
     corpus = [load(corpora, kind) for kind in ("lessons", "conversations")]
     data = tuple(torch.cat(pair) for pair in zip(*map(pupil.tensors, corpus), strict=True))
@@ -159,7 +145,6 @@ def train_language(
 
     def loss(drawn: np.ndarray, progress: float) -> Tensor:
         """Lessons are four in five samples at first, from a quarter of the training on three in ten."""
-        progress = (1 + progress) / 2 if second_half else progress
         conversing = rng.random(len(drawn)) > (0.8 if progress < 0.25 else 0.3)
         drawn = drawn + samples * conversing
         length = int(lengths[drawn].max())
@@ -181,4 +166,4 @@ def train_language(
         tokenizer.backend_tokenizer.post_processor = TemplateProcessing("$A", special_tokens=[])  # without <s>
         tokenizer.eos_token, tokenizer.bos_token = TEMPLATES[template].stop, None
     tokenizer.save_pretrained(out)
-    return write_metrics(out, model, {**record, **earlier, "samples": 2 * samples, "text_accuracy": accuracies})
+    return write_metrics(out, model, {**record, "samples": 2 * samples, "text_accuracy": accuracies})
