@@ -98,14 +98,9 @@ def evaluate(
 
     Returns:
         The answered rows of each run, in the order of `rows`.
-
-    Raises:
-        ValueError: no rows, or repeated ids.
     """
     out = Path(out)
     ids = [row["id"] for row in rows]
-    if not rows or len(set(ids)) != len(ids):
-        raise ValueError(f"{benchmark}: rows to evaluate must be some, each id once: load them with load_rows")
     prompts = [prompt(run.template, f"{IMAGE_MARKER}\n{row['prompt'].replace(IMAGE_MARKER, '')}") for row in rows]
     if protocol:  # a sampled answer depends on its batch, so the size of a batch is part of the settings
         protocol = protocol | {"batch_size": batch_size}

@@ -26,11 +26,7 @@ def notebooks(settings: Profile) -> list[str]:
 def begin(profile: str, name: str) -> tuple[Profile, Path]:
     """What every notebook starts with: the profile, and the folder for the tables and figures of the notebook `name`.
 
-    Applies the figures' style, shows which profile it is, and goes to the repository's root, where a profile's paths
-    begin.
-
-    Raises:
-        ProfileError: no such profile; the message lists those there are.
+    Applies the figures' style, shows which profile it is, and goes to the repository's root, where its paths begin.
     """
     from workbook import plots  # seaborn takes seconds, and the report needs none
 

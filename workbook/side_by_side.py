@@ -217,9 +217,8 @@ def reproduce(settings: Profile, targets: list[str], jobs: int | None) -> bool:
         for line in lock.mend():
             print(line)
         pipeline.select(settings.name)
-        inherited = (share(),)
         run = Pipeline(settings, graph(targets) if changed(targets) else {}, jobs)
-        run.inherited = inherited
+        run.inherited = (share(),)
         if not run.needs:
             return conclude(settings, run, began)
         run.logs.mkdir(parents=True, exist_ok=True)

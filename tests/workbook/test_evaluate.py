@@ -200,12 +200,6 @@ def test_answers_of_other_weights_are_asked_for_again(model, rows, tmp_path):
     assert file.read_bytes() == kept
 
 
-def test_rows_must_be_distinct(model, rows, tmp_path):
-    for faulty in ([], rows + rows[:1]):
-        with pytest.raises(ValueError, match="each id once"):
-            ask(model, faulty, tmp_path / "a.jsonl")
-
-
 def test_images_as_bytes_are_not_written_to_the_answers(model, rows, tmp_path):
     from pathlib import Path
 

@@ -36,8 +36,3 @@ def test_the_drops_of_table_3_follow_from_its_counts():
     table = paper.table(3).pivot(index="run", columns="benchmark", values="value")
     assert (table["original"] - table["patch_shuffle"] == table["drop"]).all()
     assert ((100 * table["drop"] / table["original"]).round(1) == table["drop_percent"]).all()
-
-
-def test_an_unknown_table_is_refused():
-    with pytest.raises(ValueError, match="its tables are 1, 2"):
-        paper.table(7)

@@ -117,7 +117,7 @@ def test_the_oracle_knows_what_the_labels_say_and_nothing_else(tmp_path):
     assert features.shape == (6, 64, teacher.dim)
     scene = next(scenes.draw_scenes(1, (0, 2)))
     expected = token_labels(scene, draw(scene)[1])
-    assert (labels[0].numpy() == np.stack([expected[name] for name in oracle.TRUTHS])).all()
+    assert (labels[0].numpy() == np.stack([expected[name] for name in oracle.PROBES])).all()
     rows, features = labels.transpose(1, 2).flatten(0, 1), features.flatten(0, 1)
     same = (rows[:, None] == rows).all(-1)
     close = (features[:, None] - features).abs().amax(-1) < 1e-4

@@ -76,7 +76,7 @@ def score(benchmark: str, rows: Sequence[Mapping]) -> dict:
 
     Returns:
         `official`, `strict` (the same number from `parse_answer`; unparsed is wrong), `unparsed` (share of rows),
-        `n`, the official sub-scores under their names, and `strict_scores`, the strict ones.
+        `n`, and the official sub-scores under their names.
 
     Raises:
         ValueError: no rows, an unknown benchmark, half of an MMVP pair or of an MME image, or a row that cannot be
@@ -85,12 +85,7 @@ def score(benchmark: str, rows: Sequence[Mapping]) -> dict:
     if not rows:
         raise ValueError(f"no answers to score for {benchmark}")
     rows = checked(benchmark, rows)
-    read = {rule: reduce(benchmark, [rows], rule) for rule in ("official", "strict")}
-    scores = {rule: {name: e.seeds.item() for name, e in one.effects.items()} for rule, one in read.items()}
-    return scores["official"] | {
-        "benchmark": benchmark,
-        "n": len(rows),
-        "strict": scores["strict"]["official"],
-        "unparsed": read["strict"].unparsed,
-        "strict_scores": scores["strict"],
-    }
+    official, strict = (reduce(benchmark, [rows], rule) for rule in ("official", "strict"))
+    scores = {name: effects.seeds.item() for name, effects in official.effects.items()}
+    strict_score = strict.effects["official"].seeds.item()
+    return scores | {"benchmark": benchmark, "n": len(rows), "strict": strict_score, "unparsed": strict.unparsed}

@@ -53,8 +53,13 @@ class Benchmark:
         return ""
 
     def values(self, members: Members) -> Iterable[dict[str, float]]:
-        """What a cluster adds to the means that `scores` takes: a value by name, of every question or pair."""
-        raise NotImplementedError
+        """What a cluster adds to the means that `scores` takes: a value by name, of every question or pair.
+
+        By default whether a question is answered rightly, for all of them, its category and its further columns.
+        """
+        for row, answer in members:
+            names = ("official", row["category"], *(row[column] for column in self.columns))
+            yield dict.fromkeys(names, answer == row["answer"])
 
     def scores(self, means: Mapping[str, Mapping]) -> dict:
         """The scores, `official` first, from the means of each stratum."""

@@ -59,9 +59,6 @@ class CVBench(Benchmark):
         """First character of what follows "answer is" or "answer:", brackets and final full stop off, as a letter."""
         return _after_cue(row).rstrip(".").lstrip("(").rstrip(")")[:1].upper()
 
-    def values(self, members: Members) -> list[dict]:
-        return [dict.fromkeys(("official", r["category"], r["source"]), a == r["answer"]) for r, a in members]
-
     def scores(self, means: Mapping) -> dict:
         """`official` (micro), `source_mean`, and the accuracies `count`, `relation`, `ade20k`, `coco` where present."""
         means = means[""]
@@ -281,6 +278,3 @@ class MMStar(Benchmark):
         start = next((len(s) for s in ("(", "option ", "the answer is ") if text.startswith(s)), 0)
         letter = text[start : start + 1].upper()
         return letter if letter and letter in "ABCD" else None
-
-    def values(self, members: Members) -> list[dict]:
-        return [dict.fromkeys(("official", r["category"], r["subcategory"]), a == r["answer"]) for r, a in members]

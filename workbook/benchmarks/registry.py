@@ -32,9 +32,7 @@ def read(benchmark: str, rows: Sequence[Mapping], rule: str) -> list[str | None]
     """The options that the responses name under the `official` or the `strict` rule."""
     if rule == "official":
         return [FAMILIES[family(benchmark)].official(row) for row in rows]
-    if rule == "strict":
-        return [parse_answer(benchmark, row["response"], row["options"]) for row in rows]
-    raise ValueError(f"unknown rule {rule!r}: official or strict")
+    return [parse_answer(benchmark, row["response"], row["options"]) for row in rows]
 
 
 def checked(benchmark: str, rows: Sequence[Mapping]) -> list[dict]:

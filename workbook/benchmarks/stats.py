@@ -48,14 +48,8 @@ def tally(spec: Benchmark, rows: Sequence[Mapping], answers: Sequence[str | None
 
 
 def reduce(benchmark: str, samples: Sequence[Sequence[Mapping]], rule: str = "official") -> Scored:
-    """Score the answered rows of one seed.
-
-    Raises:
-        ValueError: sampled runs of different questions.
-    """
-    questions = {hash(tuple(sorted((row["category"], row["id"]) for row in rows))) for rows in samples}
-    if len(questions) != 1:
-        raise ValueError(f"{benchmark}: the sampled runs of a seed must answer the same questions; evaluate again")
+    """Score the answered rows of one seed: of its greedy, or its sampled, runs, all of the same questions."""
+    questions = hash(tuple(sorted((row["category"], row["id"]) for row in samples[0])))
     spec, parts, unparsed = FAMILIES[family(benchmark)], defaultdict(list), []
     for rows in samples:
         answers = read(benchmark, rows, rule)
@@ -74,7 +68,7 @@ def reduce(benchmark: str, samples: Sequence[Sequence[Mapping]], rule: str = "of
         for name, effects in jackknife(scores, arrays, len(rows)).items():
             parts[name].append(effects * (1 / len(samples)))
     effects = {name: functools.reduce(operator.add, values) for name, values in parts.items()}
-    return Scored(questions.pop(), len(samples), float(np.mean(unparsed)), effects)
+    return Scored(questions, len(samples), float(np.mean(unparsed)), effects)
 
 
 def contrast(benchmark: str, models: Sequence[Sequence[Scored]], weights: Sequence[float]) -> dict[str, Effects]:

@@ -6,7 +6,6 @@ the kernel.  Maps of all layers travel together as bytes, so a moved layer is dr
 """
 
 import time
-import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -14,7 +13,6 @@ import anywidget
 import matplotlib as mpl
 import traitlets
 from pydantic import TypeAdapter
-from transformers.utils import logging
 
 from workbook import plots
 from workbook.explorer.session import Choice, Session
@@ -42,10 +40,6 @@ class Explorer(anywidget.AnyWidget):
 
     def __init__(self, session: Session, label: str = ""):
         super().__init__()
-        # A choice takes a moment: no bars above the picture, no reports of weights that a part of a model does without.
-        logging.disable_progress_bar()
-        logging.set_verbosity_error()
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # peft's use of transformers
         self.session, self._shown = session, None
         palettes = {
             name: mpl.colormaps[name](range(256), bytes=True)[:, :3].tobytes() for name in ("viridis", "inferno")

@@ -22,11 +22,7 @@ from workbook.runs import folders, names
 
 
 def build(profile: str, out: str | Path) -> Path:
-    """Write the report of a profile into the folder `out`, anew; returns its `index.html`.
-
-    Raises:
-        ProfileError: no such profile.
-    """
+    """Write the report of a profile into the folder `out`, anew; returns its `index.html`."""
     settings, paths = config.load(profile), Paths(profile)
     shared = {
         "profile": profile,

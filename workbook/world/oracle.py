@@ -9,16 +9,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from workbook.world.render import LABELS
+from workbook.world.render import PROBES
 from workbook.world.scenes import GRID
 
-TRUTHS = LABELS[:-1]  # which object a token belongs to is a number without meaning
 CLASSES = 17  # the most values that a label has: 16 categories and none
 
 
 def truth_image(labels: dict[str, np.ndarray]) -> Image.Image:
     """The labels (64,) of a scene as a grey image, 8 wide and 40 high."""
-    return Image.fromarray(np.concatenate([labels[name].reshape(GRID, GRID) for name in TRUTHS]))
+    return Image.fromarray(np.concatenate([labels[name].reshape(GRID, GRID) for name in PROBES]))
 
 
 class Oracle:
@@ -28,12 +27,12 @@ class Oracle:
 
     def __init__(self, seed: int = 0):
         generator = torch.Generator().manual_seed(seed)
-        self.seed, self.projection = seed, torch.randn(len(TRUTHS) * CLASSES, self.dim, generator=generator)
+        self.seed, self.projection = seed, torch.randn(len(PROBES) * CLASSES, self.dim, generator=generator)
 
     def preprocess(self, images: list[Image.Image]) -> Tensor:
         """Truths -> labels (B, 5, 64), float32."""
         values = np.stack([np.asarray(image, np.float32) for image in images])
-        return torch.from_numpy(values).reshape(len(images), len(TRUTHS), -1)
+        return torch.from_numpy(values).reshape(len(images), len(PROBES), -1)
 
     def encode(self, labels: Tensor) -> Tensor:
         """Labels (B, 5, 64) -> features (B, 64, 96), float32: of each label's value minus what every token has."""
@@ -42,4 +41,4 @@ class Oracle:
         return values @ self.projection
 
     def identity(self) -> dict:
-        return {"kind": self.kind, "labels": TRUTHS, "seed": self.seed, "grid": self.grid, "dim": self.dim}
+        return {"kind": self.kind, "labels": PROBES, "seed": self.seed, "grid": self.grid, "dim": self.dim}

@@ -36,7 +36,8 @@ PHOTOGRAPHS = {
 ZOOMS = (1.2, 1.7, 2.4)  # short side of a photograph over the side of the picture: how much of it a crop shows
 JPEG_QUALITY = 95
 SIZE = 16 * GRID  # pixels a side: 16 for each visual token
-LABELS = ("category", "number", "facing", "position", "extent", "object")
+PROBES = ("category", "number", "facing", "position", "extent")
+LABELS = (*PROBES, "object")  # which object a token belongs to is a number without meaning
 
 
 @cache

@@ -18,14 +18,13 @@ from viral_core.distributed import device
 from viral_core.environment import git_state
 from viral_core.measure.probes import probes
 from viral_core.teachers import Teacher, load_teacher
-from workbook.world.render import LABELS
+from workbook.world.render import LABELS, PROBES
 from workbook.world.scenes import GRID
 from workbook.world.stand_ins import FOLDER
 from workbook.world.stand_ins.pictures import Pictures
 
 SAVED_EVERY = 120  # seconds
 PROBED = 2000  # training scenes that probes are fitted to
-PROBES = ("category", "number", "facing", "position", "extent")
 
 
 def untrained(model_class: type[PreTrainedModel], name: str) -> PreTrainedModel:
