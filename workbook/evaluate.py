@@ -151,11 +151,7 @@ def evaluate(
 def generate(
     run: Run, images: Sequence, prompts: Sequence[str], max_new_tokens: int, temperature: float | None = None
 ) -> list[str]:
-    """Answers of one batch: one image (PIL, RGB) and one prompt with its marker for each; greedy without temperature.
-
-    Raises:
-        ValueError: a model in training mode.
-    """
+    """Answers of a batch: an image (PIL, RGB) and a prompt with its marker for each; greedy without temperature."""
     ((_, inputs),) = batches(run.model, run.processor, images, prompts, len(images), "")
     tokenizer = run.processor.tokenizer
     stop = stop_token_id(tokenizer, run.template)

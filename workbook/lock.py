@@ -36,11 +36,7 @@ def shared() -> Iterator[None]:
 
 @contextmanager
 def one_of(stage: str) -> Iterator[None]:
-    """For a stage: nobody else runs it, such as a process that has outlived the one that started it.
-
-    Raises:
-        LockedError: somebody does.
-    """
+    """For a stage: LockedError if another process runs it, such as one that has outlived its starter."""
     if int(os.environ.get("RANK", 0)):
         yield
         return

@@ -15,9 +15,7 @@ from viral_core.files import read_lines
 def read_log(folder: Path) -> pd.DataFrame:
     """The log of a trained run's folder, one row per logging event.
 
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: a damaged line, with its number, or a log that ends before the training.
+    ValueError names a damaged line, or says that the log ends before the training.
     """
     file, run, remedy = folder / "log.jsonl", folder / "run.json", "train that run again"
     if not file.is_file():

@@ -77,8 +77,7 @@ def _probes(run: Run, pictures: tuple) -> pd.DataFrame:
 def probe_images(folder: Path, scenes: int) -> tuple[list[Path], Labels, list[Path], Labels]:
     """Images and labels that probes are fitted to, the first `scenes` of the training split, and all for validation.
 
-    Raises:
-        FileNotFoundError: the profile's data have no labels of tokens.
+    FileNotFoundError where the profile's data have no labels of tokens.
     """
     parts = []
     for split, count in (("train", scenes), ("val", None)):

@@ -160,11 +160,7 @@ def select(name: str) -> bool:
 
 
 def stage(kind: str, key: str) -> tuple[Profile, dict]:
-    """The active profile and one of its stages.
-
-    Raises:
-        ProfileError: `params.yaml` has no such stage; the message lists those it has.
-    """
+    """The active profile and one of its stages; ProfileError, with those there are, for an unknown one."""
     profile, index = active()
     entries = index[kind if kind in INDEXED else "stage2"]
     known(f"{kind} stage", key, entries, PARAMS)

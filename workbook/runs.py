@@ -85,11 +85,7 @@ def read_all(files: Iterable[Path]) -> list[list[dict]]:
 
 
 def answers(profile: str, run: str, benchmark: str, checkpoint: int | None = None) -> Answers:
-    """Answered rows of every seed of a run, or of its `checkpoint`, on one of `benchmarks.BENCHMARKS` or of `PAPER`.
-
-    Raises:
-        ValueError: an evaluation that is not complete, which enters no table.
-    """
+    """Answered rows of every seed of a run, or of its `checkpoint`, on one of `benchmarks.BENCHMARKS` or of `PAPER`."""
     return {seed: read_all(files) for seed, files in answer_files(profile, run, benchmark, checkpoint).items()}
 
 

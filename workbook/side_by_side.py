@@ -200,11 +200,7 @@ def _server() -> Iterator[None]:
 
 
 def reproduce(settings: Profile, targets: list[str], jobs: int | None) -> bool:
-    """Bring a profile's stages up to date, all or those that `targets` need; whether all are.
-
-    Raises:
-        LockedError: a pipeline is under way in this folder.
-    """
+    """Bring a profile's stages up to date, all or those that `targets` need; whether all are.  Errors as of `alone`."""
     if jobs is None:  # tiny models use one core well and two badly; real ones have the machine
         jobs = (os.cpu_count() or 1) if settings.world and settings.compute.dtype == "float32" else 1
     if jobs > 1:

@@ -75,12 +75,7 @@ def append(path: Path, answered: Sequence[Mapping]) -> None:
 
 
 def read_answers(path: str | Path) -> tuple[dict, Runs]:
-    """Settings and answered rows of each run, complete or not.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: a line that is damaged, or a row answered twice.
-    """
+    """Settings and answered rows of each run, complete or not; ValueError: a damaged line, or a row answered twice."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no answers at {path}: evaluate the model on the benchmark first")

@@ -47,12 +47,7 @@ def require(path: Path, remedy: str) -> Path:
 
 
 def parquet_rows(folder: Path, pattern: str, photos: bool) -> Iterator[dict]:
-    """Rows of a snapshot's parquet files with undecoded images, or without them.
-
-    Raises:
-        FileNotFoundError: no file of that pattern.
-        ValueError: a file is no parquet file; names it.
-    """
+    """Rows of a snapshot's parquet files with undecoded images, or without them; ValueError names another file."""
     import pyarrow
     from pyarrow import parquet
 

@@ -128,13 +128,9 @@ def similarity(vectors: torch.Tensor, patch: int) -> torch.Tensor:
 
 
 def word_map(run: Run, seen: Look, word: str) -> tuple[str, torch.Tensor]:
-    """The logit lens of one word: its probability at each layer and visual token.
+    """The logit lens of one word, or of its first token: (that token, its probabilities (L + 1, N)).
 
-    Returns:
-        (the token that is shown, of several the word's first; (L + 1, N) probabilities)
-
-    Raises:
-        ValueError: a word without tokens.
+    ValueError for a word without tokens.
     """
     tokenizer, head = run.processor.tokenizer, base_llava(run.model).lm_head
     ids = tokenizer(f" {word.strip()}", add_special_tokens=False)["input_ids"]

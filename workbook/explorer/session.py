@@ -94,11 +94,7 @@ class Session:
         return self._rows[benchmark]
 
     def upload(self, content: bytes) -> str:
-        """Path of an own image's copy, in the session's folder.
-
-        Raises:
-            ValueError: bytes that are no image.
-        """
+        """Path of an own image's copy, in the session's folder; ValueError for bytes that are no image."""
         try:
             image = to_rgb(Image.open(io.BytesIO(content)))
         except DAMAGED as error:
@@ -296,11 +292,7 @@ def _png(image: Image.Image) -> bytes:
 
 
 def of_profile(profile: str) -> Session:
-    """The session of a profile's finished runs; its folders are seen from the repository's root.
-
-    Raises:
-        FileNotFoundError: none of them has been trained; the message says what to do.
-    """
+    """The session of a profile's trained runs, from the repository's root; FileNotFoundError where there are none."""
     settings, paths = config.load(profile), Paths(profile)
     folders = runs.folders(profile).items()
     whole = {f"{run}-s{seed}": folder for (run, seed), folder in folders if not settings.systems[run].tiled}

@@ -34,8 +34,7 @@ def reference(name: str) -> dict:
 def architecture(path: str) -> dict:
     """Config of a model, flat, with its number of `parameters`: stated, or by the size of its weights here.
 
-    Raises:
-        FileNotFoundError: the model is neither listed nor here: a stage has not made it yet.
+    FileNotFoundError where the model is neither listed nor here: a stage has not made it yet.
     """
     if known := reference("architectures").get(path):
         return {**known, **known["config"]}

