@@ -47,7 +47,7 @@ systems = {"next-baseline": "LLaVA-NeXT", "next-viral": "LLaVA-NeXT with alignme
 # shape among a few that keeps most of the image's pixels. Each tile goes through the encoder like an image of its own.
 
 # %%
-show(tiles.Tiled.pictures)
+show(tiles.View.pictures)
 
 # %%
 vision = settings.visions[settings.systems["next-baseline"].vision]
@@ -58,7 +58,7 @@ config = AutoConfig.from_pretrained(vision.path, revision=vision.revision)
 config = getattr(config, "vision_config", config)
 side, patch = config.image_size, config.patch_size
 processor = tiles.tile_processor(vision.path, side, settings.tiles.grids, vision.revision)
-views = tiles.Tiled(processor, patch).pictures(image)
+views = tiles.View(processor, patch).pictures(image)
 columns = {f"tile {number}": [plots.pixels(view)] for number, view in enumerate(views)}
 figure = plots.tiles({"image": [plots.pixels(image)], **columns}, [""])
 plots.save(figure, out, "tiles")

@@ -161,26 +161,23 @@ class AlignedModel(nn.Module):
             losses["loss"] = losses["loss"] + self.reconstruct.weight * losses["ross_loss"]
         return losses
 
-    def _alignment(
-        self, image_tokens: list[int], teacher_features: Tensor | None, image_sizes: Tensor | None
-    ) -> Tensor:
+    def _alignment(self, image_tokens: list[int], teacher_features: Tensor | None, sizes: Tensor | None) -> Tensor:
         """L_VRA: the mean over the aligned blocks."""
-        pred_states = {layer: self.tap.states[layer] for layer in self.align.layers}
+        shown = slice(None)  # visual tokens that show a patch
         image_ids = torch.arange(len(image_tokens)).repeat_interleave(torch.tensor(image_tokens, dtype=torch.long))
         target = self._target(teacher_features)
-        if image_sizes is not None:  # LLaVA-NeXT: newlines show no patch, and unpadding leaves patches out
-            patches = torch.cat(batch_patch_index(self.config, image_sizes))
-            positions = (patches != NEWLINE).nonzero().squeeze(1)
+        if sizes is not None:  # LLaVA-NeXT: newlines show no patch, and unpadding leaves patches out
+            patches = torch.cat(batch_patch_index(self.config, sizes))
+            shown = (patches != NEWLINE).nonzero().squeeze(1)
             per_token = self.align.target == "projector"
             rows = len(self.tap.states[0]) if per_token else self.tap.features.shape[:2].numel()
             if len(target) != rows:
                 raise ValueError(f"alignment target of {len(target)} rows does not match the {rows} of the tiles")
-            target, image_ids = target[positions if per_token else patches[positions]], image_ids[positions]
-            pred_states = {layer: states[positions] for layer, states in pred_states.items()}
+            target, image_ids = target[shown if per_token else patches[shown]], image_ids[shown]
         losses = []
-        for layer, states in pred_states.items():
+        for layer in self.align.layers:
             head = self.heads["shared" if self.align.shared_head else str(layer)]
-            pred = head(states)
+            pred = head(self.tap.states[layer][shown])
             goal = pred.new_zeros(pred.shape) if target is None else target
             if goal.shape != pred.shape or len(image_ids) != len(pred):
                 raise ValueError(

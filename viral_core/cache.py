@@ -136,26 +136,25 @@ def _pictures(images: Mapping[str, str | Path], tiles: View | None) -> dict[str,
 
 def _prepare(folder: Path, identities: Mapping[Path, str]) -> None:
     """Leave in the folder only shards that go on; the others, which may have cost hours, are set aside."""
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / INDEX).unlink(missing_ok=True)
-    others = [file for file in sorted(folder.glob("shard-*")) if _identity(file) not in (None, identities.get(file))]
+    others = [file for file in sorted(folder.glob("shard-*.safetensors")) if _identity(file) not in (None, identities.get(file))]
     if others:
         place = set_aside(folder, "other-settings", others)
         warnings.warn(f"{folder} held {len(others)} shards of other settings: they lie in {place} now", stacklevel=3)
 
 
 def _identity(file: Path) -> str | None:
-    """What a shard holds; None if it is damaged."""
+    """What a shard holds; None if it is missing or damaged."""
     try:
         with safe_open(file, "pt") as shard:
             return shard.metadata()["identity"]
-    except (SafetensorError, TypeError, KeyError):
+    except (OSError, SafetensorError, TypeError, KeyError):
         return None
 
 
 def _finished(file: Path, identity: str) -> list[int] | None:
     """Checksums of a shard that exists and is intact; None if it has to be written."""
-    if not file.is_file() or _identity(file) != identity:
+    if _identity(file) != identity:
         return None
     try:
         with safe_open(file, "pt") as shard:

@@ -112,7 +112,7 @@ def _tokens(
 
 def count_image_tokens(samples: Sequence[Sample], view: View) -> list[list[int]]:
     """Visual tokens of each image of each sample; where files must be read, launched processes divide them."""
-    if not view.reads_sizes:
+    if not view.tiled:
         return [[view.tokens()] * len(sample.images) for sample in samples]
     own = {}
     for i in distributed.share(range(len(samples))):
@@ -175,7 +175,7 @@ class Collator:
 
     def __post_init__(self):
         self.view = view_of(self.processor)
-        if self.encoder is not None and self.view.reads_sizes:
+        if self.encoder is not None and self.view.tiled:
             raise ValueError("LLaVA-NeXT's tiles go through the vision tower in every step: give it no encoder cache")
 
     def __call__(self, items: list[dict]) -> dict:
@@ -204,7 +204,7 @@ class Collator:
 
     def _keys(self, sample: Sample) -> list[str]:
         names = sample.targets or sample.images
-        sizes = sample.image_sizes(names) if self.view.reads_sizes else [None] * len(names)
+        sizes = sample.image_sizes(names) if self.view.tiled else [None] * len(names)
         return [key for name, size in zip(names, sizes, strict=True) for key in self.view.keys(name, size)]
 
 

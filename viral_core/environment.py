@@ -54,7 +54,6 @@ def record(file: Path, step: int) -> None:
     before = []
     with suppress(OSError, ValueError, TypeError, KeyError):
         before = [entry for entry in json.loads(file.read_text(encoding="utf-8")) if entry["from_step"] < step]
-    file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, json.dumps([*before, {"from_step": step, **describe()}], indent=2) + "\n")
 
 

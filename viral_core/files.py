@@ -82,7 +82,7 @@ def writing(path: str | Path) -> Iterator[None]:
 
 @contextmanager
 def replacement(path: str | Path) -> Iterator[Path]:
-    """A temporary path to write to; at the end it is flushed to the disk and takes the place of `path`.
+    """A temporary path to write to, in a folder that is made; flushed to the disk it takes the place of `path`.
 
     After an error it is removed, and what was at `path` stays; errors as of `writing`.
     """
@@ -90,6 +90,7 @@ def replacement(path: str | Path) -> Iterator[Path]:
     temporary = path.with_name(f"{path.name}.part")
     try:
         with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())

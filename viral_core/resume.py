@@ -83,7 +83,6 @@ def _prepare(work: Path, current: dict) -> None:
             "this one starts over",
             stacklevel=2,
         )
-    work.mkdir(parents=True, exist_ok=True)
     write_text(known, json.dumps(current, indent=2))
     for state in sorted(_complete_states(work), key=step_of, reverse=True):
         fault = _fault(state)

@@ -55,13 +55,11 @@ def save_run(
     with gathered([p for p in aligned.parameters() if p.requires_grad]):
         if not distributed.is_main():
             return
-        folder.mkdir(parents=True, exist_ok=True)
         save_projector(aligned.llava, folder / PROJECTOR)
         if additions := _additions(aligned).state_dict():
             save_weights(additions, folder / HEADS)
         if isinstance(aligned.llava, PeftModel):
             adapter = folder / ADAPTER
-            adapter.mkdir(exist_ok=True)
             state = get_peft_model_state_dict(aligned.llava, save_embedding_layers=False)
             save_weights(state, adapter / ADAPTER_WEIGHTS)
             aligned.llava.peft_config["default"].save_pretrained(adapter)

@@ -113,10 +113,8 @@ def load_teacher(
     Features: DINOv2's normed patch tokens, CLIP's (or SigLIP's) penultimate layer without the class token, SAM's map
     after the neck, the last normed patch tokens of Depth Anything's backbone, RADIO's spatial features; see `load_vae`.
 
-    Args:
-        grid: side of the student's grid of visual tokens.
-        clip_pixels: normalise with CLIP's constants, the released code's mistake, for the control `as_released`.
-        color: the mean colour of the student's encoder (`viral_core.images.mean_color`).
+    `grid` is the side of the student's grid of visual tokens, `color` the mean colour of its encoder. `clip_pixels`
+    normalises with CLIP's constants, the released code's mistake, for the control `as_released`.
     """
     if kind not in (*KINDS, "vae"):
         raise ValueError(f"no teacher {kind!r}; there are: {', '.join([*KINDS, 'vae'])}")
@@ -199,12 +197,7 @@ def _load_sam(path: str, revision: str | None):
 
 def _load_depth_anything(path: str, revision: str | None):
     model = load_whole(transformers.DepthAnythingForDepthEstimation, path, revision, dtype=torch.float32).backbone
-
-    def last_stage(m: nn.Module, x: Tensor) -> Tensor:
-        features = m(x).feature_maps[-1]
-        return features.flatten(2).transpose(1, 2) if m.config.reshape_hidden_states else features[:, 1:]
-
-    return model, model.config.patch_size, model.config.hidden_size, last_stage
+    return model, model.config.patch_size, model.config.hidden_size, lambda m, x: m(x).feature_maps[-1][:, 1:]
 
 
 def _load_radio(path: str, revision: str | None):

@@ -20,67 +20,46 @@ NEWLINE = -1  # patch index of a newline token
 Size = Sequence[int]  # (height, width) in pixels
 
 
-class Whole:
-    """An image is one square; a teacher sees the same square."""
+class View:
+    """What a model sees of an image: one square; of LLaVA-NeXT, which is `tiled`, the whole and tiles of it.
 
-    reads_sizes = False  # the number of tokens does not depend on the image
-
-    def __init__(self, image_processor, patch_size: int):
-        self.image_processor = image_processor
-        self.color = mean_color(image_processor)
-        cropped = getattr(image_processor, "do_center_crop", False)
-        size = image_processor.crop_size if cropped else image_processor.size
-        self._tokens = (size["height"] // patch_size) * (size["width"] // patch_size)
-
-    def prepare(self, image: Image.Image) -> Image.Image:
-        """What the image processor is given of an RGB image."""
-        return pad_to_square(image, self.color)
-
-    def tokens(self, size: Size | None = None) -> int:
-        """Visual tokens N of an image."""
-        return self._tokens
-
-    def keys(self, name: str, size: Size | None = None) -> list[str]:
-        """Names of an image's cached features."""
-        return [name]
-
-    def pictures(self, image: Image.Image) -> list[Image.Image]:
-        """The squares that a teacher sees of an RGB image, one for each key."""
-        return [self.prepare(image)]
-
-
-class Tiled:
-    """An image is cut into tiles; a teacher sees each of them, under the key `<name>#<tile>`.  Methods as `Whole`'s."""
-
-    reads_sizes = True
+    A teacher sees the same square, or each of the tiles, under the key `<name>#<tile>`.
+    """
 
     def __init__(self, image_processor, patch_size: int):
         self.image_processor, self.patch_size = image_processor, patch_size
-        self.side = image_processor.crop_size["height"]
+        self.tiled = is_tiled(image_processor)  # the number of tokens depends on the image
+        cropped = getattr(image_processor, "do_center_crop", False)
+        self.side = (image_processor.crop_size if cropped else image_processor.size)["height"]
 
     def prepare(self, image: Image.Image) -> Image.Image:
-        return image
+        """What the image processor is given of an RGB image."""
+        return image if self.tiled else pad_to_square(image, mean_color(self.image_processor))
 
-    def tokens(self, size: Size) -> int:
+    def tokens(self, size: Size | None = None) -> int:
+        """Visual tokens of an image; a square needs no size."""
+        if not self.tiled:
+            return (self.side // self.patch_size) ** 2
         return len(patch_index(size, self.image_processor.image_grid_pinpoints, self.side, self.patch_size))
 
-    def keys(self, name: str, size: Size) -> list[str]:
+    def keys(self, name: str, size: Size | None = None) -> list[str]:
+        """Names of an image's cached features; a square needs no size."""
+        if not self.tiled:
+            return [name]
         count = tile_count(size, self.image_processor.image_grid_pinpoints, self.side)
         return [f"{name}#{tile}" for tile in range(count)]
 
     def pictures(self, image: Image.Image) -> list[Image.Image]:
-        """The tiles of an RGB image, as squares of the encoder's input size; padding in the grid is black."""
+        """The squares that a teacher sees of an RGB image, one for each key; padding in the grid of tiles is black."""
+        if not self.tiled:
+            return [self.prepare(image)]
         raw = self.image_processor(image, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"][0]
         return [Image.fromarray(tile.permute(1, 2, 0).contiguous().numpy()) for tile in raw]
 
 
-View = Whole | Tiled
-
-
 def view_of(processor) -> View:
     """How the model of a LLaVA processor views images."""
-    kind = Tiled if is_tiled(processor) else Whole
-    return kind(processor.image_processor, processor.patch_size)
+    return View(processor.image_processor, processor.patch_size)
 
 
 def tile_processor(vision, side: int, grids: Sequence[Sequence[int]], revision: str | None = None):

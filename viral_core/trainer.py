@@ -60,7 +60,6 @@ def train_stage1(
     def save(target: Path, _step: int) -> None:
         with gathered(base_llava(llava).model.multi_modal_projector.parameters()):
             if distributed.is_main():
-                target.mkdir(parents=True, exist_ok=True)
                 save_projector(llava, target / PROJECTOR)
 
     _train(aligned, samples, recipe, Path(folder), template, Collator(processor, encoder=encoder_features), save)
@@ -172,7 +171,6 @@ class TrainingLog:
         entries = read_lines(file, "remove that line", unfinished=True) if file.is_file() else []
         self.file, entries = file, [entry for entry in entries if entry["step"] <= start]
         self._began = time.monotonic() - (entries[-1]["seconds"] if entries else 0.0)
-        file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, "".join(map(json_line, entries)))
 
     def write(self, step: int, values: dict) -> None:

@@ -20,7 +20,7 @@ from viral_core.recipe import Recipe
 from viral_core.run_folder import PROJECTOR
 from viral_core.teachers import load_encoder
 from viral_core.templates import TEMPLATES
-from viral_core.tiles import Tiled, tile_processor
+from viral_core.tiles import View, tile_processor
 from viral_core.trainer import train_stage1, train_stage2
 from workbook import models
 from workbook.evaluate import evaluate_run
@@ -63,7 +63,7 @@ def cache(settings: Profile, item: dict) -> None:
     if tiled:
         config = models.vision_config(encoder)
         pixels = tile_processor(encoder.path, config.image_size, settings.tiles.grids, encoder.revision)
-        tiles = Tiled(pixels, config.patch_size)
+        tiles = View(pixels, config.patch_size)
     write_cache(source, images, item["out"], tiles=tiles, dtype=kind, workers=settings.stage2.workers)
 
 
