@@ -45,12 +45,15 @@ class AlignedModel(nn.Module):
         if (self.residuals or reconstruct) and is_tiled(self.config):
             raise ValueError("re-injection and reconstruction take the one map of tokens that LLaVA-1.5 has")
         self.heads, self.adapters, self.reconstruction = nn.ModuleDict(), nn.ModuleDict(), None
+        tapped = []
         if self.align is not None:
             self._add_heads()
+            tapped += self.align.layers
         if self.reconstruct is not None:
             from viral_core.ross import Reconstruction  # loads diffusers
 
             self.reconstruction = Reconstruction(self.config.text_config.hidden_size, self.reconstruct)
+            tapped.append(self.reconstruct.layer)
 
         # Before the tap, whose hook reads what this one writes. It must not keep this model alive, nor outlive it.
         embed = weakref.WeakMethod(self._embed)
@@ -59,9 +62,6 @@ class AlignedModel(nn.Module):
             lambda _module, args, kwargs: (args, embed()(kwargs)), with_kwargs=True
         )
         weakref.finalize(self, self._hook.remove)
-        tapped = list(self.align.layers) if align else []
-        if reconstruct:
-            tapped.append(self.reconstruct.layer)
         self.tap = VisualTap(llava, tapped)
         self._encoder_features: Tensor | None = None  # of the forward pass under way
         for residual in self.residuals:

@@ -80,12 +80,9 @@ def write_cache(
     `dtype` cannot hold.
     """
     folder = Path(folder)
-    missing = [str(file) for _, file in sorted(images.items()) if not Path(file).is_file()]
-    if missing:
+    if missing := [str(file) for _, file in sorted(images.items()) if not Path(file).is_file()]:
         listed = ", ".join(missing[:10])
         raise FileNotFoundError(f"{len(missing)} of {len(images)} images to cache are missing, such as {listed}")
-    if not images:
-        raise ValueError(f"no images to cache in {folder}")
     pack(torch.zeros(1, 1), dtype)  # refuse an unknown dtype before any work
     identity = {"teacher": teacher.identity(), "dtype": dtype}
     if tiles is not None:
@@ -137,7 +134,8 @@ def _pictures(images: Mapping[str, str | Path], tiles: View | None) -> dict[str,
 def _prepare(folder: Path, identities: Mapping[Path, str]) -> None:
     """Leave in the folder only shards that go on; the others, which may have cost hours, are set aside."""
     (folder / INDEX).unlink(missing_ok=True)
-    others = [file for file in sorted(folder.glob("shard-*.safetensors")) if _identity(file) not in (None, identities.get(file))]
+    shards = sorted(folder.glob("shard-*.safetensors"))
+    others = [file for file in shards if _identity(file) not in (None, identities.get(file))]
     if others:
         place = set_aside(folder, "other-settings", others)
         warnings.warn(f"{folder} held {len(others)} shards of other settings: they lie in {place} now", stacklevel=3)
@@ -179,10 +177,9 @@ class FeatureCache:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        try:
-            index = read_json(self.folder / INDEX, "write the cache again, intact shards stay")
-        except FileNotFoundError:
-            raise FileNotFoundError(f"no finished feature cache in {self.folder}: write it first") from None
+        if not (self.folder / INDEX).is_file():
+            raise FileNotFoundError(f"no finished feature cache in {self.folder}: write it first")
+        index = read_json(self.folder / INDEX, "write the cache again, intact shards stay")
         self.teacher, self.dtype = index["teacher"], index["dtype"]
         self.tokens, self.dim = index["tokens"], index["dim"]
         self._open_shards: dict[str, dict] = {}

@@ -51,6 +51,7 @@ def load_vision_tower(name: str | Path, revision: str | None = None, **options) 
 
 def load_whole(model_class, name: str | Path, revision: str | None = None, **options):
     """`from_pretrained`, but ValueError for a checkpoint without all weights, where it would draw them at random."""
+    require_model(name)
     model, report = model_class.from_pretrained(name, revision=revision, output_loading_info=True, **options)
     if normalisers := sorted(key for key in report["unexpected_keys"] if "normaliz" in key):
         raise ValueError(f"{name} normalises its features ({normalisers[0]}): take a checkpoint that does not")

@@ -114,11 +114,9 @@ def count_image_tokens(samples: Sequence[Sample], view: View) -> list[list[int]]
     """Visual tokens of each image of each sample; where files must be read, launched processes divide them."""
     if not view.tiled:
         return [[view.tokens()] * len(sample.images) for sample in samples]
-    own = {}
-    for i in distributed.share(range(len(samples))):
-        own[i] = [view.tokens(size) for size in samples[i].image_sizes(samples[i].images)]
-    counts = {i: tokens for part in distributed.gather(own, everywhere=True) for i, tokens in part.items()}
-    return [counts[i] for i in range(len(samples))]
+    own = [list(map(view.tokens, sample.image_sizes(sample.images))) for sample in distributed.share(samples)]
+    parts = distributed.gather(own, everywhere=True)
+    return [parts[i % len(parts)][i // len(parts)] for i in range(len(samples))]  # as `share` has divided them
 
 
 class ConversationDataset(Dataset):

@@ -11,15 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
-from viral_core.checkpoints import (
-    VISION,
-    fingerprint,
-    load_vision_tower,
-    load_whole,
-    read_weights,
-    require_model,
-    save_weights,
-)
+from viral_core.checkpoints import VISION, fingerprint, load_vision_tower, load_whole, read_weights, save_weights
 from viral_core.tap import base_llava
 from viral_core.templates import IMAGE_MARKER
 from viral_core.tiles import is_tiled, tile_processor
@@ -66,15 +58,13 @@ def assemble(
     FileNotFoundError where there is no such folder of a model, ValueError for a vision tower of another kind, a
     checkpoint that lacks weights, or a projector of other models.
     """
-    require_model(language)
     options = {"dtype": dtype, "attn_implementation": attn_implementation}
     if torch.device(device).type != "cpu":
         options["device_map"] = {"": torch.device(device)}  # straight to the GPU, whatever the number of processes
     tower, strategy = load_vision_tower(vision, vision_revision, **options)
     lm = load_whole(transformers.AutoModelForCausalLM, language, language_revision, **options)
-    processor = load_processor(
-        vision, language, vision_revision=vision_revision, language_revision=language_revision, tile_grids=tile_grids
-    )
+    revisions = {"vision_revision": vision_revision, "language_revision": language_revision}
+    processor = load_processor(vision, language, **revisions, tile_grids=tile_grids)
     tokenizer = processor.tokenizer
     _add_rows(lm, len(tokenizer))
     family, own = "Llava", {}
@@ -104,9 +94,8 @@ def assemble(
     llava.requires_grad_(False)
     for p in connector(llava):
         p.requires_grad_(True)
-    revisions = (vision_revision, language_revision)
     checksums = (fingerprint(vision, vision_revision), fingerprint(language, language_revision))
-    llava.base = Base(str(vision), str(language), *revisions, *checksums, vision_feature_layer, tile_grids)
+    llava.base = Base(str(vision), str(language), *revisions.values(), *checksums, vision_feature_layer, tile_grids)
     if projector is not None:
         load_projector(llava, projector)
     return llava.eval(), processor
@@ -173,9 +162,8 @@ def add_lora(llava: transformers.LlavaForConditionalGeneration, r: int, alpha: i
 @torch.no_grad()
 def scale_projector(llava: nn.Module, factor: float) -> None:
     """Multiply the output of a new projector, so that it starts at the size of the word embeddings."""
-    last = base_llava(llava).model.multi_modal_projector.linear_2
-    last.weight.mul_(factor)
-    last.bias.mul_(factor)
+    for p in base_llava(llava).model.multi_modal_projector.linear_2.parameters():
+        p.mul_(factor)
 
 
 def save_projector(llava: nn.Module, path: str | Path) -> None:

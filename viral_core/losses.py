@@ -12,13 +12,8 @@ from torch import Tensor
 def cosine(pred: Tensor, target: Tensor, image_ids: Tensor) -> Tensor:
     """Eq. 4 and 6: the mean of -cos(pred_i, target_i) over each image's tokens, averaged over images.
 
-    Args:
-        pred: (T, d) projected hidden states.
-        target: (T, d) teacher features.
-        image_ids: (T,) image of each token; CPU or the device of `pred`.
-
-    Returns:
-        A float32 scalar in [-1, 1].
+    `pred` (T, d) are projected hidden states, `target` (T, d) teacher features, `image_ids` (T,) the image of each
+    token, on the CPU or the device of `pred`. A float32 scalar in [-1, 1].
     """
     image_ids = image_ids.to(pred.device, non_blocking=True)
     similarity = F.cosine_similarity(pred.float(), target.detach().float(), dim=-1)
@@ -33,11 +28,8 @@ def cosine(pred: Tensor, target: Tensor, image_ids: Tensor) -> Tensor:
 def relation(pred: Tensor, target: Tensor, image_ids: Tensor) -> Tensor:
     """Table 5: squared error between the two matrices of cosine similarities among an image's N tokens.
 
-    Args and shapes as `cosine`; the error is averaged over the N x N entries, then over images. `image_ids` on the CPU
-    spare a device synchronisation.
-
-    Returns:
-        A float32 scalar, at least 0.
+    Args and shapes as `cosine`; the error is averaged over the N x N entries, then over images: a float32 scalar, at
+    least 0. `image_ids` on the CPU spare a device synchronisation.
     """
     sizes = torch.unique_consecutive(image_ids, return_counts=True)[1].tolist()
     with torch.autocast(pred.device.type, enabled=False):

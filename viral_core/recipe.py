@@ -41,9 +41,7 @@ class Recipe:
         ranks = int(os.environ.get("WORLD_SIZE", 1))
         micro = self.micro_batch or self.batch_size // ranks
         if not micro or self.batch_size % (micro * ranks):
-            raise ValueError(
-                f"batch_size {self.batch_size} is not a multiple of micro_batch {micro} x {ranks} processes"
-            )
+            raise ValueError(f"batch_size {self.batch_size} is no multiple of micro_batch {micro} x {ranks} processes")
         cuda = torch.cuda.is_available()
         arguments = TrainingArguments(
             output_dir=str(output),
@@ -53,7 +51,6 @@ class Recipe:
             learning_rate=self.lr,
             lr_scheduler_type="cosine",
             warmup_steps=math.ceil(self.warmup_ratio * steps),
-            weight_decay=self.weight_decay,
             max_grad_norm=self.max_grad_norm,
             bf16=self.bf16,
             deepspeed=self.deepspeed,

@@ -64,12 +64,9 @@ class Denoiser(nn.Module):
             nn.init.zeros_(layer.weight)
 
     def forward(self, noisy: Tensor, t: Tensor, hidden_states: Tensor) -> Tensor:
-        """Predict the noise (B, N, d).
+        """Predict the noise (B, N, d) of latents with noise (B, N, d) at timesteps (B,).
 
-        Args:
-            noisy: (B, N, d) latents with noise.
-            t: (B,) timesteps.
-            hidden_states: (n, N, D), normalised; B is a multiple of n, and image i conditions rows i, n + i, ...
+        Hidden states are (n, N, D), normalised; B is a multiple of n, and image i conditions rows i, n + i, ...
         """
         dtype = self.input.weight.dtype
         z = self.condition(F.silu(hidden_states).to(dtype))
@@ -99,9 +96,8 @@ class Reconstruction(nn.Module):
     def forward(self, hidden_states: Tensor, latents: Tensor | None) -> Tensor:
         """Loss of n images (n may be 0), a float32 scalar: the mean over images, repeats, tokens and channels.
 
-        Args:
-            hidden_states: (n * N, D) at the visual positions, image by image.
-            latents: (n, N, d), N = grid ** 2; may be None without images. ValueError if they do not match.
+        Hidden states are (n * N, D), image by image. Latents are (n, N, d), N = grid ** 2, or None without images;
+        ValueError if they do not match.
         """
         tokens, dim = self.spec.grid**2, self.spec.dim
         if latents is None:

@@ -66,8 +66,7 @@ class Align:
     def blocks(self, count: int) -> tuple[int, ...]:
         """Aligned blocks, 1-based and ascending, of a language model of `count` blocks; ValueError beyond them."""
         if self.layers is not None:
-            outside = [layer for layer in self.layers if not 1 <= layer <= count]
-            if outside:
+            if outside := [layer for layer in self.layers if not 1 <= layer <= count]:
                 raise ValueError(f"layers {outside} do not exist: this language model has {count} blocks")
             return self.layers
         centre = block_at(self.depth, count)

@@ -68,7 +68,6 @@ class VisualTap:
         """Detach every hook; edits end, states stay."""
         for handle in self._handles:
             handle.remove()
-        self._handles.clear()
 
     def __enter__(self) -> "VisualTap":
         return self

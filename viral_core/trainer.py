@@ -32,10 +32,8 @@ from viral_core.tap import base_llava
 from viral_core.templates import TEMPLATES, Template
 from viral_core.tiles import is_tiled
 
-ENVIRONMENT, LOG = "environment.json", "log.jsonl"
 LOSSES = ("lm_loss", "vra_loss", "ross_loss")
 TARGETS = ("teacher_features", "latents")
-OnlineTeacher = Callable[[list[Image.Image]], Tensor]
 _log = logging.getLogger(__name__)
 
 
@@ -75,7 +73,7 @@ def train_stage2(
     *,
     template: Template,
     features: Features | None = None,
-    teacher: OnlineTeacher | None = None,
+    teacher: Callable[[list[Image.Image]], Tensor] | None = None,
     latents: Features | None = None,
     encoder_features: Features | None = None,
     training: dict | None = None,
@@ -124,7 +122,7 @@ def _train(aligned, samples, recipe: Recipe, folder: Path, template, collator: C
     start = step_of(state)
     run = work / "run"
     if distributed.is_main():
-        environment.record(run / ENVIRONMENT, start)
+        environment.record(run / "environment.json", start)
     kept_steps = {max(1, round(fraction * steps)) for fraction in recipe.checkpoints} - {steps}
     trainer = AlignmentTrainer(
         aligned,
@@ -132,7 +130,7 @@ def _train(aligned, samples, recipe: Recipe, folder: Path, template, collator: C
         recipe=recipe,
         sampler=GroupedSampler(dataset.encodings, recipe.batch_size, steps, recipe.seed),
         teacher=teacher,
-        log=TrainingLog(run / LOG, start) if distributed.is_main() else None,
+        log=TrainingLog(run / "log.jsonl", start) if distributed.is_main() else None,
         train_dataset=dataset,
         data_collator=collator,
         callbacks=[_EndOfStep(kept_steps, save, run), MarkComplete()],

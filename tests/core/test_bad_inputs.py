@@ -56,7 +56,7 @@ ENTRIES = {
         r"sample x: half a character \(a lone surrogate\) at place 3",
     ),
     "half a character in a name": ({"image": "\ud83d.png", "conversations": TURNS}, "half a character"),
-    "another role": ({"conversations": [{"from": "system", "value": "S"}, *TEXT]}, "the first turn is from 'system'"),
+    "another role": ({"conversations": [{"from": "system", "value": "S"}, *TEXT]}, r"human, gpt: \['system', 'human'"),
     "two questions": ({"conversations": [TEXT[0], *TEXT]}, "turns do not alternate human, gpt"),
     "two answers": ({"conversations": [*TEXT, TEXT[1]]}, "turns do not alternate human, gpt"),
     "a question alone": ({"conversations": TEXT[:1]}, "turns do not alternate human, gpt"),

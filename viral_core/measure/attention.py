@@ -70,11 +70,9 @@ class Answer:
 def generate_with_attention(model, inputs, max_new_tokens: int = 16, stop: int | None = None) -> list[Answer]:
     """Answer greedily and collect the text-to-image attention of every generated token, one `Answer` per prompt.
 
-    A hook on each self-attention keeps the last query's row at the image columns and lets the matrix go.
-
-    Args:
-        inputs: the processor's output for B prompts, padded on the left, on the model's device.
-        stop: id of the stop token; by default what the model's generation config says.
+    A hook on each self-attention keeps the last query's row at the image columns and lets the matrix go. `inputs` are
+    the processor's output for B prompts, padded on the left, on the model's device; `stop` is the id of the stop token,
+    by default what the model's generation config says.
 
     ValueError for a prompt without image tokens, or padding on the right.
     """
@@ -129,14 +127,12 @@ def question_entropies(
 ) -> pd.DataFrame:
     """Spatial entropy of text-to-image attention per question, layer and head, over greedy answers.
 
-    Args:
-        images, prompts: Q each, as `viral_core.measure.inputs.batches`; every image needs a square grid of tokens.
-        ids: names of the questions; their numbers by default.
-        maps: gets the attention of each question, (layers, H, W), mean over the answer's tokens and the heads.
+    Images and prompts as of `viral_core.measure.inputs.batches`; every image needs a square grid of tokens. `ids` names
+    the questions, else they have numbers. `maps` gets the attention of each question, (layers, H, W), mean over the
+    answer's tokens and the heads.
 
-    Returns:
-        reading (a key of `READINGS`), question, layer, head, entropy (nats, mean over the answer's tokens where it is
-        defined), tokens, undefined (tokens left out).
+    Columns: reading (a key of `READINGS`), question, layer, head, entropy (nats, mean over the answer's tokens where it
+    is defined), tokens, undefined (tokens left out).
     """
     ids = list(range(len(images))) if ids is None else list(ids)
     frames = []

@@ -132,9 +132,8 @@ def interval(values, clusters: Sequence | None = None) -> Interval:
 def effects(values, clusters: Sequence | None = None) -> Effects:
     """Effects on a mean over items and seeds, for sums of measurements on different items.
 
-    Args:
-        values: (seeds, items), or (items,) of one seed; NaN where undefined, which the mean leaves out.
-        clusters: the cluster of each item, where items belong together, such as questions on one image.
+    `values` are (seeds, items), or (items,) of one seed; NaN where undefined, which the mean leaves out. `clusters` is
+    the cluster of each item, where items belong together, such as questions on one image.
     """
     values = np.atleast_2d(np.asarray(values, dtype=float))
     clusters = np.arange(values.shape[-1]) if clusters is None else np.asarray(clusters)
@@ -153,11 +152,10 @@ def effects(values, clusters: Sequence | None = None) -> Effects:
 def jackknife(
     statistic: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]], tallies: Mapping[str, np.ndarray], n: int
 ) -> dict[str, Effects]:
-    """Effects of statistics of `n` items that are computed from sums over clusters.
+    """Effects of statistics of `n` items that are computed from sums over clusters, `tallies`.
 
-    Args:
-        statistic: from the sums of each stratum, (..., K), to named statistics, each (...).
-        tallies: of each stratum, (seeds, clusters, K).
+    `tallies` of each stratum are (seeds, clusters, K); `statistic` goes from the sums of each stratum, (..., K), to
+    named statistics, each (...).
     """
     sums = {name: tally.sum(1) for name, tally in tallies.items()}
     influence = {}
