@@ -82,7 +82,7 @@ def writing(path: str | Path) -> Iterator[None]:
 
 @contextmanager
 def replacement(path: str | Path) -> Iterator[Path]:
-    """A temporary path to write to, in a folder that is made; flushed to the disk it takes the place of `path`.
+    """A temporary path to write to, in a folder that is made; at the end, flushed, it takes the place of `path`.
 
     After an error it is removed, and what was at `path` stays; errors as of `writing`.
     """

@@ -29,7 +29,7 @@ class View:
     def __init__(self, image_processor, patch_size: int):
         self.image_processor, self.patch_size = image_processor, patch_size
         self.tiled = is_tiled(image_processor)  # the number of tokens depends on the image
-        cropped = getattr(image_processor, "do_center_crop", False)
+        cropped = self.tiled or getattr(image_processor, "do_center_crop", False)
         self.side = (image_processor.crop_size if cropped else image_processor.size)["height"]
 
     def prepare(self, image: Image.Image) -> Image.Image:

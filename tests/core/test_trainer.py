@@ -281,7 +281,7 @@ def test_bfloat16_keeps_float32_weights_for_what_trains(tiny, samples, tmp_path)
 
 def test_bad_recipes(tiny, samples, tmp_path):
     model, processor = build(tiny)
-    with pytest.raises(ValueError, match="not a multiple of micro_batch 3"):
+    with pytest.raises(ValueError, match="no multiple of micro_batch 3"):
         train_stage2(
             model, processor, samples, replace(RECIPE, micro_batch=3), tmp_path, template=TEMPLATE, features=features
         )

@@ -152,7 +152,7 @@ def effects(values, clusters: Sequence | None = None) -> Effects:
 def jackknife(
     statistic: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]], tallies: Mapping[str, np.ndarray], n: int
 ) -> dict[str, Effects]:
-    """Effects of statistics of `n` items that are computed from sums over clusters, `tallies`.
+    """Effects of statistics of `n` items that are computed from sums over clusters.
 
     `tallies` of each stratum are (seeds, clusters, K); `statistic` goes from the sums of each stratum, (..., K), to
     named statistics, each (...).
