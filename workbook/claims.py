@@ -73,8 +73,7 @@ class Claim(BaseModel):
 def ledger() -> tuple[dict[str, Claim], dict[str, float]]:
     """The claims by id, and the smallest effect of interest of each unit.
 
-    Raises:
-        ValueError: an entry that is faulty, an id twice, a premise or a unit that is not in the ledger.
+    ValueError for a faulty entry, an id that occurs twice, a premise or a unit that is not in the ledger.
     """
     content = yaml.safe_load(LEDGER.read_text(encoding="utf-8"))
     claims: dict[str, Claim] = {}
@@ -93,15 +92,10 @@ def ledger() -> tuple[dict[str, Claim], dict[str, float]]:
 
 
 def row(id: str, interval: Interval | None, *, part: str = "", unit: str = "", paper=np.nan, missing: str = "") -> dict:
-    """One row of the ledger.
+    """One row of the ledger: the interval of the quantity, in the claim's unit, or None and what is `missing` for it.
 
-    Args:
-        interval: of the quantity, in the claim's unit; None where something is `missing`, which then says what.
-        unit: of a claim about scores; a claim with a quantity has its own.
-        paper: the same quantity from the paper's numbers, where it gives them.
-
-    Raises:
-        KeyError: no such claim.  ValueError: neither an interval nor what is missing.
+    `unit` is of a claim about scores, for one with a quantity has its own; `paper` the same quantity from the paper's
+    numbers, where it gives them.  ValueError: neither an interval nor what is missing.
     """
     claim = ledger()[0][id]
     if (interval is None) != bool(missing):
@@ -142,8 +136,7 @@ def _missing(profile: str, runs: Iterable[str], benchmark: str) -> str:
 def write(out: Path, rows: Iterable[Mapping]) -> pd.DataFrame:
     """Write the rows of one notebook's claims to `claims.csv` in its folder of results, and return them as a table.
 
-    Raises:
-        ValueError: a claim of the notebook without a row, or a row of another notebook's claim.
+    ValueError for a claim of the notebook without a row, or a row of another notebook's claim.
     """
     table = pd.DataFrame(rows, columns=COLUMNS)
     own = [claim.id for claim in ledger()[0].values() if claim.notebook == out.name]
@@ -169,9 +162,8 @@ def read(profile: str) -> pd.DataFrame:
 def decide(rows: pd.DataFrame) -> pd.DataFrame:
     """Apply the rule to rows as `read` returns them; all rows are one family.
 
-    Returns:
-        The rows with section, claim, expect, threshold and notebook of their claim; p and p_equivalence as they are,
-        q and q_equivalence adjusted; verdict; and fails, the needed premises that do not hold.
+    Adds section, claim, expect, threshold and notebook of their claim; p and p_equivalence as they are, q and
+    q_equivalence adjusted; verdict; and fails, the needed premises that do not hold.
     """
     claims, smallest = ledger()
     own = pd.DataFrame([claims[name].model_dump() for name in rows["id"]], index=rows.index)

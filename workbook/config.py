@@ -37,11 +37,7 @@ def merge(base: dict, change: dict) -> dict:
 
 
 def validate(kind, data, where: str):
-    """Plain YAML as a value of `kind`.
-
-    Raises:
-        ProfileError: the first thing that is wrong, with the dotted path to it after `where`.
-    """
+    """Plain YAML as a value of `kind`; ProfileError says the first thing that is wrong, by its dotted path."""
     try:
         return TypeAdapter(kind).validate_json(json.dumps(data, default=str))  # json: a mapping may be a dataclass
     except ValidationError as error:
@@ -112,9 +108,7 @@ def load(name: str) -> Profile:
     """Read and check a profile and the runs of `profiles/runs.yaml`.
 
     `align` and `reconstruct` of a profile are what it gives every alignment and reconstruction of its runs.
-
-    Raises:
-        ProfileError: an unknown profile, key, run, model or teacher, with the valid names.
+    ProfileError for an unknown profile, key, run, model or teacher, with the valid names.
     """
     where, data = f"profiles/{name}.yaml", _expand(_read(name), name)
     defaults = {key: data.pop(key, None) or {} for key in ("align", "reconstruct")}
@@ -134,8 +128,7 @@ def load(name: str) -> Profile:
 def active() -> tuple[Profile, dict[str, dict[str, dict]]]:
     """The profile that `params.yaml` holds, and its stages: kind, key, names and folders.
 
-    Raises:
-        ProfileError: there is none, or a setting that was changed there is none that a profile may have.
+    ProfileError where there is none, or a setting that was changed there is none that a profile may have.
     """
     file = Path(PARAMS)
     if not file.is_file():

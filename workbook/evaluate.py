@@ -96,8 +96,7 @@ def evaluate(
         variant: names what else was done to the model, such as a permutation of its visual features.
         on_batch: called with the ids of the rows before each batch is generated.
 
-    Returns:
-        The answered rows of each run, in the order of `rows`.
+    Returns the answered rows of each sampled run, in the order of `rows`.
     """
     out = Path(out)
     ids = [row["id"] for row in rows]

@@ -51,10 +51,7 @@ def alone(what: str) -> Iterator[Callable[[], int]]:
     """For selecting a profile: nothing else of the pipeline runs, until the function that this gives is called.
 
     That function lets stages take the lock, too, but none select a profile; it returns the file that processes inherit
-    which are to hold it as long as they live.
-
-    Raises:
-        LockedError: something of the pipeline runs.
+    which are to hold it as long as they live.  LockedError: something of the pipeline runs.
     """
     with _open(FILE) as file:
         own = f"{what}, process {os.getpid()} on {socket.gethostname()} since {datetime.now():%H:%M}"
@@ -94,8 +91,7 @@ def _take(file: TextIO, own: str) -> str:
 def mend() -> list[str]:
     """Put away what a killed DVC has left damaged, so that it goes on; what was done.  Only `alone`.
 
-    Raises:
-        LockedError: `dvc.lock` is damaged in a way that only a person can mend.
+    LockedError: `dvc.lock` is damaged in a way that only a person can mend.
     """
     done = []
     running = Path(".dvc/tmp/rwlock")

@@ -38,16 +38,11 @@ def measure(
     template: str | None = None,
     k: int = 10,
 ) -> Path:
-    """Measure a model and write a tidy table, `<quantity>.csv`, into `out`; returns the file.
+    """Measure one of `QUANTITIES` and write a tidy table, `<quantity>.csv`, into `out`; returns the file.
 
-    Args:
-        quantity: one of `QUANTITIES`.
-        model_id: folder or hub id of a LLaVA or LLaVA-NeXT.
-        images: folder of images; all that Pillow reads, in the order of their names.
-        template: of the conversation, one of `viral_core.templates`; the model's own chat template by default.
-
-    Raises:
-        ValueError: another kind of model or quantity, no chat template, or no images.
+    `model_id` is the folder or hub id of a LLaVA or LLaVA-NeXT, `images` a folder, of which all that Pillow reads are
+    taken in the order of their names; `template` one of `viral_core.templates`, by default the model's own chat
+    template.  ValueError: another kind of model or quantity, no chat template, or no images.
     """
     if quantity not in QUANTITIES:
         raise ValueError(f"no measurement {quantity!r}; there are: {', '.join(QUANTITIES)}")

@@ -94,7 +94,6 @@ def probe_images(folder: Path, scenes: int) -> tuple[list[Path], Labels, list[Pa
 def _write(table: pd.DataFrame | None, file: Path) -> None:
     """Only the main process has a table."""
     if table is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, table.to_csv(index=False))
 
 
@@ -114,9 +113,8 @@ def cknna(run, benchmarks: Path, settings) -> pd.DataFrame | None:
 def attention(run, benchmarks: Path, settings, batch_size: int, max_new_tokens: int):
     """Spatial entropy of text-to-image attention (Figures 4 and 12), on the first questions of a category.
 
-    Returns:
-        questions (mean over the heads: reading, question, layer, entropy, tokens, undefined), heads (mean over the
-        questions: `entropy_per_head`), maps ({question: (layers, H, W)}); None but at the main process.
+    Returns questions (mean over the heads: reading, question, layer, entropy, tokens, undefined), heads (mean over the
+    questions: `entropy_per_head`), maps ({question: (layers, H, W)}); None but at the main process.
     """
     rows = [row for row in load_rows(settings.benchmark, benchmarks) if row["category"] == settings.category]
     if len(rows) < settings.questions:
@@ -151,10 +149,8 @@ def attention(run, benchmarks: Path, settings, batch_size: int, max_new_tokens: 
 def permutation(run, benchmarks: Path, settings, out: Path, model_id: str, **options) -> pd.DataFrame:
     """Answers to a benchmark as it is and under permutations of the visual features with seeds 0, 1, ... (Table 3).
 
-    `out` gets the answer files, `original.jsonl` and `permuted-<p>.jsonl`; `options` are for `evaluate`.
-
-    Returns:
-        One row per variant ("original", "permuted-0", ...) and question: variant, id, category, right (official rule).
+    `out` gets the answer files, `original.jsonl` and `permuted-<p>.jsonl`; `options` are for `evaluate`.  Returns one
+    row per variant ("original", "permuted-0", ...) and question: variant, id, category, right (official rule).
     """
     rows, tables = load_rows(settings.benchmark, benchmarks), []
     for number in (None, *range(settings.permutations)):

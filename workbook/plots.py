@@ -69,12 +69,9 @@ def mark_layers(axis: plt.Axes, layers: list[int], chance: float | None = None) 
 
 
 def score_panels(table: pd.DataFrame, titles: dict[str, str], value: str = "ours") -> plt.Figure:
-    """A panel per benchmark and a line of text per run: dots with intervals; a run that has not been run says so.
+    """What `tables.side_by_side` returns, a panel per benchmark and a line of text per run: dots with intervals.
 
-    Args:
-        table: what `tables.side_by_side` returns.
-        titles: of the benchmarks.
-        value: "ours", beside the dotted score of the best constant answer, or "gain", beside zero.
+    `value`: "ours", beside the dotted score of the best constant answer, or "gain", beside zero.
     """
     low, high = ("low", "high") if value == "ours" else ("gain_low", "gain_high")
     runs, benchmarks = list(dict.fromkeys(table["run"])), list(dict.fromkeys(table["benchmark"]))
@@ -111,11 +108,9 @@ def score_panels(table: pd.DataFrame, titles: dict[str, str], value: str = "ours
 def forest(effects: pd.DataFrame, colours: dict[str, str], limit: float = 6) -> plt.Figure:
     """All claims in one picture: a line of text each, and beside it a dot with its interval for every part.
 
-    Args:
-        effects: a row per claim and part, in order: claim (text), verdict, and value, low, high and paper in multiples
-            of the smallest effect of interest, positive where the effect is on the claimed side.
-        colours: of the verdicts.
-        limit: effects beyond it are drawn there, as arrows.
+    `effects` has a row per claim and part, in order: claim (text), verdict, and value, low, high and paper in multiples
+    of the smallest effect of interest, positive where the effect is on the claimed side.  Those beyond `limit` are
+    drawn there, as arrows.
     """
     inch, gap, least = 0.07, 0.1, 0.26  # of a part, between claims, of a claim: two lines of text
     claims = effects.groupby("claim", sort=False)

@@ -72,8 +72,7 @@ def answer_files(profile: str, run: str, benchmark: str, checkpoint: int | None 
 def read_all(files: Iterable[Path]) -> list[list[dict]]:
     """The answered rows of the parts of a benchmark together, of each sampled run.
 
-    Raises:
-        ValueError: an evaluation that is not complete, which enters no table.
+    ValueError for an evaluation that is not complete, which enters no table.
     """
     parts = []
     for file in files:
@@ -101,9 +100,7 @@ def checkpoints(profile: str, run: str) -> list[int]:
 def measured(profile: str, table: str, runs: Iterable[str] | None = None) -> pd.DataFrame:
     """One table of measurements of each run and seed, below each other with columns run and seed; empty without any.
 
-    Args:
-        table: "cknna", "attention/questions", "attention/heads", "permutation/accuracy", "probes", or "log", the
-            training's.
+    `table`: cknna, attention/questions, attention/heads, permutation/accuracy, probes, or log, the training's.
     """
     frames = []
     for run, seed in names(profile, runs):

@@ -88,11 +88,9 @@ def scores(
 ) -> pd.DataFrame:
     """Official scores of runs that have been evaluated, or of their `checkpoint`; one without answers has no rows.
 
-    `runs` and `benchmarks` are all of the profile by default; `parts`: the sub-scores, too.
-
-    Returns:
-        run, benchmark, part ("official" or a sub-score), score, low, high, strict (the same by the strict reading of
-        answers), n (questions), clusters, seeds, constant (official score of the best constant answer).
+    `runs` and `benchmarks` are all of the profile by default; `parts`: the sub-scores, too.  Columns: run, benchmark,
+    part ("official" or a sub-score), score, low, high, strict (the same by the strict reading of answers), n
+    (questions), clusters, seeds, constant (official score of the best constant answer).
     """
     rows = []
     benchmarks = benchmarks_of(profile) if benchmarks is None else list(benchmarks)
@@ -135,13 +133,10 @@ def change(
 ) -> Interval | None:
     """Paired difference of official scores, `run` minus `over`, as a weighted sum over benchmarks.
 
-    None where no seed of all these runs has been evaluated on all benchmarks.
-
-    Args:
-        run, over: of each, one run, or several that stand for their mean; `checkpoint` is of `run`.
-        weights: of each benchmark.  A sum shares the noise of its seeds; its questions are independent.
-        relative: in percent of the score of `over`; the weights are then those of a mean, and a benchmark on which
-            `over` scores 0 is left out of it.
+    None where no seed of all these runs has been evaluated on all benchmarks.  Several runs stand for their mean;
+    `checkpoint` is of `run`.  A sum shares the noise of its seeds; its questions are independent.  `relative`: in
+    percent of the score of `over`; the weights are then those of a mean, and a benchmark on which `over` scores 0 is
+    left out of it.
     """
     ours, theirs = ([names] if isinstance(names, str) else list(names) for names in (run, over))
     scored = {}
@@ -172,9 +167,8 @@ def change(
 def differences(profile: str, pairs: Mapping[str, str], benchmarks: Iterable[str] | None = None) -> pd.DataFrame:
     """Paired differences of runs to their references, {run: reference}, on the questions and seeds that both have.
 
-    Returns:
-        run, reference, benchmark, difference, low, high, p (two-sided), error, df, n, clusters, seeds; no row for what
-        has not been run.
+    Columns: run, reference, benchmark, difference, low, high, p (two-sided), error, df, n, clusters, seeds; no row for
+    what has not been run.
     """
     rows = []
     benchmarks = benchmarks_of(profile) if benchmarks is None else list(benchmarks)

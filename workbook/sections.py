@@ -298,11 +298,7 @@ class Profile(Section):
         return replace(self.stage2, seed=seed, checkpoints=tuple(system.checkpoints), **changes)
 
     def check(self, where: str) -> None:
-        """Names that a profile uses must be there, and what it says of them must be possible.
-
-        Raises:
-            ProfileError: an unknown run, model, teacher or measurement, a block that does not exist, repeated seeds.
-        """
+        """Names that a profile uses must be there, and what it says of them must be possible; else ProfileError."""
         for run, seeds in self.runs.items():
             known("run", run, self.systems, SYSTEMS)
             if len(set(seeds)) < len(seeds):

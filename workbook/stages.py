@@ -129,11 +129,7 @@ def stage2(settings: Profile, item: dict) -> None:
 
 
 def first_images(samples: list, n: int) -> list:
-    """The conversations about the first `n` images, and the same share of those without an image.
-
-    Raises:
-        ValueError: there are fewer images.
-    """
+    """The conversations about the first `n` images, and the same share of those without; ValueError: fewer images."""
     images = [sample for sample in samples if sample.images]
     texts = [sample for sample in samples if not sample.images]
     if n > len(images):

@@ -27,10 +27,9 @@ def side_by_side(profile: str, number: int, extra: Mapping[str, str] | None = No
 
     `extra` are rows of our own below the paper's, {run: label}; a run that the table has too is only there.
 
-    Returns:
-        One row per cell, in the paper's order: row, run, benchmark, paper, ours, low, high, strict, constant, n, seeds;
-        reference, and the paired gain over it: gain, gain_low, gain_high, gain_seeds.  Cells that have not been run
-        have NaN and n = 0.  A run that the paper prints in several rows has them all.
+    One row per cell, in the paper's order: row, run, benchmark, paper, ours, low, high, strict, constant, n, seeds;
+    reference, and the paired gain over it: gain, gain_low, gain_high, gain_seeds.  What has not been run has NaN and
+    n = 0.  A run that the paper prints in several rows has them all.
     """
     cells, extra = paper.table(number), extra or {}
     benchmarks = list(dict.fromkeys(cells["benchmark"]))

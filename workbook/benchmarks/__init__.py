@@ -33,17 +33,13 @@ __all__ = ["BENCHMARKS", "PAPER", "load_rows", "open_image", "parse_answer", "sc
 
 
 def load_rows(benchmark: str, root: str | Path, *, photos: bool = True) -> list[dict]:
-    """Rows of one of `BENCHMARKS`, checked.
+    """Rows of one of `BENCHMARKS`, checked, from the folder of benchmarks described above.
 
-    Args:
-        root: the folder of benchmarks described above; without photos, it may be the benchmark's own folder.
-        photos: False where only questions and keys are needed: images are neither read nor looked for.
+    Without `photos`, images are neither read nor looked for, and `root` may be the benchmark's own folder.
 
-    Raises:
-        FileNotFoundError: a file of questions is missing.
-        ValueError: unknown benchmark, a file of another kind; or the list of all faults (columns missing or odd, images
-            missing or unreadable, rows repeated or missing, wrong totals, keys that are no option, odd MMVP pairs, MME
-            images without one Yes and one No), each with its remedy.
+    FileNotFoundError: a file of questions is missing.  ValueError: an unknown benchmark, a file of another kind; or the
+    list of all faults (columns missing or odd, images missing or unreadable, rows repeated or missing, wrong totals,
+    keys that are no option, odd MMVP pairs, MME images without one Yes and one No), each with its remedy.
     """
     name = family(benchmark)
     if benchmark not in EXPECTED:
@@ -72,15 +68,10 @@ def load_rows(benchmark: str, root: str | Path, *, photos: bool = True) -> list[
 def score(benchmark: str, rows: Sequence[Mapping]) -> dict:
     """Scores of answered rows; accuracies are fractions, MME's are its points.
 
-    `benchmark` may also be one of `PAPER` with the rows of all its files: the mean of the files' scores.
-
-    Returns:
-        `official`, `strict` (the same number from `parse_answer`; unparsed is wrong), `unparsed` (share of rows),
-        `n`, and the official sub-scores under their names.
-
-    Raises:
-        ValueError: no rows, an unknown benchmark, half of an MMVP pair or of an MME image, or a row that cannot be
-            scored, by its id.
+    `benchmark` may also be one of `PAPER` with the rows of all its files: the mean of the files' scores.  Returns
+    `official`, `strict` (the same number from `parse_answer`; unparsed is wrong), `unparsed` (share of rows), `n`, and
+    the official sub-scores under their names.  ValueError: no rows, an unknown benchmark, half of an MMVP pair or of an
+    MME image, or a row that cannot be scored, by its id.
     """
     if not rows:
         raise ValueError(f"no answers to score for {benchmark}")

@@ -62,7 +62,6 @@ def continue_file(path: Path, wanted: Mapping) -> set[tuple[int, str]]:
         place = set_aside(path, "other-settings")
         reason = f"made under other settings ({'; '.join(other)})"
         warnings.warn(f"{path} was {reason}, and is now {place.name}: asking again", stacklevel=2)
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json_line({"settings": wanted}))
     return set()
 

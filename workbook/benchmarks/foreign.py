@@ -45,14 +45,10 @@ def score_files(benchmark: str, files: Sequence[str | Path], folder: str | Path)
     `folder` has the official files, of all benchmarks or of this one; images are not needed.  LLaVA's question files,
     if they lie there too, say which image an answer is about.
 
-    Returns:
-        A row for each of the benchmark's scores, the first being its number; columns `official`, `low`, `high`,
-        `strict`, `strict low`, `strict high`.  `attrs`: `questions`, and for each file `unparsed`, the share of answers
-        that the strict rule cannot read.
-
-    Raises:
-        FileNotFoundError: no such file, or no official rows.
-        ValueError: a file of another kind, or answers that do not belong to the rows, or not one to each.
+    Returns a row for each of the benchmark's scores, the first being its number; columns `official`, `low`, `high`,
+    `strict`, `strict low`, `strict high`.  `attrs`: `questions`, and `unparsed` of each file, the share of answers that
+    the strict rule cannot read.  FileNotFoundError: no such file, or no official rows.  ValueError: a file of another
+    kind, or answers that do not belong to the rows, or not one to each.
     """
     parts = [load_rows(part, folder, photos=False) for part in PAPER.get(benchmark, (benchmark,))]
     sides = []

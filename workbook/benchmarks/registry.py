@@ -38,8 +38,7 @@ def read(benchmark: str, rows: Sequence[Mapping], rule: str) -> list[str | None]
 def checked(benchmark: str, rows: Sequence[Mapping]) -> list[dict]:
     """Answered rows as `load_rows` makes them, with keys in the form of `parse_answer`.
 
-    Raises:
-        ValueError: a row lacks something, or its key or category does not exist; names the row and what is right.
+    ValueError names a row that lacks something, or whose key or category does not exist, and what is right.
     """
     spec, result = FAMILIES[family(benchmark)], []
     for number, row in enumerate(rows, 1):

@@ -90,9 +90,7 @@ def open_image(image: str | Path | bytes | Image.Image) -> Image.Image:
 def row_faults(rows: Sequence[dict], expected: Mapping, categories: Sequence[str], first: int | None) -> Iterator[str]:
     """What is wrong with rows as a whole: repeated or missing ids, totals, categories, answers.
 
-    Args:
-        expected: `rows`, a total or a tuple of admitted totals; optionally `categories`, a total for each category.
-        first: where given, ids are numbers that run from here without a gap.
+    `expected`, `categories` and `first` are a benchmark's `expected` (of one file), `categories` and `first_id`.
     """
     for name, n in Counter(row["id"] for row in rows).items():
         if n > 1:

@@ -74,8 +74,7 @@ def reduce(benchmark: str, samples: Sequence[Sequence[Mapping]], rule: str = "of
 def contrast(benchmark: str, models: Sequence[Sequence[Scored]], weights: Sequence[float]) -> dict[str, Effects]:
     """Weighted sum over models of every score; seed i of one model goes with seed i of the others.
 
-    Raises:
-        ValueError: different questions, or unlike numbers of seeds or of sampled runs.
+    ValueError for different questions, or unlike numbers of seeds or of sampled runs.
     """
     seeds = sorted({len(model) for model in models})
     if len(seeds) > 1 or not seeds[0]:

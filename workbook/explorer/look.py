@@ -58,15 +58,10 @@ class Look:
 
 @torch.inference_mode()
 def look(run: Run, image: Image.Image, question: str, permuted: bool = False) -> Look:
-    """Ask a run one question about one image.
+    """Ask a run one question, the user's turn without an image marker, about one RGB image, padded to a square here.
 
-    Args:
-        image: RGB; padded to a square here.
-        question: the user's turn, without an image marker.
-        permuted: shuffle the visual features before the projector, always in the same way for one image.
-
-    Raises:
-        ValueError: a question with an image marker, or visual tokens that are no square grid.
+    `permuted`: shuffle the visual features before the projector, always in the same way for one image.  ValueError: a
+    question with an image marker, or visual tokens that are no square grid.
     """
     if IMAGE_MARKER in question:
         raise ValueError(f"the question holds {IMAGE_MARKER}: leave it out, the image comes first by itself")

@@ -113,16 +113,12 @@ class Session:
         return path
 
     def view(self, choice: Choice) -> dict:
-        """What the drawing shows of a choice.
+        """What the drawing shows of a choice; ValueError or OSError for what a user can mend.
 
-        Returns:
-            question, key (of a benchmark's question, else ""), picture (png), grid (tokens along a side); answers, per
-            run: its name and tokens; panels, of the encoder, the teacher and the runs in this order: title, layers,
-            grid, and the maps `pca` and `similarity` (see `levels`); of a run `attention` with its `entropy` or in
-            `missing` why there is none, `lens` of a `word`, the `words` at the patch, and `curves` of CKNNA.
-
-        Raises:
-            ValueError, OSError: what a user can mend, with what is wrong and what there is.
+        Its question, key (of a benchmark's question, else ""), picture (png), grid (tokens along a side); answers, per
+        run: its name and tokens; panels, of the encoder, the teacher and the runs in this order: title, layers, grid,
+        and the maps `pca` and `similarity` (see `levels`); of a run `attention` with its `entropy` or in `missing` why
+        there is none, `lens` of a `word`, the `words` at the patch, and `curves` of CKNNA.
         """
         image, question, key = self._sample(choice)
         names = [name for name in dict.fromkeys([choice.run, choice.beside]) if name]

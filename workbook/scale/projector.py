@@ -25,9 +25,7 @@ RESAMPLER = re.compile(r"quer(y|ies)|q_?former|resampler|latent|perceiver", re.I
 def read_projector(path: str | Path) -> dict[str, Tensor]:
     """Weights, float32, under the names of transformers' LLaVA, of LLaVA's `mm_projector.bin` or of safetensors.
 
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a file of weights alone, or a projector of another kind; says why that does not do.
+    ValueError: not a file of weights alone, or a projector of another kind; says why that does not do.
     """
     path = Path(path)
     if not path.is_file():
@@ -57,8 +55,7 @@ def read_projector(path: str | Path) -> dict[str, Tensor]:
 def import_projector(source: str | Path, folder: str | Path, encoder_width: int, width: int) -> None:
     """Write `projector.safetensors`, as stage 1 does, and `source.json`: where it comes from, with its sha256.
 
-    Raises:
-        FileNotFoundError, ValueError: as `read_projector`, or weights of another encoder or language model.
+    Errors as of `read_projector`; ValueError for weights of another encoder or language model, too.
     """
     weights, folder = read_projector(source), Path(folder)
     matrices = {"linear_1.weight": (width, encoder_width), "linear_2.weight": (width, width)}
@@ -66,7 +63,6 @@ def import_projector(source: str | Path, folder: str | Path, encoder_width: int,
         found = tuple(weights[name].shape) if name in weights else "absent"
         if found != shape:
             raise ValueError(f"{source}: {name} is {found}, and this encoder and language model need {shape}")
-    folder.mkdir(parents=True, exist_ok=True)
     save_weights(weights, folder / PROJECTOR)
     origin = json.dumps({"source": str(source), "sha256": sha256(Path(source))}, indent=2)
     (folder / "source.json").write_text(f"{origin}\n", encoding="utf-8")

@@ -42,11 +42,8 @@ Rows = list[tuple[Scene, QA]]  # in the file's order
 def write_benchmarks(root: str | Path, counts: Mapping[str, int], seed: int) -> dict[str, Rows]:
     """Write the benchmarks named in `counts` (names as in `workbook.benchmarks.BENCHMARKS`) with that many rows.
 
-    Returns:
-        scene and question of every row of each benchmark.
-
-    Raises:
-        ValueError: an unknown benchmark, no rows, or an odd number where questions come in twos.
+    Returns scene and question of every row of each benchmark.  ValueError: an unknown benchmark, no rows, or an odd
+    number where questions come in twos.
     """
     for name, n in counts.items():
         if name not in WRITERS:

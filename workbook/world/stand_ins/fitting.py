@@ -75,9 +75,7 @@ def fit(
     The `state` file is written every `SAVED_EVERY` seconds; a training that was killed goes on from there.
 
     Returns what `save` puts into metrics.json: steps, batch, seconds and the loss, averaged over tenths of the run.
-
-    Raises:
-        ValueError: the loss is no longer finite.
+    ValueError: the loss is no longer finite.
     """
     rng, warm_up = np.random.default_rng(seed), max(1, min(200, steps // 12))
     matrices = [p for p in parameters if muon and p.ndim == 2 and min(p.shape) > 1 and max(p.shape) < 512]

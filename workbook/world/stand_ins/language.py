@@ -53,10 +53,9 @@ class Speller(nn.Module):
     def forward(self, layout: Tensor, spill: Tensor, noise: Tensor, doubt: Tensor) -> Tensor:
         """Layouts (B, 3, 64) -> (B, 64, D).
 
-        Args:
-            spill: (B, 1), how much of an object's words stands where it lies, but not its centre.
-            noise: (B, 1, 1), length of random noise in lengths of the vector it is added to.
-            doubt: (B, 1, 1), how much of a place's words, at the most, are those of places beside it and any others.
+        spill: (B, 1), how much of an object's words stands where it lies, but not its centre.  noise: (B, 1, 1), length
+        of random noise in lengths of the vector it is added to.  doubt: (B, 1, 1), how much of a place's words, at the
+        most, are those of places beside it and any others.
         """
         what, facing, centre = layout.long().unbind(1)
         share = torch.where(centre > 0, 1.0, spill).unsqueeze(-1) * (what > 0).unsqueeze(-1)
@@ -130,9 +129,8 @@ class Pupil:
 def train_language(corpora: Path, out: Path, seed: int, template: str, rows: int = 400, **recipe) -> dict:
     """Train a stand-in that answers in a template, and save it, its tokenizer and `metrics.json` in `out`.
 
-    Returns:
-        The metrics: accuracy per kind of question with the scene spelled out at the visual positions (`spelled`) and
-        described in the question (`described`), on `rows` questions of each kind about validation scenes.
+    Returns the metrics: accuracy per kind of question with the scene spelled out at the visual positions (`spelled`)
+    and described in the question (`described`), on `rows` questions of each kind about validation scenes.
     """
     rng = np.random.default_rng(seed)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(corpora / "tokenizer")
