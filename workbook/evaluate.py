@@ -87,16 +87,11 @@ def evaluate(
 ) -> list[list[dict]]:
     """Ask a model every question of a benchmark, or the rest of them where `out` holds answers already.
 
-    Args:
-        run: its model, a LLaVA of transformers with LoRA (peft) or without, answers with any hooks attached.
-        rows: from `benchmarks.load_rows`, which has checked them.
-        out: the answer file (`benchmarks.answers`); one that was made under other settings is set aside.
-        model_id: names the weights in the file and in tables.
-        protocol: None for greedy decoding, or `sampled(...)`.
-        variant: names what else was done to the model, such as a permutation of its visual features.
-        on_batch: called with the ids of the rows before each batch is generated.
-
-    Returns the answered rows of each sampled run, in the order of `rows`.
+    The run's model answers with any hooks attached, `rows` are from `benchmarks.load_rows`.  An answer file `out` that
+    was made under other settings is set aside: of other weights (`model_id`), with another `protocol` (None: greedy; or
+    `sampled(...)`), or another `variant`, which names what else was done to the model, such as a permutation of its
+    visual features.  `on_batch` is called with the ids of the rows before each batch is generated.  Returns the
+    answered rows of each sampled run, in the order of `rows`.
     """
     out = Path(out)
     ids = [row["id"] for row in rows]

@@ -28,27 +28,18 @@ MAX_NEW_TOKENS = 16
 
 @dataclass(frozen=True)
 class Look:
-    """The measurements of one run; tensors lie on the run's device.
+    """The measurements of one run; tensors lie on the run's device."""
 
-    tokens: T (text, probability, [(text, probability) of the most probable]).
-    attention: (T, L, heads, N), from the position that predicts a token to the image, on the CPU.
-    states: (L + 1, N, D).  features: (N, Dz), what the encoder gave to the projector.
-    lens: (L + 1, N, D) states after the final norm; normaliser: (L + 1, N) the logsumexp of their logits.
-    words: (L + 1, N, WORDS) ids of the most probable tokens; probabilities: theirs.
-    order: (N,) which patch lies at each visual token; without permutation 0, 1, 2, ...
-    color: that the encoder's images are padded with.
-    """
-
-    tokens: list[tuple]
-    attention: torch.Tensor
-    states: torch.Tensor
-    features: torch.Tensor
-    lens: torch.Tensor
-    normaliser: torch.Tensor
-    words: torch.Tensor
-    probabilities: torch.Tensor
-    order: np.ndarray
-    color: tuple[int, ...]
+    tokens: list[tuple]  # T (text, probability, [(text, probability) of the most probable])
+    attention: torch.Tensor  # (T, L, heads, N), from the position that predicts a token to the image, on the CPU
+    states: torch.Tensor  # (L + 1, N, D)
+    features: torch.Tensor  # (N, Dz), what the encoder gave to the projector
+    lens: torch.Tensor  # (L + 1, N, D) states after the final norm
+    normaliser: torch.Tensor  # (L + 1, N) the logsumexp of their logits
+    words: torch.Tensor  # (L + 1, N, WORDS) ids of the most probable tokens
+    probabilities: torch.Tensor  # theirs
+    order: np.ndarray  # (N,) which patch lies at each visual token; without permutation 0, 1, 2, ...
+    color: tuple[int, ...]  # that the encoder's images are padded with
 
     @property
     def grid(self) -> int:

@@ -36,25 +36,20 @@ RECENT = 8  # looks and teacher features that are at hand
 
 @dataclass(frozen=True)
 class Choice:
-    """What a user chose; what a link restores.
-
-    image: path of an own image, in place of that of the benchmark's question `row`; question: an own one.
-    patch: row and column in the first run's grid.  token: of the answers.  head: None for the mean.
-    layer: None for the middle one.
-    """
+    """What a user chose; what a link restores."""
 
     run: str = ""
     beside: str = ""
     teacher: str = ""
     benchmark: str = ""
-    row: str = ""
-    image: str = ""
-    question: str = ""
+    row: str = ""  # of the benchmark: a question's id
+    image: str = ""  # path of an own image, in place of the question's
+    question: str = ""  # an own one
     permuted: bool = False
-    layer: Place | None = None
-    head: Place | None = None
-    token: Place = 0
-    patch: tuple[int, int] = (0, 0)
+    layer: Place | None = None  # None: the middle one
+    head: Place | None = None  # None: the mean
+    token: Place = 0  # of the answers
+    patch: tuple[int, int] = (0, 0)  # row and column in the first run's grid
     word: str = ""
 
 

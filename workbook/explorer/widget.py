@@ -22,20 +22,15 @@ CHOICE = TypeAdapter(Choice)
 
 
 class Explorer(anywidget.AnyWidget):
-    """Shows a session; `choice` is what the browser chose, and may be set here as well.
-
-    Attributes:
-        offer: the names to choose from.  questions: of the chosen benchmark.  view: what `Session.view` returns.
-        status: seconds that the last choice took, or the error that it met, or where a figure was saved.
-    """
+    """Shows a session; `choice` is what the browser chose, and may be set here as well."""
 
     _esm = HERE / "widget.js"
     _css = HERE / "widget.css"
     choice = traitlets.Dict().tag(sync=True)
-    offer = traitlets.Dict().tag(sync=True)
-    view = traitlets.Dict().tag(sync=True)
-    status = traitlets.Dict().tag(sync=True)
-    questions = traitlets.List().tag(sync=True)
+    offer = traitlets.Dict().tag(sync=True)  # the names to choose from
+    view = traitlets.Dict().tag(sync=True)  # what `Session.view` returns
+    status = traitlets.Dict().tag(sync=True)  # seconds of the last choice, or its error, or where a figure was saved
+    questions = traitlets.List().tag(sync=True)  # of the chosen benchmark
     drawing = traitlets.Dict().tag(sync=True)
 
     def __init__(self, session: Session, label: str = ""):

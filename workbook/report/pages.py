@@ -26,16 +26,13 @@ _MATH = re.compile(r"(`[^`]*`)|\$\$(.+?)\$\$|\$(?!\s)([^$\n]+?)(?<!\s)\$", re.DO
 
 @dataclass
 class Section:
-    """A notebook in the report; all but name and title are HTML, in the notebook's order.
-
-    question: its question and the paper's answer.  figures: its pictures.  rest: headings, tables and texts.
-    """
+    """A notebook in the report; all but name and title are HTML, in the notebook's order."""
 
     name: str
     title: str
-    question: str = ""
+    question: str = ""  # and the paper's answer
     figures: list[str] = field(default_factory=list)
-    rest: list[str] = field(default_factory=list)
+    rest: list[str] = field(default_factory=list)  # headings, tables and texts
     ran: bool = False
 
 

@@ -58,20 +58,15 @@ def visual_tokens(profile: Profile, vision: dict, tiled: bool) -> int:
 
 @dataclass(frozen=True)
 class Training:
-    """A stage 1 or stage 2, as far as its cost depends on it.
-
-    Attributes:
-        visual: visual tokens of an image.  lora: LoRA's rank, 0 in stage 1.
-        online: architecture of a teacher that runs in every step.
-    """
+    """A stage 1 or stage 2, as far as its cost depends on it."""
 
     language: dict
     vision: dict
     recipe: Recipe
-    visual: int
-    lora: int = 0
+    visual: int  # visual tokens of an image
+    lora: int = 0  # LoRA's rank; 0 in stage 1
     align: Align | None = None
-    online: dict | None = None
+    online: dict | None = None  # architecture of a teacher that runs in every step
 
     @property
     def parameters(self) -> int:

@@ -22,20 +22,14 @@ BACKGROUND = (1 + 0.5 * (1 - (np.arange(SIZE) + 0.5) / SIZE)).astype(np.float32)
 
 @dataclass(frozen=True)
 class Pictures:
-    """Arrays of n scenes of P = 128 pixels a side, T = 64 tokens.
+    """Arrays of n scenes of P = 128 pixels a side, T = 64 tokens."""
 
-    images: uint8 (n, P, P, 3).  views: the same objects before other photographs, in another light.  owners: uint8
-    (n, P, P), 0 for the background, else 1 + the index of the object that a pixel shows.  depths: float32
-    (n, MAX_OBJECTS), of each object.  labels: uint8 (n, T, 6), `render.token_labels` in the order of `render.LABELS`,
-    for probes only.  captions: a natural one each.
-    """
-
-    images: np.ndarray
-    views: np.ndarray
-    owners: np.ndarray
-    depths: np.ndarray
-    labels: np.ndarray
-    captions: np.ndarray
+    images: np.ndarray  # uint8 (n, P, P, 3)
+    views: np.ndarray  # the same objects before other photographs, in another light
+    owners: np.ndarray  # uint8 (n, P, P), 0 for the background, else 1 + the index of the object that a pixel shows
+    depths: np.ndarray  # float32 (n, MAX_OBJECTS), of each object
+    labels: np.ndarray  # uint8 (n, T, 6), `render.token_labels` in the order of `render.LABELS`, for probes only
+    captions: np.ndarray  # a natural one each
 
     def __len__(self) -> int:
         return len(self.images)
