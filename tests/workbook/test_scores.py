@@ -142,8 +142,6 @@ def test_tables_come_out_as_the_paper_prints_them(root):
         assert list(zip(frame["row"], frame["run"], frame["benchmark"], frame["paper"], strict=True)) == list(cells)
         html = tables.styled(frame, "caption").to_html()
         assert html.count("row_heading level1 ") == len(frame.drop_duplicates(["row", "run"]))
-    with pytest.raises(ValueError, match="no Table 7"):
-        tables.side_by_side("tiny", 7)
 
 
 def test_our_numbers_stand_beside_the_papers_and_what_is_missing_says_so(root):
