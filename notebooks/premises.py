@@ -173,7 +173,7 @@ for benchmark in words:
     moved = None
     if seeds:
         sides = [[side[seed] for seed in seeds] for side in (after, before)]
-        moved = stats.differences(benchmark, *sides)["official"].scaled(100)
+        moved = stats.intervals(benchmark, *sides)["official"].scaled(100)
     missing = "" if moved else f"{benchmark} of baseline, before or after stage 2"
     rows.append(claims.row("stage2-moves", moved, part=benchmark, missing=missing))
 

@@ -10,7 +10,7 @@ import pytest
 
 from workbook.benchmarks import BENCHMARKS, registry, score
 from workbook.benchmarks.multiple_choice import MMStar
-from workbook.benchmarks.stats import differences, intervals
+from workbook.benchmarks.stats import intervals
 from workbook.benchmarks.yes_no import MME_COGNITION, MME_PERCEPTION
 
 COUNTS = ["4", "2", "3", "1"]
@@ -311,11 +311,11 @@ def test_mme_subtasks_are_strata():
 
 
 def test_paired_differences_and_seeds():
-    same = differences("mmstar", [[noisy("mmstar", 0)]], [[noisy("mmstar", 0)]])["official"]
+    same = intervals("mmstar", [[noisy("mmstar", 0)]], [[noisy("mmstar", 0)]])["official"]
     assert same.value == 0
     assert np.isnan(same.error)
     a, b = [[noisy("mmstar", s, 0.2)] for s in range(3)], [[noisy("mmstar", s, 0.4)] for s in range(3, 6)]
-    change = differences("mmstar", a, b)["official"]
+    change = intervals("mmstar", a, b)["official"]
     means = [np.mean([score("mmstar", run)["official"] for (run,) in side]) for side in (a, b)]
     assert change.value == pytest.approx(means[0] - means[1])
     assert 0 < change.low < change.value < change.high
@@ -335,16 +335,16 @@ def test_sampled_runs_are_averaged_and_are_no_seeds():
     with pytest.raises(ValueError, match="answered 1 and 4 times a seed"):
         intervals("mmstar", [[runs[0]], runs])
     with pytest.raises(ValueError, match="answered 1 and 4 times a seed"):
-        differences("mmstar", [runs], [[runs[0]]])
+        intervals("mmstar", [runs], [[runs[0]]])
 
 
 def test_runs_of_different_questions_are_not_compared():
     with pytest.raises(ValueError, match="same questions"):
-        differences("mmstar", [[ROWS["mmstar"]]], [[ROWS["mmstar"][:-1]]])
+        intervals("mmstar", [[ROWS["mmstar"]]], [[ROWS["mmstar"][:-1]]])
     with pytest.raises(ValueError, match="same questions"):
         intervals("mmstar", [[ROWS["mmstar"]], [ROWS["mmstar"][:-1]]])
     with pytest.raises(ValueError, match="0 against 1 seeds: seeds are compared in pairs"):
-        differences("mmstar", [[ROWS["mmstar"]]], [])
+        intervals("mmstar", [[ROWS["mmstar"]]], [])
 
 
 def test_one_question_has_no_interval():

@@ -50,9 +50,9 @@ def load_rows(benchmark: str, root: str | Path, *, photos: bool = True) -> list[
     stated = read_json(manifest) if manifest.is_file() else {}
     expected = stated.get(benchmark) or EXPECTED[benchmark]
     file, entries = spec.read(benchmark, folder, photos)
-    items, faults = validate(spec.item, entries)
-    rows = [spec.row(benchmark, item, folder, expected) for item in items]
+    rows, faults = validate(spec.columns, entries)
     for row in rows:
+        row |= spec.row(benchmark, row, folder, expected)
         row["answer"] = key(benchmark, row["answer"], row["options"])
     faults += spec.faults(rows)
     faults += row_faults(rows, expected, spec.categories, spec.first_id)

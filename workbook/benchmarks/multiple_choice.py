@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, AliasChoices, BaseModel, Field
+from pydantic import AfterValidator, AliasChoices, AliasPath, Field
 
 from viral_core.files import read_entries, read_text
 from workbook.benchmarks.benchmark import LETTER_INSTRUCTION, Benchmark, Members
 from workbook.benchmarks.parse import key
-from workbook.benchmarks.sources import Id, Photo, Text, new_row, require
+from workbook.benchmarks.sources import Id, Row, Text, require
 
 
 def _after_cue(row: Mapping) -> str:
@@ -23,18 +23,13 @@ def _after_cue(row: Mapping) -> str:
     return text.strip()
 
 
-class CVBenchItem(BaseModel):
-    """A row of the official file."""
-
-    idx: Id
-    task: Text
-    image: Photo = None
-    question: Text
-    choices: Annotated[list[Id], Field(min_length=2, max_length=6)]
-    answer: Text  # "(C)"
+class CVBenchRow(Row):
+    id: Id = Field(alias="idx")
     prompt: Text  # the question and its options
+    options: list[Id] = Field(alias="choices", min_length=2, max_length=6)
+    group: Text = Field(alias="source_filename")
+    category: Text = Field(alias="task")
     source: Text
-    source_filename: Text
 
 
 class CVBench(Benchmark):
@@ -45,15 +40,13 @@ class CVBench(Benchmark):
     """
 
     expected = {"cv_bench": {"rows": 1438, "categories": {"Count": 788, "Relation": 650}}}
-    item = CVBenchItem
+    columns = CVBenchRow
     parquet = "test_2d.parquet"
     categories = ("Count", "Relation")
-    columns = ("source",)
+    groups = ("source",)
 
-    def row(self, name: str, item: CVBenchItem, folder: Path, expected: Mapping) -> dict:
-        place = {"group": item.source_filename, "category": item.task, "source": item.source}
-        prompt = f"{item.prompt}\n{LETTER_INSTRUCTION}"
-        return new_row(item.idx, item.image, item.question, item.choices, item.answer, prompt=prompt, **place)
+    def row(self, name: str, row: Mapping, folder: Path, expected: Mapping) -> dict:
+        return {"prompt": f"{row['prompt']}\n{LETTER_INSTRUCTION}"}
 
     def official(self, row: Mapping) -> str:
         """First character of what follows "answer is" or "answer:", brackets and final full stop off, as a letter."""
@@ -77,14 +70,14 @@ def _two_options(text: str) -> str:
     return text.strip()
 
 
-class MMVPItem(BaseModel):
-    """A row of the official file; some copies spell its first column lndex."""
+class MMVPRow(Row):
+    """Some copies spell the first column lndex."""
 
-    index: int = Field(validation_alias=AliasChoices("Index", "lndex"))
+    id: int = Field(validation_alias=AliasChoices("Index", "lndex"))
     question: Text = Field(alias="Question")
     options: Annotated[str, AfterValidator(_two_options)] = Field(alias="Options")  # "(a) Open (b) Closed"
-    answer: Text = Field(alias="Correct Answer")  # "(a)"
-    more: None = None  # fields beyond the header's
+    answer: Text = Field(alias="Correct Answer")
+    more: None = Field(None, exclude=True)  # fields beyond the header's
 
 
 class MMVP(Benchmark):
@@ -96,7 +89,7 @@ class MMVP(Benchmark):
     """
 
     expected = {"mmvp": {"rows": 300, "swapped_keys": [99, 100, 279, 280]}}
-    item = MMVPItem
+    columns = MMVPRow
     first_id = 1
 
     def read(self, name: str, folder: Path, photos: bool) -> tuple[Path, Iterable]:
@@ -116,14 +109,18 @@ class MMVP(Benchmark):
             raise ValueError(f"{file}: {', '.join(faults)}: put each such field in quotes, those inside it doubled")
         return file, entries
 
-    def row(self, name: str, item: MMVPItem, folder: Path, expected: Mapping) -> dict:
-        question, answer = item.question.strip(), key(name, item.answer, ["a", "b"])
-        photo = str(folder / "MMVP Images" / f"{item.index}.jpg")
-        swapped = item.index in expected.get("swapped_keys", ())
-        corrected = {"(a)": "(b)", "(b)": "(a)"}.get(answer) if swapped else answer
-        place = {"group": f"pair {(item.index + 1) // 2}", "category": "", "corrected_answer": corrected}
-        options, prompt = _MMVP_MARK.split(item.options)[1:], f"{question}\n{item.options}\n{LETTER_INSTRUCTION}"
-        return new_row(str(item.index), photo, question, options, answer, prompt=prompt, **place)
+    def row(self, name: str, row: Mapping, folder: Path, expected: Mapping) -> dict:
+        number, question, answer = row["id"], row["question"].strip(), key(name, row["answer"], ["a", "b"])
+        swapped = number in expected.get("swapped_keys", ())
+        return {
+            "id": str(number),
+            "image": str(folder / "MMVP Images" / f"{number}.jpg"),
+            "question": question,
+            "prompt": f"{question}\n{row['options']}\n{LETTER_INSTRUCTION}",
+            "options": _MMVP_MARK.split(row["options"])[1:],
+            "group": f"pair {(number + 1) // 2}",
+            "corrected_answer": {"(a)": "(b)", "(b)": "(a)"}.get(answer) if swapped else answer,
+        }
 
     def faults(self, rows: Sequence[dict]) -> Iterator[str]:
         """Two consecutive rows are a pair."""
@@ -152,19 +149,13 @@ class MMVP(Benchmark):
         return {"official": means[""]["pair"], **means[""]}
 
 
-class WhatsUpQuestion(BaseModel):
-    """A line of the prompts' file."""
+class WhatsUpRow(Row):
+    """A line of the prompts' file, and what the captions' file has at its position."""
 
-    id: Id
-    question: Text
-    answer: Annotated[list[Text], Field(min_length=1)]
-
-
-class WhatsUpItem(BaseModel):
-    """A question and what the captions' file has at its position: the image's id, the captions."""
-
-    question: WhatsUpQuestion
-    captions: tuple[int, str, str]
+    id: Id = Field(validation_alias=AliasPath("question", "id"))
+    image: tuple[int, str, str] = Field(alias="captions")  # its id, and the captions
+    question: Text = Field(validation_alias=AliasPath("question", "question"))
+    answer: list[Text] = Field(validation_alias=AliasPath("question", "answer"), min_length=1)
 
 
 class WhatsUp(Benchmark):
@@ -176,7 +167,7 @@ class WhatsUp(Benchmark):
     """
 
     expected = {"whats_up_one": {"rows": 2247}, "whats_up_two": {"rows": 440}}
-    item = WhatsUpItem
+    columns = WhatsUpRow
     categories = ("one", "two")
     first_id = 0
     options = {"one": ["left", "right", "top", "bottom"], "two": ["left", "right", "above", "below"]}
@@ -192,12 +183,18 @@ class WhatsUp(Benchmark):
         entries = [{"question": q, "captions": c} for q, c in zip(questions, captions, strict=True)]
         return f"{file} with {captions_file}", entries
 
-    def row(self, name: str, item: WhatsUpItem, folder: Path, expected: Mapping) -> dict:
-        asked, image_id, subset = item.question, item.captions[0], name.removeprefix("whats_up_")
-        question = re.sub(r"^<image>\s*USER:|ASSISTANT:\s*$", "", asked.question.strip()).strip()
-        photo = str(folder / "data" / "val2017" / f"{image_id:012d}.jpg")
-        place = {"group": str(image_id), "category": subset}
-        return new_row(asked.id, photo, question, self.options[subset], asked.answer[0], prompt=question, **place)
+    def row(self, name: str, row: Mapping, folder: Path, expected: Mapping) -> dict:
+        subset, number = name.removeprefix("whats_up_"), row["image"][0]
+        question = re.sub(r"^<image>\s*USER:|ASSISTANT:\s*$", "", row["question"].strip()).strip()
+        return {
+            "image": str(folder / "data" / "val2017" / f"{number:012d}.jpg"),
+            "question": question,
+            "prompt": question,
+            "options": self.options[subset],
+            "answer": row["answer"][0],
+            "group": str(number),
+            "category": subset,
+        }
 
     def official(self, row: Mapping) -> str | None:
         """The gold word if the answer contains it, in any case of letters; None otherwise."""
@@ -238,15 +235,10 @@ def mmstar_options(question: str) -> list[str]:
     return [""] * 4
 
 
-class MMStarItem(BaseModel):
-    """A row of the official file."""
-
-    index: Id
-    question: Text
-    image: Photo = None
-    answer: Text
+class MMStarRow(Row):
+    id: Id = Field(alias="index")
     category: Text
-    l2_category: Text
+    subcategory: Text = Field(alias="l2_category")
 
 
 class MMStar(Benchmark):
@@ -256,21 +248,20 @@ class MMStar(Benchmark):
     row counts that the loader insists on.
     """
 
-    item = MMStarItem
+    columns = MMStarRow
     parquet = "mmstar.parquet"
     categories = (
         *("coarse perception", "fine-grained perception", "instance reasoning"),
         *("logical reasoning", "science & technology", "math"),
     )
     expected = {"mmstar": {"rows": 1500, "categories": dict.fromkeys(categories, 250)}}
-    columns = ("subcategory",)
+    groups = ("subcategory",)
     first_id = 0
 
-    def row(self, name: str, item: MMStarItem, folder: Path, expected: Mapping) -> dict:
-        question = item.question.replace("<image>", "").strip()
-        place = {"group": item.index, "category": item.category, "subcategory": item.l2_category}
+    def row(self, name: str, row: Mapping, folder: Path, expected: Mapping) -> dict:
+        question = row["question"].replace("<image>", "").strip()
         options, prompt = mmstar_options(question), f"{question}\n{LETTER_INSTRUCTION}"
-        return new_row(item.index, item.image, question, options, item.answer, prompt=prompt, **place)
+        return {"question": question, "prompt": prompt, "options": options, "group": row["id"]}
 
     def official(self, row: Mapping) -> str | None:
         """Character 0, or 1 after "(", or what follows "option " or "the answer is ", lower-cased, as a letter."""

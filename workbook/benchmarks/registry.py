@@ -43,7 +43,7 @@ def checked(benchmark: str, rows: Sequence[Mapping]) -> list[dict]:
     spec, result = FAMILIES[family(benchmark)], []
     for number, row in enumerate(rows, 1):
         name = f"{benchmark}, row {row.get('id', number)}"
-        columns = ("id", "options", "answer", "group", "category", *spec.columns)
+        columns = ("id", "options", "answer", "group", "category", *spec.groups)
         missing = [column for column in columns if row.get(column) is None]
         if missing:
             raise ValueError(f"{name} has no {', '.join(missing)}: score rows of load_rows, with a `response` each")

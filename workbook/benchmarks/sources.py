@@ -23,20 +23,17 @@ Id = Annotated[str, Field(pattern=r"\S", coerce_numbers_to_str=True)]
 Photo = Annotated[object, BeforeValidator(lambda cell: cell.get("bytes") if isinstance(cell, dict) else cell)]
 
 
-def new_row(
-    name: str,
-    image: object,
-    question: str,
-    options: list[str],
-    answer: str,
-    group: str,
-    category: str,
-    prompt: str,
-    **more,
-) -> dict:
-    """A row in the form that all benchmarks share, `answer` as the file writes it, and what one of them adds."""
-    shared = {"id": name, "image": image, "question": question, "prompt": prompt, "options": options}
-    return shared | {"answer": answer, "group": group, "category": category} | more
+class Row(BaseModel):
+    """What all rows have (see the package); a benchmark names the columns of its file by aliases, and adds its own."""
+
+    id: Id
+    image: Photo = None
+    question: Text
+    prompt: str = ""
+    options: list[str] = []
+    answer: Text
+    group: str = ""
+    category: str = ""
 
 
 def require(path: Path, remedy: str) -> Path:
@@ -63,17 +60,17 @@ def parquet_rows(folder: Path, pattern: str, photos: bool) -> Iterator[dict]:
         yield from table.to_pylist()
 
 
-def validate(model: type[BaseModel], entries: Iterable) -> tuple[list[BaseModel], list[str]]:
-    """The entries that have all columns of the model, and the faults of the others; the same one of many rows once."""
-    items, wrong = [], defaultdict(list)
+def validate(model: type[Row], entries: Iterable) -> tuple[list[dict], list[str]]:
+    """The rows of entries that have all columns of the model, and the faults of the others, one of many rows once."""
+    rows, wrong = [], defaultdict(list)
     for number, entry in enumerate(entries, 1):
         try:
-            items.append(model.model_validate(entry))
+            rows.append(model.model_validate(entry).model_dump())
         except ValidationError as error:
             for fault in error.errors():
                 column = ".".join(map(str, fault["loc"])) or "the row"
                 wrong[f"{column}: {fault['msg']}"].append(number)
-    return items, [f"row {numbers[0]}{_more(numbers)}: {text}; {AGAIN}" for text, numbers in wrong.items()]
+    return rows, [f"row {numbers[0]}{_more(numbers)}: {text}; {AGAIN}" for text, numbers in wrong.items()]
 
 
 def _more(rows: Sequence) -> str:

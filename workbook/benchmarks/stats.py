@@ -6,7 +6,7 @@ question of MMStar.  MME's subtasks are strata.  Two models are compared on the 
 
 import functools
 import operator
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -30,21 +30,19 @@ class Scored:
     effects: dict[str, Effects]  # of every score, of one seed
 
 
-def tally(spec: Benchmark, rows: Sequence[Mapping], answers: Sequence[str | None]) -> dict[str, pandas.DataFrame]:
-    """Of each stratum a frame, clusters (sorted by name) x `sum` and `n` of each of the benchmark's values."""
+def tally(spec: Benchmark, rows: Sequence[Mapping], answers: Sequence[str | None]) -> pandas.DataFrame:
+    """Of each stratum and cluster (rows, sorted) `sum` and `n` of each of the benchmark's values (columns)."""
     clusters = defaultdict(list)
     for row, answer in zip(rows, answers, strict=True):
         clusters[spec.stratum(row), row["group"]].append((row, answer))
-    strata = defaultdict(lambda: {"sum": [], "n": []})
-    for (name, _), members in sorted(clusters.items(), key=lambda item: item[0]):
-        sums, numbers = Counter(), Counter()
-        for values in spec.values(members):
-            sums.update(values)
-            numbers.update(values.keys())
-        strata[name]["sum"].append(sums)
-        strata[name]["n"].append(numbers)
-    frames = {name: {key: pandas.DataFrame(part) for key, part in parts.items()} for name, parts in strata.items()}
-    return {name: pandas.concat(parts, axis=1).astype(float).fillna(0.0) for name, parts in frames.items()}
+    places, values = [], []
+    for place, members in sorted(clusters.items(), key=lambda item: item[0]):
+        for value in spec.values(members):
+            places.append(place)
+            values.append(value)
+    frame = pandas.DataFrame(values, pandas.MultiIndex.from_tuples(places)).astype(float)
+    groups = frame.groupby(level=[0, 1])
+    return pandas.concat({"sum": groups.sum(), "n": groups.count()}, axis=1)
 
 
 def reduce(benchmark: str, samples: Sequence[Sequence[Mapping]], rule: str = "official") -> Scored:
@@ -54,17 +52,16 @@ def reduce(benchmark: str, samples: Sequence[Sequence[Mapping]], rule: str = "of
     for rows in samples:
         answers = read(benchmark, rows, rule)
         unparsed.append(answers.count(None) / len(rows))
-        strata = tally(spec, rows, answers)
-        columns = {name: list(frame["sum"]) for name, frame in strata.items()}
+        tallies = tally(spec, rows, answers)
 
-        def scores(tallies: Mapping[str, np.ndarray], columns=columns) -> Mapping[str, np.ndarray]:
+        def scores(strata: Mapping[str, np.ndarray], names=list(tallies["sum"])) -> Mapping[str, np.ndarray]:
             means = {}
-            for name, values in tallies.items():
+            for stratum, values in strata.items():
                 sums, numbers = np.split(np.moveaxis(values, -1, 0), 2)
-                means[name] = dict(zip(columns[name], sums / numbers, strict=True))
+                means[stratum] = dict(zip(names, sums / numbers, strict=True))
             return spec.scores(means)
 
-        arrays = {name: frame.to_numpy()[None] for name, frame in strata.items()}
+        arrays = {name: frame.to_numpy(float)[None] for name, frame in tallies.groupby(level=0)}
         for name, effects in jackknife(scores, arrays, len(rows)).items():
             parts[name].append(effects * (1 / len(samples)))
     effects = {name: functools.reduce(operator.add, values) for name, values in parts.items()}
@@ -94,13 +91,10 @@ def contrast(benchmark: str, models: Sequence[Sequence[Scored]], weights: Sequen
     return total
 
 
-def intervals(benchmark: str, seeds: Seeds, rule: str = "official") -> dict[str, Interval]:
-    """Interval of every score, the mean over seeds: of accuracies as fractions, of MME in its points."""
-    model = [reduce(benchmark, samples, rule) for samples in seeds]
-    return {name: one.interval() for name, one in contrast(benchmark, [model], [1]).items()}
-
-
-def differences(benchmark: str, ours: Seeds, theirs: Seeds, rule: str = "official") -> dict[str, Interval]:
-    """Interval of the paired difference of every score."""
-    models = [[reduce(benchmark, samples, rule) for samples in seeds] for seeds in (ours, theirs)]
-    return {name: one.interval() for name, one in contrast(benchmark, models, [1, -1]).items()}
+def intervals(benchmark: str, *sides: Seeds, rule: str = "official") -> dict[str, Interval]:
+    """Interval of every score, the mean over seeds: accuracies as fractions, MME's points; of two sides, of the paired
+    difference, first minus second.
+    """
+    models = [[reduce(benchmark, samples, rule) for samples in seeds] for seeds in sides]
+    effects = contrast(benchmark, models, (1, -1)[: len(models)])
+    return {name: one.interval() for name, one in effects.items()}

@@ -5,20 +5,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel
+from pydantic import Field
 
 from viral_core.files import read_entries
 from workbook.benchmarks.benchmark import WORD_INSTRUCTION, Benchmark, Members
-from workbook.benchmarks.sources import Id, Photo, Text, new_row, require
+from workbook.benchmarks.sources import Id, Row, Text, require
 
 
-class POPEItem(BaseModel):
-    """A line of the official file."""
-
-    question_id: Id
+class POPERow(Row):
+    id: Id = Field(alias="question_id")
     image: Text
-    text: Text
-    label: Text
+    question: Text = Field(alias="text")
+    answer: Text = Field(alias="label")
 
 
 class POPE(Benchmark):
@@ -33,7 +31,7 @@ class POPE(Benchmark):
         "pope_adversarial": {"rows": 3000},
     }
     paper = ("pope_random", "pope_popular")
-    item = POPEItem
+    columns = POPERow
     categories = ("random", "popular", "adversarial")
     first_id = 1
 
@@ -41,10 +39,14 @@ class POPE(Benchmark):
         file = folder / f"coco_{name}.json"
         return file, read_entries(require(file, f"download it from RUCAIBox/POPE to {folder}"))
 
-    def row(self, name: str, item: POPEItem, folder: Path, expected: Mapping) -> dict:
-        photo, prompt = str(folder / "val2014" / item.image), f"{item.text}\n{WORD_INSTRUCTION}"
-        place = {"group": item.image, "category": name.removeprefix("pope_")}
-        return new_row(item.question_id, photo, item.text, ["yes", "no"], item.label, prompt=prompt, **place)
+    def row(self, name: str, row: Mapping, folder: Path, expected: Mapping) -> dict:
+        return {
+            "image": str(folder / "val2014" / row["image"]),
+            "prompt": f"{row['question']}\n{WORD_INSTRUCTION}",
+            "options": ["yes", "no"],
+            "group": row["image"],
+            "category": name.removeprefix("pope_"),
+        }
 
     def official(self, row: Mapping) -> str:
         """No if a word before the first full stop, commas left out, is No, no or not; else yes."""
@@ -86,13 +88,8 @@ MME_COGNITION = {
 }
 
 
-class MMEItem(BaseModel):
-    """A row of the snapshot."""
-
-    question_id: Text  # "artwork/1.jpg", the image's name
-    image: Photo = None
-    question: Text
-    answer: Text
+class MMERow(Row):
+    id: Text = Field(alias="question_id")  # "artwork/1.jpg", the image's name
     category: Text
 
 
@@ -103,17 +100,13 @@ class MME(Benchmark):
     """
 
     expected = {"mme": {"rows": 2374, "categories": MME_PERCEPTION | MME_COGNITION}}
-    item = MMEItem
+    columns = MMERow
     parquet = "data/*.parquet"
     categories = tuple(MME_PERCEPTION | MME_COGNITION)
 
-    def row(self, name: str, item: MMEItem, folder: Path, expected: Mapping) -> dict:
-        image = (
-            f"{item.category}/{item.question_id.rsplit('/', 1)[-1]}"  # `faults` adds the question's number to the id
-        )
-        question = item.question.strip()
-        place = {"group": image, "category": item.category}
-        return new_row(image, item.image, question, ["yes", "no"], item.answer, prompt=question, **place)
+    def row(self, name: str, row: Mapping, folder: Path, expected: Mapping) -> dict:
+        question, group = row["question"].strip(), f"{row['category']}/{row['id'].rsplit('/', 1)[-1]}"
+        return {"question": question, "prompt": question, "options": ["yes", "no"], "group": group}
 
     def faults(self, rows: Sequence[dict]) -> Iterator[str]:
         """Each image has one Yes and one No; ids become the image's with the number of the question."""
