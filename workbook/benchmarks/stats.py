@@ -30,8 +30,8 @@ class Scored:
     effects: dict[str, Effects]  # of every score, of one seed
 
 
-def tally(spec: Benchmark, rows: Sequence[Mapping], answers: Sequence[str | None]) -> pandas.DataFrame:
-    """Of each stratum and cluster (rows, sorted) `sum` and `n` of each of the benchmark's values (columns)."""
+def effects_of(spec: Benchmark, rows: Sequence[Mapping], answers: Sequence[str | None]) -> dict[str, Effects]:
+    """Effects of every score of the answered rows of one run, by the options that their responses name."""
     clusters = defaultdict(list)
     for row, answer in zip(rows, answers, strict=True):
         clusters[spec.stratum(row), row["group"]].append((row, answer))
@@ -42,27 +42,26 @@ def tally(spec: Benchmark, rows: Sequence[Mapping], answers: Sequence[str | None
             values.append(value)
     frame = pandas.DataFrame(values, pandas.MultiIndex.from_tuples(places)).astype(float)
     groups = frame.groupby(level=[0, 1])
-    return pandas.concat({"sum": groups.sum(), "n": groups.count()}, axis=1)
+    tallies = pandas.concat([groups.sum(), groups.count()], axis=1)
+
+    def scores(strata: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        means = {}
+        for stratum, values in strata.items():
+            sums, numbers = np.split(np.moveaxis(values, -1, 0), 2)
+            means[stratum] = dict(zip(frame, sums / numbers, strict=True))
+        return spec.scores(means)
+
+    return jackknife(scores, {name: part.to_numpy(float)[None] for name, part in tallies.groupby(level=0)}, len(rows))
 
 
 def reduce(benchmark: str, samples: Sequence[Sequence[Mapping]], rule: str = "official") -> Scored:
     """Score the answered rows of one seed: of its greedy, or its sampled, runs, all of the same questions."""
     questions = hash(tuple(sorted((row["category"], row["id"]) for row in samples[0])))
-    spec, parts, unparsed = FAMILIES[family(benchmark)], defaultdict(list), []
+    parts, unparsed = defaultdict(list), []
     for rows in samples:
         answers = read(benchmark, rows, rule)
         unparsed.append(answers.count(None) / len(rows))
-        tallies = tally(spec, rows, answers)
-
-        def scores(strata: Mapping[str, np.ndarray], names=list(tallies["sum"])) -> Mapping[str, np.ndarray]:
-            means = {}
-            for stratum, values in strata.items():
-                sums, numbers = np.split(np.moveaxis(values, -1, 0), 2)
-                means[stratum] = dict(zip(names, sums / numbers, strict=True))
-            return spec.scores(means)
-
-        arrays = {name: frame.to_numpy(float)[None] for name, frame in tallies.groupby(level=0)}
-        for name, effects in jackknife(scores, arrays, len(rows)).items():
+        for name, effects in effects_of(FAMILIES[family(benchmark)], rows, answers).items():
             parts[name].append(effects * (1 / len(samples)))
     effects = {name: functools.reduce(operator.add, values) for name, values in parts.items()}
     return Scored(questions, len(samples), float(np.mean(unparsed)), effects)
