@@ -26,8 +26,6 @@ from workbook.config import Profile
 from workbook.paths import Paths
 from workbook.scale import costs
 
-FOLLOW = ("evaluate", "measure")  # stages of one run: they follow its training in the same process of DVC
-
 
 def graph(targets: Iterable[str]) -> dict[str, set[str]]:
     """The stages that targets need, all without any, and those that each of them waits for; from `dvc dag`."""
@@ -54,57 +52,44 @@ def changed(targets: Iterable[str]) -> dict:
 class Pipeline:
     """Stages under way: which wait, run, are done or have failed."""
 
-    def __init__(self, settings: Profile, needs: dict[str, set[str]], jobs: int):
+    def __init__(self, settings: Profile, needs: dict[str, set[str]], jobs: int, inherited: tuple[int, ...] = ()):
         self.needs, self.jobs, self.paths = needs, jobs, Paths(settings.name)
         self.logs = self.paths.logs
-        self.inherited: tuple[int, ...] = ()  # the lock: a DVC that outlives this process holds it to its end
-        self.waiting = dict(needs)
+        self.inherited = inherited  # the lock: a DVC that outlives this process holds it to its end
+        self.waiting = list(needs)
         self.running: dict[str, float] = {}
         self.done: set[str] = set()
         self.ran: list[str] = []
         self.failed: dict[str, str] = {}
         self.seconds = {f"{kind}@{key}": s for (kind, key), s in costs.read_costs(self.paths.root).items()}
 
-    def next_group(self) -> list[str]:
-        """A stage that can run, with those of its run that can follow it; they no longer wait."""
+    def next_stage(self) -> str | None:
+        """A stage that can run; it no longer waits."""
         for name in self.waiting:
             if self.needs[name] <= self.done:
-                key = name.partition("@")[2]
-                group = [name]
-                for follower in (f"{kind}@{key}" for kind in FOLLOW if name.startswith("stage2@")):
-                    if follower in self.waiting and self.needs[follower] <= self.done | {name}:
-                        group.append(follower)
-                for stage in group:
-                    del self.waiting[stage]
-                return group
-        return []
+                self.waiting.remove(name)
+                return name
+        return None
 
-    async def run(self, group: list[str]) -> None:
-        """`dvc repro` of some stages, one after the other; what follows a failure waits again."""
-        command = ["dvc", "--wait-for-lock", "repro", "--single-item", *group]
+    async def run(self, name: str) -> None:
+        """`dvc repro` of one stage, which runs it unless it is up to date."""
+        command = ["dvc", "--wait-for-lock", "repro", "--single-item", name]
         process = await asyncio.create_subprocess_exec(
             *command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, limit=2**24, pass_fds=self.inherited
         )
-        current, lines = group[0], []
+        lines = []
         async for data in process.stdout:
             line = data.decode(errors="replace").rstrip("\n").rsplit("\r", 1)[-1]  # of a progress bar the end
-            announced = re.match(r"(Running stage|Stage) '([^']+)'", line)
-            if announced and announced[2] in group:
-                if announced[2] != current:
-                    self._end(current)
-                    current, lines = announced[2], []
-                if announced[1] == "Running stage":
-                    self._begin(current)
+            if line.startswith(f"Running stage '{name}'"):
+                self._begin(name)
             lines.append(line)
-            if current in self.running:
-                with self.log(current).open("a", encoding="utf-8") as file:
+            if name in self.running:
+                with self.log(name).open("a", encoding="utf-8") as file:
                     file.write(f"{line}\n")
         if await process.wait() == 0:
-            self._end(current)
-            return
-        self._fail(current, lines)
-        for name in group[group.index(current) + 1 :]:
-            self.waiting[name] = self.needs[name]
+            self._end(name)
+        else:
+            self._fail(name, lines)
 
     def _begin(self, name: str) -> None:
         self.running[name] = time.monotonic()
@@ -174,8 +159,8 @@ def clock(seconds: float) -> str:
 async def run_all(run: Pipeline) -> None:
     tasks: set[asyncio.Task] = set()
     while True:
-        while len(tasks) < run.jobs and (group := run.next_group()):
-            tasks.add(asyncio.create_task(run.run(group)))
+        while len(tasks) < run.jobs and (name := run.next_stage()):
+            tasks.add(asyncio.create_task(run.run(name)))
         if not tasks:
             return
         ended, tasks = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -213,8 +198,7 @@ def reproduce(settings: Profile, targets: list[str], jobs: int | None) -> bool:
         for line in lock.mend():
             print(line)
         pipeline.select(settings.name)
-        run = Pipeline(settings, graph(targets) if changed(targets) else {}, jobs)
-        run.inherited = (share(),)
+        run = Pipeline(settings, graph(targets) if changed(targets) else {}, jobs, (share(),))
         if not run.needs:
             return conclude(settings, run, began)
         run.logs.mkdir(parents=True, exist_ok=True)
