@@ -21,6 +21,7 @@ from packaging.utils import canonicalize_name
 
 from workbook.paths import ROOT, Paths
 from workbook.scale import estimates, fetch, hub, manifest, plan
+from workbook.scale.launch import TRAININGS
 from workbook.scale.plan import GB
 from workbook.sections import Profile
 
@@ -157,14 +158,13 @@ def disk(profile: Profile, jobs: list[plan.Job]) -> Finding:
 
     Two resume states are kept, and a third may be being written.
     """
-    missing = [job.work for job in jobs if not job.done]
-    trainings = [work for work in missing if isinstance(work, estimates.Training)]
-    caches = [work for work in missing if isinstance(work, estimates.Cache)]
-    copies = estimates.DVC_COPIES
+    missing = [job for job in jobs if not job.done and job.work]
+    trainings = [job for job in missing if job.stage in TRAININGS]
+    caches = [job for job in missing if job.stage == "cache"]
     sizes = {
-        "runs": copies * sum(training.bytes for training in trainings),
-        "caches": copies * sum(cache.bytes for cache in caches),
-        "resume states": 3 * 4 * max((training.parameters for training in trainings), default=0),
+        "runs": sum(job.bytes for job in trainings),
+        "caches": sum(job.bytes for job in caches),
+        "resume states": 3 * 4 * max((job.work.parameters for job in trainings), default=0),
     }
     if profile.data.downloads:
         sizes["data"] = int(sum(source.gb * GB for source in fetch.sources(profile) if not source.present))
@@ -173,7 +173,7 @@ def disk(profile: Profile, jobs: list[plan.Job]) -> Finding:
     what = f"about {needed / GB:.0f} GB of disk ({parts}; DVC's copies included), {free / GB:.0f} GB free"
     remedy = "free some; `dvc config cache.type hardlink` spares the copies"
     if caches:
-        int8 = copies * sum(replace(cache, dtype="int8").bytes for cache in caches)
+        int8 = sum(replace(job, work=replace(job.work, dtype="int8")).bytes for job in caches)
         remedy += f"; with teachers' `cache: int8` the caches take {int8 / GB:.0f} GB, with `cache: null` nothing"
     return _finding(needed <= free, what, what, remedy)
 

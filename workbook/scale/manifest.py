@@ -16,7 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from viral_core.conversations import check_conversations, describe_faults
-from viral_core.files import read_entries
+from viral_core.files import read_entries, write_text
 from viral_core.images import find_image
 from workbook.scale.fetch import sha256
 
@@ -45,7 +45,8 @@ def write_manifest(conversations: Path, folder: Path, out: Path, drop_faulty: bo
     report.unlink(missing_ok=True)
     if faults and not drop_faulty:
         out.unlink(missing_ok=True)
-        _write(report, [{"position": position, "fault": faults[position]} for position in sorted(faults)])
+        found = [{"position": position, "fault": faults[position]} for position in sorted(faults)]
+        write_text(report, _lines(found))
         listed = describe_faults(conversations, [faults[position] for position in sorted(faults)])
         raise ValueError(f"{listed}\n  (all of them: {report})")
     if faults:
@@ -75,8 +76,8 @@ def write_manifest(conversations: Path, folder: Path, out: Path, drop_faulty: bo
     return {**summary, "dropped": 0}
 
 
-def _write(file: Path, entries: list[dict]) -> None:
-    file.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
+def _lines(entries: list[dict]) -> str:
+    return "".join(json.dumps(entry) + "\n" for entry in entries)
 
 
 def _open_all(names: list[str], folder: Path, details: Path) -> tuple[list[dict], dict[str, str]]:
@@ -98,9 +99,7 @@ def _open_all(names: list[str], folder: Path, details: Path) -> tuple[list[dict]
                     continue
                 known[name] = {"name": name, **states[name], **content}
                 out.write(json.dumps(known[name]) + "\n")
-        whole = details.with_suffix(".part")
-        _write(whole, [known[name] for name in names if name in known])
-        os.replace(whole, details)
+        write_text(details, _lines([known[name] for name in names if name in known]))
     return [known[name] for name in names if name not in unreadable], unreadable
 
 

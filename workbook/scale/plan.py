@@ -43,8 +43,8 @@ class Job:
 
     @property
     def bytes(self) -> int:
-        """Of what it writes; answers are small."""
-        return self.work.bytes if self.work and self.stage in ("cache", *TRAININGS) else 0
+        """Of what it writes, with DVC's copies; answers are small."""
+        return estimates.DVC_COPIES * self.work.bytes if self.work and self.stage in ("cache", *TRAININGS) else 0
 
 
 def samples_of(profile: Profile) -> dict[str, int]:
@@ -119,7 +119,7 @@ def table(profile: Profile) -> pd.DataFrame:
         trained, work = job.stage in TRAININGS, float("nan") if job.operations is None else job.operations
         models = f"{job.stage} {job.item['language']} {job.item['vision']}" if trained else None
         row = {"owner": job.owner, "models": models, ("", "jobs"): 1, ("", "done"): int(job.done)}
-        row |= {("", "GB"): estimates.DVC_COPIES * job.bytes / GB, ("", "here"): job.seconds and job.seconds / 3600}
+        row |= {("", "GB"): job.bytes / GB, ("", "here"): job.seconds and job.seconds / 3600}
         for name, machine in {} if profile.world else hardware["machines"].items():
             card, launch = hardware["gpus"][machine["gpu"]], Launch(gpus=machine["gpus"], deepspeed=engine)
             share = card["utilisation"].get(job.stage, card["utilisation"]["stage2"])

@@ -19,7 +19,6 @@ from workbook.scale.fetch import sha256
 
 LAYERS = {"0": "linear_1", "2": "linear_2", "linear_1": "linear_1", "linear_2": "linear_2"}  # LLaVA's names and ours
 NAME = re.compile(r"(?:^|\.)(?:(?:mm_projector|multi_modal_projector)\.)?(0|2|linear_1|linear_2)\.(weight|bias)$")
-RESAMPLER = re.compile(r"quer(y|ies)|q_?former|resampler|latent|perceiver", re.IGNORECASE)
 
 
 def read_projector(path: str | Path) -> dict[str, Tensor]:
@@ -39,15 +38,12 @@ def read_projector(path: str | Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is no file of weights alone, and is not opened as anything else: {error}") from error
     weights = {}
     for name, value in state.items():
-        if RESAMPLER.search(name):
-            raise ValueError(
-                f"{path} is a resampler or Q-Former ({name}): its queries mix all patches, so that no visual token "
-                "belongs to one patch and there is nothing to align with the teacher's patches (the paper's "
-                "limitation); use a LLaVA with an MLP projector"
-            )
         match = NAME.search(name)
         if match is None:
-            raise ValueError(f"{path} holds {name}: it is not LLaVA-1.5's two-layer MLP projector")
+            raise ValueError(
+                f"{path} holds {name}: it is not LLaVA-1.5's two-layer MLP projector; a resampler or Q-Former cannot "
+                "be taken: its queries mix all patches, so that no visual token belongs to one patch, to be aligned"
+            )
         weights[f"{LAYERS[match[1]]}.{match[2]}"] = value.float().contiguous()
     return weights
 
