@@ -31,7 +31,6 @@ from workbook.sections import known
 HERE = "explorer"  # in messages
 Place = Annotated[int, Field(ge=0)]
 QUESTIONS = 200  # of a benchmark that are offered
-RECENT = 8  # looks and teacher features that are at hand
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Choice:
 
 @dataclass
 class Session:
-    """Answers choices; holds the models of the last one and drops them when others are chosen."""
+    """Answers choices; holds models and measurements of the last one, until others are chosen."""
 
     runs: dict[str, Path]  # folder of each run that is offered; of models that see an image as one square grid
     teachers: dict[str, dict]  # arguments of `load_teacher` for each that is offered, without grid and device
@@ -66,7 +65,7 @@ class Session:
     options: dict = field(default_factory=dict)  # of `load_run`: dtype, attn_implementation
     _rows: dict[str, dict[str, dict]] = field(default_factory=dict, init=False)
     _models: dict[tuple[str, str], Run | Teacher] = field(default_factory=dict, init=False)
-    _recent: dict[tuple, object] = field(default_factory=dict, init=False)
+    _measured: tuple = field(default=(None, ()), init=False)  # of what, and what `_measure` returned
 
     def first(self) -> Choice:
         """The choice that the explorer opens with: a run, beside it the first that VIRAL trained."""
@@ -124,31 +123,12 @@ class Session:
         chosen = {("run", name) for name in names} | {("teacher", choice.teacher)}
         self._models = {key: model for key, model in self._models.items() if key in chosen}  # before others are loaded
 
-        sample = (hashlib.sha256(image.tobytes()).hexdigest(), image.size, question, choice.permuted)
-        looks = {
-            name: self._remember(
-                ("look", name, *sample), lambda name=name: look(self._run(name), image, question, choice.permuted)
-            )
-            for name in names
-        }
-        first = looks[choice.run]
-        vectors = {"encoder": first.features[None]}
-        if choice.teacher:
-            features = self._remember(
-                ("features", choice.teacher, first.grid, first.color, *sample[:2]),
-                lambda: self._teacher(choice.teacher, first)([image]),
-            )
-            vectors[choice.teacher] = features[:, torch.from_numpy(first.order)]
-        vectors |= {name: seen.states for name, seen in looks.items()}
-        colours, curves, picture = self._remember(
-            ("drawn", *names, choice.teacher, *sample),
-            lambda: (
-                _colours(vectors),
-                {name: self._curves(looks[name], vectors.get(choice.teacher), choice.teacher) for name in names},
-                _png(shown(image, first)),
-            ),
-        )
-        panels = []
+        sample = hashlib.sha256(image.tobytes()).hexdigest(), image.size, question, choice.permuted
+        if self._measured[0] != (names, choice.teacher, sample):
+            measured = self._measure(names, choice.teacher, image, question, choice.permuted)
+            self._measured = (names, choice.teacher, sample), measured
+        looks, vectors, colours, curves, picture = self._measured[1]
+        first, panels = looks[choice.run], []
         for title, states in vectors.items():
             grid = square_side(states.shape[1])
             patch = _index(choice.patch, first.grid, grid)
@@ -166,6 +146,17 @@ class Session:
             "answers": [{"run": name, "tokens": seen.tokens} for name, seen in looks.items()],
             "panels": panels,
         }
+
+    def _measure(self, names: list[str], teacher: str, image: Image.Image, question: str, permuted: bool) -> tuple:
+        """Looks of the runs; vectors (layers, N, D) of encoder, teacher and runs, their colours; curves; picture."""
+        looks = {name: look(self._run(name), image, question, permuted) for name in names}
+        first = looks[names[0]]
+        vectors = {"encoder": first.features[None]}
+        if teacher:
+            vectors[teacher] = self._teacher(teacher, first)([image])[:, torch.from_numpy(first.order)]
+        vectors |= {name: seen.states for name, seen in looks.items()}
+        curves = {name: self._curves(seen, vectors.get(teacher), teacher) for name, seen in looks.items()}
+        return looks, vectors, _colours(vectors), curves, _png(shown(image, first))
 
     def _sample(self, choice: Choice) -> tuple[Image.Image, str, str]:
         """Image, question, and the key of a benchmark's own."""
@@ -200,14 +191,6 @@ class Session:
         k = min(self.k, len(seen.features) - 1)
         curves = {name: cknna(seen.states.float(), target.float()[None], k) for name, target in targets.items()}
         return {name: _plain(curve.cpu().numpy()) for name, curve in curves.items()}
-
-    def _remember(self, key: tuple, compute: Callable):
-        """What was computed lately, or is now."""
-        if key not in self._recent:
-            self._recent[key] = compute()
-            if len(self._recent) > RECENT:
-                del self._recent[next(iter(self._recent))]
-        return self._recent[key]
 
     def _words(self, name: str, seen: Look, choice: Choice, patch: int) -> dict:
         """The logit lens: the most probable words per layer at the chosen patch, and the map of one word.
