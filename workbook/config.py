@@ -69,14 +69,10 @@ def _extended(read: Callable[[str, str], dict], name: str, where: str, above: tu
     return merge(_extended(read, base, where, (*above, name)), own) if base else own
 
 
-def _read(name: str) -> dict:
-    """A profile's YAML, laid over the one that it extends."""
-
-    def read(name: str, where: str) -> dict:
-        known("profile", name, names(), where)
-        return _yaml(PROFILES / f"{name}.yaml", f"profiles/{name}.yaml")
-
-    return _extended(read, name, f"profiles/{name}.yaml")
+def _profile(name: str, where: str) -> dict:
+    """The YAML of one profile, without those that it extends."""
+    known("profile", name, names(), where)
+    return _yaml(PROFILES / f"{name}.yaml", f"profiles/{name}.yaml")
 
 
 def _entries(defaults: dict[str, dict]) -> dict[str, dict]:
@@ -97,20 +93,15 @@ def _entries(defaults: dict[str, dict]) -> dict[str, dict]:
     return complete
 
 
-def _expand(data, name: str):
-    """Put the profile's name into paths written with {profile}."""
-    if isinstance(data, dict):
-        return {key: _expand(value, name) for key, value in data.items()}
-    return data.replace("{profile}", name) if isinstance(data, str) else data
-
-
 def load(name: str) -> Profile:
     """Read and check a profile and the runs of `profiles/runs.yaml`.
 
     `align` and `reconstruct` of a profile are what it gives every alignment and reconstruction of its runs.
     ProfileError for an unknown profile, key, run, model or teacher, with the valid names.
     """
-    where, data = f"profiles/{name}.yaml", _expand(_read(name), name)
+    where = f"profiles/{name}.yaml"
+    text = json.dumps(_extended(_profile, name, where), default=str)
+    data = json.loads(text.replace("{profile}", name))  # paths hold the profile's name
     defaults = {key: data.pop(key, None) or {} for key in ("align", "reconstruct")}
     systems = _entries(defaults)
     curve = data.get("learning_curve") and validate(LearningCurve, data["learning_curve"], f"{where}: learning_curve")
@@ -118,7 +109,6 @@ def load(name: str) -> Profile:
         known("run", run, systems, f"{where}: learning_curve")
         systems[run]["checkpoints"] = curve.fractions
     profile = validate(Profile, {**data, "name": name, "systems": systems}, where)
-    profile.check(where)
     for measurement in ("attention", "permutation", "probes"):
         for run in getattr(getattr(profile, measurement), "runs", ()):
             known("run", run, profile.systems, f"{where}: {measurement}")
@@ -136,6 +126,4 @@ def active() -> tuple[Profile, dict[str, dict[str, dict]]]:
     data = _yaml(file, PARAMS)
     stages = data.pop("stages")
     data["name"], data["systems"], data["runs"] = data.pop("profile"), data.pop("runs"), data.pop("seeds")
-    profile = validate(Profile, {key: value for key, value in data.items() if key in Profile.model_fields}, PARAMS)
-    profile.check(PARAMS)
-    return profile, stages
+    return validate(Profile, {key: value for key, value in data.items() if key in Profile.model_fields}, PARAMS), stages

@@ -297,22 +297,23 @@ class Profile(Section):
         changes = {"max_length": self.tiles.max_length} if system.tiled else {}
         return replace(self.stage2, seed=seed, checkpoints=tuple(system.checkpoints), **changes)
 
-    def check(self, where: str) -> None:
-        """Names that a profile uses must be there, and what it says of them must be possible; else ProfileError."""
+    @model_validator(mode="after")
+    def _check_names(self):
         for run, seeds in self.runs.items():
             known("run", run, self.systems, SYSTEMS)
             if len(set(seeds)) < len(seeds):
-                raise ProfileError(f"{where}: runs.{run}: seeds must differ, found {seeds}")
+                raise ValueError(f"runs.{run}: seeds must differ, found {seeds}")
             self._check_system(self.systems[run], f"run {run} of {self.name}")
         for model in (*self.languages.values(), *self.visions.values(), *self.teachers.values()):
             if hub.is_hub_id(model.path) and not hub.is_commit(model.revision):
-                raise ProfileError(
-                    f"{where}: no folder {model.path} here, and as a model of the hub it needs its commit as "
+                raise ValueError(
+                    f"no folder {model.path} here, and as a model of the hub it needs its commit as "
                     f"`revision` (https://huggingface.co/{model.path}/commits lists them)"
                 )
         pairs = [f"{language}-{vision}" for language in self.languages for vision in self.visions]
         for pair in self.projectors:
-            known("pair of language and vision", pair, pairs, f"{where}: projectors")
+            known("pair of language and vision", pair, pairs, "projectors")
+        return self
 
     def _check_system(self, system: System, where: str) -> None:
         known("language", system.language, self.languages, where)
@@ -323,14 +324,12 @@ class Profile(Section):
         if system.reconstruct:
             known("vae", system.reconstruct.vae, vaes, where)
             if not self.teachers[system.reconstruct.vae].cache:
-                raise ProfileError(
-                    f"{where}: reconstruction reads cached latents: give {system.reconstruct.vae} a cache"
-                )
+                raise ValueError(f"{where}: reconstruction reads cached latents: give {system.reconstruct.vae} a cache")
         try:
             if system.align:
                 system.align.blocks(self.languages[system.language].blocks)
         except ValueError as error:
-            raise ProfileError(f"{where}: {error}") from error
+            raise ValueError(f"{where}: {error}") from error
 
 
 def deepspeed_names() -> list[str]:
