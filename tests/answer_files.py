@@ -53,7 +53,7 @@ def write(root, run, benchmark, *right, seed=0, folder=""):
     header = settings(
         benchmark, questions, ["?"] * len(questions), model="m", template="t", max_new_tokens=4, protocol=protocol,
     )  # fmt: skip
-    file = Paths("tiny", root).evaluation(run, seed) / folder / f"{benchmark}.jsonl"
+    file = root / Paths("tiny").evaluation(run, seed) / folder / f"{benchmark}.jsonl"
     continue_file(file, header)
     for number, sample in enumerate(right):
         wrong = {"yes": "no", "no": "yes"}

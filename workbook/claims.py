@@ -33,7 +33,8 @@ from scipy.stats import false_discovery_control
 from viral_core.measure.intervals import Interval, p_difference, p_equivalence
 from workbook import paper, scores
 from workbook.benchmarks import PAPER
-from workbook.runs import answers, paths
+from workbook.paths import Paths
+from workbook.runs import answer_files
 
 LEDGER = Path(__file__).with_name("claims.yaml")
 VERDICTS = ("reproduced", "contradicted", "no difference", "inconclusive", "not run")
@@ -115,6 +116,8 @@ def gains(profile: str, notebook: str) -> list[dict]:
             sides = [[names] if isinstance(names, str) else names for names in (claim.run, claim.over)]
             printed = [[paper.score(name, benchmark) for name in names] for names in sides]
             known = all(value is not None for side in printed for value in side)
+            absent = [name for name in sides[0] + sides[1] if not answer_files(profile, name, benchmark)]
+            missing = f"{benchmark} of {', '.join(absent)}" if absent else "a seed that all of these runs have"
             rows.append(
                 row(
                     claim.id,
@@ -122,15 +125,10 @@ def gains(profile: str, notebook: str) -> list[dict]:
                     part=benchmark,
                     unit="MME points" if benchmark == "mme" else "points",
                     paper=np.mean(printed[0]) - np.mean(printed[1]) if known else np.nan,
-                    missing="" if one else _missing(profile, sides[0] + sides[1], benchmark),
+                    missing="" if one else missing,
                 )
             )
     return rows
-
-
-def _missing(profile: str, runs: Iterable[str], benchmark: str) -> str:
-    absent = [run for run in runs if not answers(profile, run, benchmark)]
-    return f"{benchmark} of {', '.join(absent)}" if absent else "a seed that all of these runs have"
 
 
 def write(out: Path, rows: Iterable[Mapping]) -> pd.DataFrame:
@@ -150,7 +148,7 @@ def read(profile: str) -> pd.DataFrame:
     """The rows that the notebooks have written, in the ledger's order; a claim without rows has one that says so."""
     tables = []
     for claim in ledger()[0].values():
-        file = paths(profile).results(claim.notebook) / "claims.csv"
+        file = Paths(profile).results(claim.notebook) / "claims.csv"
         table = pd.read_csv(file, keep_default_na=True) if file.is_file() else pd.DataFrame(columns=COLUMNS)
         table = table[table["id"] == claim.id].fillna({"part": "", "missing": ""})
         if table.empty:

@@ -17,7 +17,6 @@ from viral_core.measure.attention import entropy_per_head, question_entropies
 from viral_core.measure.permutation import PatchPermutation
 from viral_core.measure.probes import Labels, layer_probes
 from viral_core.measure.states import layerwise_cknna
-from viral_core.run_folder import Run
 from viral_core.templates import IMAGE_MARKER, prompt, stop_token_id
 from workbook.benchmarks import load_rows, open_image
 from workbook.benchmarks.registry import read
@@ -58,20 +57,18 @@ def measure_run(settings: Profile, run: str, folder: Path, out: Path) -> None:
     if "permutation" in parts:
         answers = out / "permutation"
         table = permutation(loaded, benchmarks, parts["permutation"], answers, model_id(folder), **options)
-        _write(table if distributed.is_main() else None, answers / "accuracy.csv")
+        _write(table, answers / "accuracy.csv")
     if "probes" in parts:  # on every process: they are small
         pictures = probe_images(Paths(settings.name).data / "probes", parts["probes"].scenes)
-        tables = [_probes(loaded, pictures)]
+        text = prompt(loaded.template, IMAGE_MARKER)
+        tables = [layer_probes(loaded.model, loaded.processor, *pictures, text)]
         del loaded
         if settings.systems[run].plain:
             start = load_start(settings, run)
             _write(cknna(start, benchmarks, settings.cknna), out / "cknna_start.csv")
-            tables.append(_probes(start, pictures).query("source == 'model'").assign(source="before"))
-        _write(pd.concat(tables, ignore_index=True) if distributed.is_main() else None, out / "probes.csv")
-
-
-def _probes(run: Run, pictures: tuple) -> pd.DataFrame:
-    return layer_probes(run.model, run.processor, *pictures, prompt(run.template, IMAGE_MARKER))
+            table = layer_probes(start.model, start.processor, *pictures, text)
+            tables.append(table.query("source == 'model'").assign(source="before"))
+        _write(pd.concat(tables, ignore_index=True), out / "probes.csv")
 
 
 def probe_images(folder: Path, scenes: int) -> tuple[list[Path], Labels, list[Path], Labels]:
@@ -92,8 +89,8 @@ def probe_images(folder: Path, scenes: int) -> tuple[list[Path], Labels, list[Pa
 
 
 def _write(table: pd.DataFrame | None, file: Path) -> None:
-    """Only the main process has a table."""
-    if table is not None:
+    """Only the main process writes; the others may have no table."""
+    if distributed.is_main():
         write_text(file, table.to_csv(index=False))
 
 

@@ -1,6 +1,5 @@
 """Where things are: the one place that knows the folders of the repository."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -8,23 +7,17 @@ PROFILES = ROOT / "profiles"
 DEEPSPEED = PROFILES / "launch"
 
 
-@dataclass(frozen=True)
 class Paths:
     """Folders of one profile's results, as `params.yaml` and DVC name them: from the repository's root.
 
-    That is the working directory of stages and, after `begin`, of notebooks; `repository` says it from elsewhere.
+    That is the working directory of stages and, after `begin`, of notebooks.
     """
 
-    profile: str
-    repository: Path = Path()
-
-    @property
-    def root(self) -> Path:
-        return self.repository / "runs" / self.profile
-
-    @property
-    def data(self) -> Path:
-        return self.root / "data"
+    def __init__(self, profile: str):
+        self.root = Path("runs", profile)
+        self.data = self.root / "data"
+        self.report = self.root / "report"
+        self.logs = self.root / "logs"  # what stages print
 
     def manifest(self, part: str) -> Path:
         """Records what the images of `captions` or `conversations` are; DVC tracks it in their place."""
@@ -60,12 +53,3 @@ class Paths:
     def results(self, notebook: str) -> Path:
         """Tables and figures of a notebook."""
         return self.root / "results" / notebook
-
-    @property
-    def report(self) -> Path:
-        return self.root / "report"
-
-    @property
-    def logs(self) -> Path:
-        """What stages print."""
-        return self.root / "logs"

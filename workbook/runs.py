@@ -10,7 +10,7 @@ import pandas as pd
 from workbook import config
 from workbook.benchmarks import PAPER
 from workbook.benchmarks.answers import read_answers
-from workbook.paths import ROOT, Paths
+from workbook.paths import Paths
 
 Answers = dict[int, list[list[dict]]]  # of each seed, the answered rows of its greedy, or of its sampled, runs
 
@@ -19,11 +19,6 @@ Answers = dict[int, list[list[dict]]]  # of each seed, the answered rows of its 
 def settings(profile: str) -> config.Profile:
     """The profile, read once."""
     return config.load(profile)
-
-
-def paths(profile: str) -> Paths:
-    """Folders of the profile's results."""
-    return Paths(profile, ROOT)
 
 
 def names(profile: str, runs: Iterable[str] | None = None) -> list[tuple[str, int]]:
@@ -48,7 +43,7 @@ def not_run(profile: str, runs: Iterable[str]) -> list[str]:
     """Those of `runs` that have not been evaluated, with their seed, or without one where the profile trains none."""
     absent = [run for run in runs if run not in settings(profile).runs]
     for run, seed in names(profile, runs):
-        if not any(paths(profile).evaluation(run, seed).glob("*.jsonl")):
+        if not any(Paths(profile).evaluation(run, seed).glob("*.jsonl")):
             absent.append(f"{run}-s{seed}")
     return absent
 
@@ -60,7 +55,7 @@ def answer_files(profile: str, run: str, benchmark: str, checkpoint: int | None 
     """
     seeds = {}
     for _, seed in names(profile, [run]):
-        folder = paths(profile).evaluation(run, seed)
+        folder = Paths(profile).evaluation(run, seed)
         if checkpoint is not None:
             folder = folder / f"checkpoint-{checkpoint}"
         files = [folder / f"{part}.jsonl" for part in PAPER.get(benchmark, (benchmark,))]
@@ -92,7 +87,7 @@ def checkpoints(profile: str, run: str) -> list[int]:
     """Steps of the checkpoints of a run that have been evaluated with every seed; 0 is the run before stage 2."""
     steps = []
     for _, seed in names(profile, [run]):
-        folders = paths(profile).evaluation(run, seed).glob("checkpoint-*")
+        folders = Paths(profile).evaluation(run, seed).glob("checkpoint-*")
         steps.append({int(folder.name.split("-")[1]) for folder in folders})
     return sorted(set.intersection(*steps)) if steps else []
 
@@ -104,7 +99,7 @@ def measured(profile: str, table: str, runs: Iterable[str] | None = None) -> pd.
     """
     frames = []
     for run, seed in names(profile, runs):
-        places = paths(profile).evaluation if table == "log" else paths(profile).measurement
+        places = Paths(profile).evaluation if table == "log" else Paths(profile).measurement
         file = places(run, seed) / f"{table}.csv"
         if file.is_file():
             frames.append(pd.read_csv(file).assign(run=run, seed=seed))
@@ -113,7 +108,7 @@ def measured(profile: str, table: str, runs: Iterable[str] | None = None) -> pd.
 
 def attention_maps(profile: str, run: str, seed: int) -> dict[str, np.ndarray]:
     """Attention maps of a run, (layers, H, W) by question; empty if it has none."""
-    file = paths(profile).measurement(run, seed) / "attention" / "maps.npz"
+    file = Paths(profile).measurement(run, seed) / "attention" / "maps.npz"
     if not file.is_file():
         return {}
     with np.load(file) as maps:

@@ -64,7 +64,7 @@ def styled(frame: pd.DataFrame, caption: str) -> Styler:
     """What `side_by_side` returns, as the paper prints it: a row per system, three columns per benchmark.
 
     Columns of a benchmark: the paper's number (italic and grey), ours with its interval and the number of seeds, and
-    our paired difference to the row's reference; bold where its interval excludes zero.
+    our paired difference to the row's reference; bold where its interval excludes zero.  The caption is below.
     """
     columns, bold = {}, {}
     for benchmark, cells in frame.groupby("benchmark", sort=False):
@@ -78,8 +78,12 @@ def styled(frame: pd.DataFrame, caption: str) -> Styler:
     index = pd.MultiIndex.from_frame(frame.drop_duplicates(["row", "run"])[["row", "run"]])
     table = pd.DataFrame(columns, index=index)
     weights = pd.DataFrame(bold, index=index).reindex(columns=table.columns, fill_value="")
-    style = table.style.apply(lambda _: weights, axis=None)
-    return papers_in_italics(style, caption, [column for column in table.columns if column[1] == "paper"])
+    style = table.style.apply(lambda _: weights, axis=None).set_caption(caption)
+    style = style.set_uuid("scores")  # else the page would differ every time
+    printed = [column for column in table.columns if column[1] == "paper"]
+    style = style.set_properties(subset=printed, **{"font-style": "italic", "color": "#666666"})
+    style = style.map(lambda text: "color: #999999" if text == NOT_RUN else "")
+    return style.set_table_styles([{"selector": "caption", "props": "caption-side: bottom; text-align: left"}])
 
 
 def _ours(row, digits: int) -> str:
@@ -93,14 +97,3 @@ def _ours(row, digits: int) -> str:
 
 def _gain(row, digits: int) -> str:
     return DASH if pd.isna(row.reference) else number(row.gain, row.gain_low, row.gain_high, digits, sign=True)
-
-
-def papers_in_italics(style: Styler, caption: str, columns: list) -> Styler:
-    """A table with its caption below, the paper's columns in grey italics, and "not run" in grey."""
-    return (
-        style.set_caption(caption)
-        .set_uuid("scores")  # else the page would differ every time
-        .set_properties(subset=columns, **{"font-style": "italic", "color": "#666666"})
-        .map(lambda text: "color: #999999" if text == NOT_RUN else "")
-        .set_table_styles([{"selector": "caption", "props": "caption-side: bottom; text-align: left"}])
-    )

@@ -8,6 +8,7 @@ from answer_files import QUESTIONS, profile, share, write
 
 from viral_core.measure.intervals import Interval
 from workbook import claims, runs
+from workbook.paths import ROOT
 
 
 def table(rows):
@@ -93,7 +94,7 @@ def test_a_claim_names_the_premises_that_do_not_hold(entries, at_least, fails):
 
 
 def test_every_notebook_writes_its_own_rows_and_the_ledger_has_all(entries, tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
     assert claims.read("tiny")["missing"].tolist() == ["notebook main_table"] * 3
     out = tmp_path / "runs/tiny/results/main_table"
     out.mkdir(parents=True)
@@ -123,7 +124,7 @@ def test_gains_are_rows_of_the_claims_that_compare_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(claims, "ledger", lambda: (ledger, {"points": 2.0, "MME points": 40.0}))
     settings = profile(**{"baseline": [0], "viral": [0], "layer-4": [0]})
     monkeypatch.setattr(runs, "settings", lambda name: settings)
-    monkeypatch.setattr(runs, "ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
     for run, right in (("baseline", 24), ("viral", 30), ("layer-4", 20)):
         write(tmp_path, run, "cv_bench", share(right))
     gain, mme, best = claims.gains("tiny", "main_table")
@@ -139,11 +140,11 @@ def test_the_committed_ledger_is_sound():
     ledger, smallest = claims.ledger()
     assert len(ledger) > 40
     assert all(value > 0 for value in smallest.values())
-    known = yaml.safe_load((runs.ROOT / "profiles/runs.yaml").read_text(encoding="utf-8"))
+    known = yaml.safe_load((ROOT / "profiles/runs.yaml").read_text(encoding="utf-8"))
     for claim in ledger.values():
         sides = [[side] if isinstance(side, str) else side or [] for side in (claim.run, claim.over)]
         assert set(sides[0] + sides[1]) <= set(known), claim.id
-        assert (runs.ROOT / "notebooks" / f"{claim.notebook}.py").is_file() or claim.notebook == "premises"
+        assert (ROOT / "notebooks" / f"{claim.notebook}.py").is_file() or claim.notebook == "premises"
 
 
 @pytest.mark.parametrize(

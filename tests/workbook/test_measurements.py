@@ -15,7 +15,7 @@ from viral_core.measure.permutation import PatchPermutation
 from viral_core.run_folder import save_run
 from viral_core.templates import TEMPLATES
 from workbook import evaluate as evaluation
-from workbook import measurements, models
+from workbook import measurements
 from workbook.benchmarks.answers import read_answers
 from workbook.evaluate import generate
 from workbook.paths import Paths
@@ -96,23 +96,24 @@ def trained(tiny, tmp_path_factory):
     """(settings, root, run folder): a baseline with LoRA, its projector before stage 2, and a world with labels."""
     root = tmp_path_factory.mktemp("root")
     llava, _ = assemble(tiny / "clip", tiny / "llama")
-    paths = Paths("tiny", root)
-    paths.stage1("l", "v").mkdir(parents=True)
-    save_projector(llava, paths.stage1("l", "v") / "projector.safetensors")
+    paths = Paths("tiny")
+    folder, stage1 = root / paths.run("baseline", 0), root / paths.stage1("l", "v")
+    stage1.mkdir(parents=True)
+    save_projector(llava, stage1 / "projector.safetensors")
     aligned = AlignedModel(add_lora(llava, 2, 4))
-    save_run(paths.run("baseline", 0), aligned, TEMPLATES["vicuna_v1"], seed=0)
-    (paths.run("baseline", 0) / "log.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
-    save_run(paths.run("baseline", 0) / "checkpoint-5", aligned, TEMPLATES["vicuna_v1"], seed=0)
-    (paths.evaluation("baseline", 0) / "checkpoint-3").mkdir(parents=True)  # of an earlier training
+    save_run(folder, aligned, TEMPLATES["vicuna_v1"], seed=0)
+    (folder / "log.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
+    save_run(folder / "checkpoint-5", aligned, TEMPLATES["vicuna_v1"], seed=0)
+    (root / paths.evaluation("baseline", 0) / "checkpoint-3").mkdir(parents=True)  # of an earlier training
     rng, side = np.random.default_rng(0), llava.config.vision_config.image_size // llava.config.vision_config.patch_size
     for split, count in (("train", 8), ("val", 3)):
-        folder = paths.data / "probes" / split / "images"
-        folder.mkdir(parents=True)
+        images = root / paths.data / "probes" / split / "images"
+        images.mkdir(parents=True)
         names = [f"{i}.png" for i in range(count)]
         for name in names:
-            Image.fromarray(rng.integers(0, 256, (28, 28, 3), dtype=np.uint8)).save(folder / name)
+            Image.fromarray(rng.integers(0, 256, (28, 28, 3), dtype=np.uint8)).save(images / name)
         labels = {name: rng.integers(0, 3, (count, side * side), dtype=np.uint8) for name in measurements.PROBES}
-        np.savez(folder.parent / "labels.npz", names=names, categories=["a", "b"], **labels)
+        np.savez(images.parent / "labels.npz", names=names, categories=["a", "b"], **labels)
     settings = SimpleNamespace(
         name="tiny",
         seed=0,
@@ -128,14 +129,13 @@ def trained(tiny, tmp_path_factory):
         probes=SimpleNamespace(runs=["baseline"], scenes=6),
         learning_curve=SimpleNamespace(runs=["baseline"], benchmarks=["cv_bench"]),
     )
-    return settings, root, paths.run("baseline", 0)
+    return settings, root, folder
 
 
 def test_a_run_is_measured_before_and_after_stage_2(trained, rows, tmp_path, monkeypatch):
     settings, root, folder = trained
     monkeypatch.setattr(measurements, "load_rows", lambda benchmark, folder: rows)
-    for module in (measurements, models):
-        monkeypatch.setattr(module, "Paths", lambda name: Paths(name, root))
+    monkeypatch.chdir(root)
     (tmp_path / "permutation").mkdir()  # of a profile that asked for it
     measurements.measure_run(settings, "baseline", folder, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -157,8 +157,8 @@ def test_a_run_is_measured_before_and_after_stage_2(trained, rows, tmp_path, mon
 def test_a_curve_begins_before_stage_2_and_outdated_checkpoints_go(trained, rows, monkeypatch):
     settings, root, folder = trained
     monkeypatch.setattr(evaluation, "load_rows", lambda benchmark, folder: rows)
-    monkeypatch.setattr(models, "Paths", lambda name: Paths(name, root))
-    out = Paths("tiny", root).evaluation("baseline", 0)
+    monkeypatch.chdir(root)
+    out = Paths("tiny").evaluation("baseline", 0)
     evaluation.evaluate_run(settings, "baseline", folder, out)
     assert sorted(path.name for path in out.iterdir()) == [
         "checkpoint-0", "checkpoint-5", "cv_bench.jsonl", "log.csv", "scores.json",

@@ -16,7 +16,7 @@ def root(tmp_path, monkeypatch):
     settings = profile(**{"baseline": [0, 1], "viral": [0, 1], "qwen-viral": [0], "layer-4": [0]})
     for module in (runs, scores, tables):
         monkeypatch.setattr(module, "settings", lambda name: settings)
-    monkeypatch.setattr(runs, "ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
     for seed in (0, 1):
         for benchmark in ("cv_bench", "pope_random", "pope_popular", "mmvp"):
             write(tmp_path, "baseline", benchmark, share(24 + 6 * seed), seed=seed)
@@ -128,7 +128,7 @@ def measured(root):
         for seed in (0, 1):
             image, layer = np.meshgrid(range(5), range(3))
             value = 0.5 - 0.1 * layer + 0.01 * image + 0.02 * seed * (image % 2) + lift * (layer == 2) * (image < 4)
-            folder = Paths("tiny", root).measurement(run, seed)
+            folder = root / Paths("tiny").measurement(run, seed)
             folder.mkdir(parents=True)
             table = pd.DataFrame({"image": image.ravel(), "layer": layer.ravel(), "cknna": value.ravel()})
             table.to_csv(folder / "cknna.csv", index=False)

@@ -76,12 +76,7 @@ def _ledger(folder: Path) -> dict | None:
         "forest": base64.b64encode(forest.read_bytes()).decode() if forest.is_file() else "",
         "verdicts": _verdicts(table[table["section"] != "premise"]),
         "claims": [
-            {
-                "section": rows["section"].iloc[0],
-                "claim": rows["claim"].iloc[0],
-                "fails": rows["fails"].iloc[0],
-                "verdicts": [verdict for verdict in _verdicts(rows) if verdict[1]],
-            }
+            rows.iloc[0].to_dict() | {"verdicts": [verdict for verdict in _verdicts(rows) if verdict[1]]}
             for _, rows in table.groupby("id", sort=False)
         ],
     }
