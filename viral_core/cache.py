@@ -106,7 +106,10 @@ def write_cache(
                 continue
             batches, chosen = [], [pictures[name] for name in chunks[file]]
             for batch in DataLoader(chosen, batch_size, num_workers=workers, collate_fn=partial(_load, teacher, tiles)):
-                batches.append(pack(teacher.encode(batch).cpu(), dtype))
+                features, stated = teacher.encode(batch).cpu(), (teacher.grid**2, teacher.dim)
+                if features.shape[1:] != stated:
+                    raise ValueError(f"{teacher.kind} gives {tuple(features.shape[1:])} of an image, and says {stated}")
+                batches.append(pack(features, dtype))
                 bar.update(len(batch))
             tensors = {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
             checksums[file] = _checksums(tensors)

