@@ -146,7 +146,7 @@ def test_a_scene_is_spelled_where_its_objects_are(made):
     empty = next(i for i in range(64) if i not in {o.token for o in scene.objects})
     details = word(f"row {empty // 8 + 1}") + word(f"column {empty % 8 + 1}")
     torch.testing.assert_close(spelled[empty], word("nothing") + language.DETAIL * details)
-    assert lessons.load(work / "texts", "lessons").ids.shape == (12, lessons.LENGTH)
+    assert lessons.Corpus.load(work / "texts/lessons").ids.shape == (12, lessons.LENGTH)
 
 
 def test_contrasts_against_plain_loops():

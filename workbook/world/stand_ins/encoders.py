@@ -6,7 +6,6 @@ A caption names the kinds that are shown and sometimes their number: where thing
 come through the patches, as in the real encoders.  Captions of the same words are positives of each other.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -37,23 +36,20 @@ def sigmoid_contrast(similarity: Tensor, same: Tensor) -> Tensor:
     return -F.logsigmoid(sign * similarity).sum(1).mean()
 
 
-def train_clip(pictures: tuple[Pictures, Pictures], out: Path, **recipe) -> dict:
-    """Train a CLIP; `out` loads as CLIPModel or CLIPVisionModel.  Returns the metrics that it writes."""
-    return _train("clip", untrained(CLIPModel, "clip"), softmax_contrast, pictures, out, recipe)
+MODELS = {"clip": (CLIPModel, softmax_contrast), "siglip2": (SiglipModel, sigmoid_contrast)}
 
 
-def train_siglip2(pictures: tuple[Pictures, Pictures], out: Path, **recipe) -> dict:
-    """Train a SigLIP2; `out` loads as SiglipModel or SiglipVisionModel.  Returns the metrics that it writes."""
-    model = untrained(SiglipModel, "siglip2")
-    with torch.no_grad():  # the paper starts at -10, right for its batches of thousands; here at the share of positives
-        model.logit_scale.fill_(np.log(10))
-        model.logit_bias.fill_(-np.log(recipe["batch"]))
-    return _train("siglip2", model, sigmoid_contrast, pictures, out, recipe)
+def train_encoder(pictures: tuple[Pictures, Pictures], out: Path, **recipe) -> dict:
+    """Train the one of `MODELS` that `out` is named after, which loads as that class or its vision model's.
 
-
-def _train(
-    name: str, model: nn.Module, contrast: Callable, pictures: tuple[Pictures, Pictures], out: Path, recipe: dict
-) -> dict:
+    Returns the metrics that it writes.
+    """
+    name = out.name
+    model_class, contrast = MODELS[name]
+    model = untrained(model_class, name)
+    if name == "siglip2":  # the paper starts at -10, right for batches of thousands; here at the share of positives
+        nn.init.constant_(model.logit_scale, np.log(10))
+        nn.init.constant_(model.logit_bias, -np.log(recipe["batch"]))
     train, tokenizer = pictures[0], AutoTokenizer.from_pretrained(FOLDER / name)
     processor = AutoImageProcessor.from_pretrained(FOLDER / name)
     mean, std, embeddings = processor.image_mean, processor.image_std, model.vision_model.embeddings

@@ -22,7 +22,7 @@ from viral_core.templates import IMAGE_MARKER, TEMPLATES
 from workbook.world import questions
 from workbook.world.scenes import CATEGORIES, GRID, draw_scenes
 from workbook.world.stand_ins.fitting import fit, untrained, write_metrics
-from workbook.world.stand_ins.lessons import Corpus, load, questions_in
+from workbook.world.stand_ins.lessons import Corpus, questions_in
 
 FIRST_VISUAL = 3  # place of the first visual token, behind <s>, the system's sentence and " USER: "
 DETAIL = 0.6  # weight of row, column and facing next to what is there
@@ -110,14 +110,6 @@ class Pupil:
         embeddings = torch.cat([embeddings[:, : places.start], words, embeddings[:, places.stop :]], 1)
         return self.model(inputs_embeds=embeddings).logits
 
-    def loss(
-        self, data: tuple[Tensor, Tensor, Tensor], rows: Tensor, length: int, noise: float, doubt: float
-    ) -> Tensor:
-        """Mean cross-entropy over the supervised tokens of some samples, none longer than `length`."""
-        ids, labels, layout = (x[rows] for x in data)
-        logits = self.logits(ids[:, :length].long(), layout, noise, doubt)[:, :-1]
-        return nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:length].flatten().long())
-
     @torch.no_grad()
     def accuracy(self, corpus: Corpus) -> float:
         """Share of samples whose supervised tokens are all predicted."""
@@ -137,7 +129,7 @@ def train_language(corpora: Path, out: Path, seed: int, template: str, rows: int
     model_class = Qwen2ForCausalLM if template == "qwen" else LlamaForCausalLM
     model = untrained(model_class, out.name).to(device())
     pupil = Pupil(model, tokenizer, template)
-    corpus = [load(corpora, kind) for kind in ("lessons", "conversations")]
+    corpus = [Corpus.load(corpora / kind) for kind in ("lessons", "conversations")]
     data = tuple(torch.cat(pair) for pair in zip(*map(pupil.tensors, corpus), strict=True))
     samples, lengths = len(corpus[0]), np.concatenate([(part.ids > 0).sum(1) for part in corpus])
 
@@ -145,9 +137,10 @@ def train_language(corpora: Path, out: Path, seed: int, template: str, rows: int
         """Lessons are four in five samples at first, from a quarter of the training on three in ten."""
         conversing = rng.random(len(drawn)) > (0.8 if progress < 0.25 else 0.3)
         drawn = drawn + samples * conversing
-        length = int(lengths[drawn].max())
-        noise, doubt = NOISE * min(1.0, 2 * progress), DOUBT * (progress >= 0.5)
-        return pupil.loss(data, torch.from_numpy(drawn).to(device()), length, noise, doubt)
+        ids, labels, layout = (tensor[torch.from_numpy(drawn).to(device())] for tensor in data)
+        length, noise, doubt = lengths[drawn].max(), NOISE * min(1.0, 2 * progress), DOUBT * (progress >= 0.5)
+        logits = pupil.logits(ids[:, :length].long(), layout, noise, doubt)[:, :-1]
+        return F.cross_entropy(logits.flatten(0, 1), labels[:, 1:length].flatten().long())
 
     record = fit(list(model.parameters()), loss, samples, seed=seed, **recipe)
     model.eval()

@@ -171,15 +171,12 @@ def layout(scene: Scene) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Corpus:
-    """n samples: uint16 `ids` and bool `supervised` (n, 256), and the `layouts` (n, 3, 64) of their scenes."""
+class Corpus(samples.Samples):
+    """Tokens: uint16 `ids` and bool `supervised` (n, 256), and the `layouts` (n, 3, 64) of their scenes."""
 
     ids: np.ndarray
     supervised: np.ndarray
     layouts: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.ids)
 
 
 def corpus(tokenizer, samples: Iterable[tuple[Pieces, Scene]]) -> Corpus:
@@ -215,10 +212,6 @@ def write(folder: Path, n: int, seed: int, workers: int) -> None:
     tokenizer.save_pretrained(folder / "tokenizer")
     for stream, kind in enumerate(("lessons", "conversations")):
         samples.write(folder / kind, partial(_make, kind, tokenizer), n, (seed, 10, stream), CHUNK, workers)
-
-
-def load(folder: Path, kind: str) -> Corpus:
-    return Corpus(**samples.load(folder / kind))
 
 
 def questions_in(tokenizer, scenes: Sequence[Scene], asker: questions.Asker, described: bool, n: int) -> Corpus:

@@ -21,8 +21,8 @@ BACKGROUND = (1 + 0.5 * (1 - (np.arange(SIZE) + 0.5) / SIZE)).astype(np.float32)
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Arrays of n scenes of P = 128 pixels a side, T = 64 tokens."""
+class Pictures(samples.Samples):
+    """n scenes of P = 128 pixels a side, T = 64 tokens."""
 
     images: np.ndarray  # uint8 (n, P, P, 3)
     views: np.ndarray  # the same objects before other photographs, in another light
@@ -30,12 +30,6 @@ class Pictures:
     depths: np.ndarray  # float32 (n, MAX_OBJECTS), of each object
     labels: np.ndarray  # uint8 (n, T, 6), `render.token_labels` in the order of `render.LABELS`, for probes only
     captions: np.ndarray  # a natural one each
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, rows: slice | np.ndarray) -> "Pictures":
-        return Pictures(**{name: values[rows] for name, values in vars(self).items()})
 
     def depth(self) -> np.ndarray:
         """Depth of every pixel, float32 (n, P, P): of the object that it shows, or of the background."""
@@ -72,6 +66,6 @@ def write(folder: Path, n: int, seed: int, workers: int) -> None:
 
 def load(folder: Path) -> tuple[Pictures, Pictures]:
     """The scenes to train on, and those held out for the probes."""
-    pictures = Pictures(**samples.load(folder))
+    pictures = Pictures.load(folder)
     end = len(pictures) - min(HELD_OUT, len(pictures) // 5)
     return pictures[:end], pictures[end:]
