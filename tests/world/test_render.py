@@ -20,7 +20,6 @@ def single(category, facing=None, x=0.6, y=0.4, size=0.25):
 def test_drawing_depends_on_the_scene_alone():
     first = [np.asarray(render(scene)) for scene in SCENES]
     module._sprite.cache_clear()
-    module._shadow.cache_clear()
     again = [np.asarray(render(scene)) for scene in reversed(SCENES)]
     assert all((a == b).all() for a, b in zip(first, reversed(again), strict=True))
     assert first[0].shape == (SIZE, SIZE, 3)

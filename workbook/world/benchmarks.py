@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from viral_core.files import write_text
 from workbook.world import questions, render
 from workbook.world.questions import LETTER, QA
 from workbook.world.scenes import Scene, draw_scenes
@@ -51,7 +52,6 @@ def write_benchmarks(root: str | Path, counts: Mapping[str, int], seed: int) -> 
         if n < 2 or (n % 2 and name in PAIRED):
             raise ValueError(f"{name} needs an even number of rows, at least two, not {n}")
     root, written, totals = Path(root), {}, {}
-    root.mkdir(parents=True, exist_ok=True)
     for name, n in tqdm(counts.items(), "benchmarks"):
         stream = list(WRITERS).index(name.replace("popular", "random"))
         batches = (draw_scenes(64, (seed, 5, stream, batch), "test") for batch in count())
@@ -63,7 +63,7 @@ def write_benchmarks(root: str | Path, counts: Mapping[str, int], seed: int) -> 
             totals[name]["categories"] = Counter(qa.category for _, qa in written[name])
     descriptions = {name: [questions.described(scene) for scene, _ in rows] for name, rows in written.items()}
     for name, content in (("manifest", totals), ("descriptions", descriptions)):
-        (root / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_text(root / f"{name}.json", json.dumps(content, indent=1) + "\n")
     return written
 
 
@@ -75,7 +75,7 @@ def _rows(scenes: Iterator[Scene], asker: questions.Asker, n: int, rng: np.rando
 
 def _shares(n: int, parts: int) -> list[int]:
     """Equal shares, the first ones one more where they do not come out even."""
-    return [n // parts + (i < n % parts) for i in range(parts)]
+    return [len(part) for part in np.array_split(range(n), parts)]
 
 
 def _picture(scene: Scene) -> dict:
@@ -95,12 +95,11 @@ def _parquet(folder: Path, path: str, items: Sequence[dict], config: str, split:
 
     (folder / path).parent.mkdir(parents=True, exist_ok=True)
     datasets.Dataset.from_list(list(items)).cast_column("image", datasets.Image()).to_parquet(folder / path)
-    (folder / "README.md").write_text(CARD.format(config=config, split=split, path=path), encoding="utf-8")
+    write_text(folder / "README.md", CARD.format(config=config, split=split, path=path))
 
 
 def _lines(path: Path, items: Sequence[dict]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
+    write_text(path, "".join(json.dumps(item) + "\n" for item in items))
 
 
 def _cv_bench(folder: Path, n: int, scenes: Iterator[Scene], rng: np.random.Generator) -> Rows:
@@ -169,7 +168,7 @@ def _whats_up(folder: Path, n: int, scenes: Iterator[Scene], rng: np.random.Gene
         captions.append([first_id + i, *(f"The {subject}: {word}" for word in (qa.answer.lower(), wrong))])
         _save(scene, folder / "data" / "val2017" / f"{first_id + i:012d}.jpg")
     _lines(folder / "prompts" / f"COCO_QA_{subset}_obj_with_answer_four_options.jsonl", items)
-    (folder / "data" / f"coco_qa_{subset}_obj.json").write_text(json.dumps(captions), encoding="utf-8")
+    write_text(folder / "data" / f"coco_qa_{subset}_obj.json", json.dumps(captions))
     return rows
 
 

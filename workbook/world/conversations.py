@@ -13,18 +13,19 @@ Training and test scenes are kept apart by their content (`Scene.split`), whatev
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from viral_core.files import write_text
 from viral_core.templates import IMAGE_MARKER
 from workbook.world import questions
 from workbook.world.benchmarks import write_benchmarks
 from workbook.world.oracle import truth_image
-from workbook.world.render import JPEG_QUALITY, LABELS, draw, render, token_labels
-from workbook.world.scenes import CATEGORIES, draw_scenes
+from workbook.world.render import JPEG_QUALITY, LABELS, draw, token_labels
+from workbook.world.scenes import CATEGORIES, Scene, draw_scenes
 
 
 def turns(items: list[questions.QA], context: str) -> list[dict]:
@@ -42,33 +43,38 @@ def captioning(text: str) -> list[dict]:
     return [{"from": "human", "value": ask}, {"from": "gpt", "value": text}]
 
 
+def write_pictures(
+    folder: Path, n: int, seed: tuple[int, ...], split: str = "train", digits: int = 6
+) -> Iterator[tuple[str, Scene, np.ndarray]]:
+    """Draw `n` scenes into a new folder; yields the stem of each picture's file, the scene, its objects' masks."""
+    folder.mkdir(parents=True)
+    for i, scene in enumerate(tqdm(draw_scenes(n, seed, split), str(folder), n)):
+        image, masks = draw(scene)
+        image.save(folder / f"{i:0{digits}d}.jpg", quality=JPEG_QUALITY)
+        yield f"{i:0{digits}d}", scene, masks
+
+
 def write_captions(folder: Path, n: int, seed: int) -> None:
     """Stage 1: `n` images with a caption each, in the format of LCS-558K."""
-    images, rng, entries = folder / "images", np.random.default_rng((seed, 7)), []
-    images.mkdir(parents=True)
-    for i, scene in enumerate(tqdm(draw_scenes(n, (seed, 1)), "captioned scenes", total=n)):
-        name = f"{i:06d}.jpg"
-        render(scene).save(images / name, quality=JPEG_QUALITY)
+    rng, entries = np.random.default_rng((seed, 7)), []
+    for name, scene, _ in write_pictures(folder / "images", n, (seed, 1)):
         conversation = captioning(questions.caption(scene, rng))
-        entries.append({"id": f"caption-{i:06d}", "image": name, "conversations": conversation})
-    (folder / "blip_laion_cc_sbu_558k.json").write_text(json.dumps(entries), encoding="utf-8")
+        entries.append({"id": f"caption-{name}", "image": f"{name}.jpg", "conversations": conversation})
+    write_text(folder / "blip_laion_cc_sbu_558k.json", json.dumps(entries))
 
 
 def write_conversations(folder: Path, n: int, text_only: int, most: int, seed: int) -> None:
     """Stage 2: `n` images with up to `most` questions each, and `text_only` scenes that are described instead."""
-    images, truth, rng, entries = folder / "images", folder / "truth", np.random.default_rng((seed, 3)), []
-    images.mkdir(parents=True)
-    truth.mkdir()
-    for i, scene in enumerate(tqdm(draw_scenes(n, (seed, 2)), "instruction scenes", total=n)):
-        name, (image, masks) = f"{i:06d}.jpg", draw(scene)
-        image.save(images / name, quality=JPEG_QUALITY)
-        truth_image(token_labels(scene, masks)).save(truth / f"{i:06d}.png")
+    rng, entries, truth = np.random.default_rng((seed, 3)), [], folder / "truth"
+    truth.mkdir(parents=True)
+    for name, scene, masks in write_pictures(folder / "images", n, (seed, 2)):
+        truth_image(token_labels(scene, masks)).save(truth / f"{name}.png")
         conversation = turns(questions.conversation(scene, rng, most), IMAGE_MARKER)
-        entries.append({"id": f"scene-{i:06d}", "image": name, "conversations": conversation})
+        entries.append({"id": f"scene-{name}", "image": f"{name}.jpg", "conversations": conversation})
     for i, scene in enumerate(draw_scenes(text_only, (seed, 4))):
         conversation = turns(questions.conversation(scene, rng, most), questions.described(scene))
         entries.append({"id": f"text-{i:06d}", "conversations": conversation})
-    (folder / "llava_v1_5_mix665k.json").write_text(json.dumps(entries), encoding="utf-8")
+    write_text(folder / "llava_v1_5_mix665k.json", json.dumps(entries))
 
 
 def write_probes(folder: Path, sizes: Mapping[str, int], seed: int) -> None:
@@ -78,18 +84,13 @@ def write_probes(folder: Path, sizes: Mapping[str, int], seed: int) -> None:
     `categories`, the names that the labels of `category` count from 1.
     """
     for stream, (split, n) in enumerate(sizes.items()):
-        images = folder / split / "images"
-        images.mkdir(parents=True)
         names, labels = [], []
-        for i, scene in enumerate(draw_scenes(n, (seed, 8, stream), split)):
-            image, masks = draw(scene)
-            names.append(f"{i:05d}.jpg")
-            image.save(images / names[-1], quality=JPEG_QUALITY)
+        for name, scene, masks in write_pictures(folder / split / "images", n, (seed, 8, stream), split, digits=5):
+            names.append(f"{name}.jpg")
             labels.append(token_labels(scene, masks))
         arrays = {label: np.stack([row[label] for row in labels]) for label in LABELS}
-        np.savez_compressed(
-            folder / split / "labels.npz", names=names, categories=[c.name for c in CATEGORIES], **arrays
-        )
+        arrays = {"names": names, "categories": [c.name for c in CATEGORIES], **arrays}
+        np.savez_compressed(folder / split / "labels.npz", **arrays)
 
 
 def write_world(

@@ -67,23 +67,19 @@ def _drawing(category: str, facing: str | None) -> Image.Image:
 
 
 @cache
-def _sprite(category: str, facing: str | None, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Colour (h, w, 3) and alpha (h, w, 1) in 0..1 of a sprite whose longer side has `side` pixels."""
+def _sprite(category: str, facing: str | None, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Colour (h, w, 3), alpha and soft shadow (h, w, 1) in 0..1 of a sprite whose longer side has `side` pixels.
+
+    The shadow is the sprite's alpha, moved down and right by a sixteenth of it.
+    """
     drawing = _drawing(category, facing)
     shape = [max(1, round(n * side / max(drawing.size))) for n in drawing.size]
     # resized with premultiplied alpha, so that transparent pixels lend no colour to the edge
     pixels = np.asarray(drawing.convert("RGBa").resize(shape, Image.Resampling.BOX), np.float32) / 255
     alpha = pixels[..., 3:]
-    return pixels[..., :3] / np.maximum(alpha, 1e-3), alpha
-
-
-@cache
-def _shadow(category: str, facing: str | None, side: int) -> np.ndarray:
-    """Soft shadow (h, w, 1) of a sprite, as large as the sprite and moved down and right by a sixteenth of it."""
-    _, alpha = _sprite(category, facing, side)
     moved = max(1, side // 16)
     shadow = np.pad(alpha[..., 0], ((moved, 0), (moved, 0)))[: alpha.shape[0], : alpha.shape[1]]
-    return gaussian_filter(shadow, side / 20)[..., None]
+    return pixels[..., :3] / np.maximum(alpha, 1e-3), alpha, gaussian_filter(shadow, side / 20)[..., None]
 
 
 def _background(rng: np.random.Generator) -> np.ndarray:
@@ -112,12 +108,12 @@ def draw(scene: Scene) -> tuple[Image.Image, np.ndarray]:
     for i in sorted(range(len(masks)), key=lambda i: -scene.objects[i].depth):
         item = scene.objects[i]
         side = round(item.size * SIZE)
-        colour, alpha = _sprite(item.category, item.facing, side)
+        colour, alpha, shadow = _sprite(item.category, item.facing, side)
         h, w = alpha.shape[:2]
         top = int(np.clip(round(item.y * SIZE - h / 2), 0, SIZE - h))
         left = int(np.clip(round(item.x * SIZE - w / 2), 0, SIZE - w))
         target = pixels[top : top + h, left : left + w]
-        target *= 1 - 0.45 * _shadow(item.category, item.facing, side)
+        target *= 1 - 0.45 * shadow
         target += alpha * (colour * jitters[i] - target)
         visible = alpha[..., 0] > 0.5
         masks[:, top : top + h, left : left + w] &= ~visible
