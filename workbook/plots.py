@@ -79,19 +79,16 @@ def score_panels(table: pd.DataFrame, titles: dict[str, str], value: str = "ours
     figure, axes = plt.subplots(1, len(benchmarks), figsize=size, sharey=True, squeeze=False)
     for axis, benchmark in zip(axes[0], benchmarks, strict=True):
         rows = table[table["benchmark"] == benchmark].set_index("run").loc[runs]
-        for i, row in enumerate(rows.itertuples()):
-            centre = getattr(row, value)
-            if pd.notna(centre):
-                ends = [getattr(row, low), getattr(row, high)]
-                axis.plot(ends, [i, i], color="black", linewidth=1.2)
-                decided = value == "gain" and (ends[0] > 0 or ends[1] < 0)
-                face = "black" if value == "ours" or decided else "white"
-                axis.plot(centre, i, "o", color="black", markerfacecolor=face, markersize=5)
-        for i, empty in enumerate(rows["n"] == 0):
-            if empty:
-                axis.annotate("not run", (0.5, i), xycoords=("axes fraction", "data"), color="grey", ha="center",
-                              va="center", fontsize="x-small")  # fmt: skip
-        if (rows["n"] == 0).all():
+        lines = np.arange(len(runs))
+        axis.hlines(lines, rows[low], rows[high], color="black", linewidth=1.2)
+        axis.plot(rows[value], lines, "o", color="black", markerfacecolor="white", markersize=5)
+        filled = rows[value] if value == "ours" else rows[value].where((rows[low] > 0) | (rows[high] < 0))
+        axis.plot(filled, lines, "o", color="black", markersize=5)
+        empty = rows["n"] == 0
+        for i in np.flatnonzero(empty):
+            place = {"xycoords": ("axes fraction", "data"), "ha": "center", "va": "center"}
+            axis.annotate("not run", (0.5, i), color="grey", fontsize="x-small", **place)
+        if empty.all():
             axis.set_xticks([])
         if value == "ours" and rows["constant"].notna().any():
             axis.axvline(rows["constant"].max(), color="grey", linestyle=":", linewidth=1.2, zorder=0)

@@ -81,7 +81,9 @@ class Pipeline:
         async for data in process.stdout:
             line = data.decode(errors="replace").rstrip("\n").rsplit("\r", 1)[-1]  # of a progress bar the end
             if line.startswith(f"Running stage '{name}'"):
-                self._begin(name)
+                self.running[name] = time.monotonic()
+                self.log(name).unlink(missing_ok=True)
+                self.say(f"{name} has begun")
             lines.append(line)
             if name in self.running:
                 with self.log(name).open("a", encoding="utf-8") as file:
@@ -90,11 +92,6 @@ class Pipeline:
             self._end(name)
         else:
             self._fail(name, lines)
-
-    def _begin(self, name: str) -> None:
-        self.running[name] = time.monotonic()
-        self.log(name).unlink(missing_ok=True)
-        self.say(f"{name} has begun")
 
     def _end(self, name: str) -> None:
         self.done.add(name)

@@ -72,7 +72,10 @@ def styled(frame: pd.DataFrame, caption: str) -> Styler:
         title = f"{ours.TITLES[benchmark]} (n = {cells['n'].max() or DASH})"
         columns[title, "paper"] = [DASH if pd.isna(value) else f"{value:.2f}" for value in cells["paper"]]
         columns[title, "ours"] = [_ours(row, digits) for row in cells.itertuples()]
-        columns[title, "gain"] = [_gain(row, digits) for row in cells.itertuples()]
+        columns[title, "gain"] = [
+            DASH if pd.isna(row.reference) else number(row.gain, row.gain_low, row.gain_high, digits, sign=True)
+            for row in cells.itertuples()
+        ]
         decided = (cells["gain_low"] > 0) | (cells["gain_high"] < 0)
         bold[title, "gain"] = ["font-weight: bold" if one else "" for one in decided]
     index = pd.MultiIndex.from_frame(frame.drop_duplicates(["row", "run"])[["row", "run"]])
@@ -93,7 +96,3 @@ def _ours(row, digits: int) -> str:
     seeds = f"{row.seeds} seed{'s' * (row.seeds != 1)}"
     strict = f" (strict {row.strict:.{digits}f})" if abs(row.strict - row.ours) > 1 else ""
     return f"{text}, {seeds}{strict}"
-
-
-def _gain(row, digits: int) -> str:
-    return DASH if pd.isna(row.reference) else number(row.gain, row.gain_low, row.gain_high, digits, sign=True)
