@@ -12,8 +12,6 @@ from workbook.benchmarks import PAPER
 from workbook.benchmarks.answers import read_answers
 from workbook.paths import Paths
 
-Answers = dict[int, list[list[dict]]]  # of each seed, the answered rows of its greedy, or of its sampled, runs
-
 
 @functools.cache
 def settings(profile: str) -> config.Profile:
@@ -78,8 +76,11 @@ def read_all(files: Iterable[Path]) -> list[list[dict]]:
     return [sum(rows, []) for rows in zip(*parts, strict=True)]
 
 
-def answers(profile: str, run: str, benchmark: str, checkpoint: int | None = None) -> Answers:
-    """Answered rows of every seed of a run, or of its `checkpoint`, on one of `benchmarks.BENCHMARKS` or of `PAPER`."""
+def answers(profile: str, run: str, benchmark: str, checkpoint: int | None = None) -> dict[int, list]:
+    """Answered rows of every seed of a run, or of its `checkpoint`, on one of `benchmarks.BENCHMARKS` or of `PAPER`.
+
+    A seed has a list of rows for each of its sampled runs, or one where it answers greedily.
+    """
     return {seed: read_all(files) for seed, files in answer_files(profile, run, benchmark, checkpoint).items()}
 
 

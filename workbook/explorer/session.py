@@ -275,16 +275,15 @@ def of_profile(profile: str) -> Session:
             f"profile {profile} has no trained run yet: `make repro PROFILE={profile}` trains them, "
             "or choose another profile in the parameters cell"
         )
+    aligned = (settings.systems[run].teacher for run in settings.runs)  # the explorer opens with the first of them
     teachers = {
-        name: {"kind": teacher.kind, "path": teacher.path, "revision": teacher.revision}
-        for name, teacher in settings.teachers.items()
-        if teacher.kind in KINDS
+        name: settings.teachers[name].model_dump(include={"kind", "path", "revision"})
+        for name in dict.fromkeys([*filter(None, aligned), *settings.teachers])
+        if settings.teachers[name].kind in KINDS
     }
-    aligned = (settings.systems[run].teacher for run in settings.runs)
-    first = next((name for name in aligned if name in teachers), None)  # the explorer opens with this teacher
     return Session(
         whole,
-        dict(sorted(teachers.items(), key=lambda item: item[0] != first)),
+        teachers,
         [name for name in settings.evaluation.benchmarks if name in BENCHMARKS],
         lambda benchmark: load_rows(benchmark, settings.data.benchmarks),
         paths.results("explorer"),

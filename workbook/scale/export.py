@@ -74,17 +74,13 @@ def processor(trained: LlavaProcessor, template: Template) -> LlavaProcessor:
 def chat_template(template: Template) -> str:
     """`template` in jinja, for `apply_chat_template`; images come first in their turn."""
     first = f"{template.system} " if template.system else ""
+    user = "{% if message['role'] == 'user' %}"
     return (
         "{% for message in messages %}"
-        "{% if message['role'] == 'user' %}"
-        f"{{% if loop.first %}}{first}{{% endif %}}{template.user}: "
+        f"{user}{{% if loop.first %}}{first}{{% endif %}}{template.user}:{{% endif %}} "
         "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
         "{% for item in message['content'] if item['type'] == 'image' %}<image>\n{% endfor %}"
-        "{% for item in message['content'] if item['type'] == 'text' %}{{ item['text'] }}{% endfor %}{% endif %} "
-        f"{template.assistant}:"
-        "{% else %} "
-        "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
         "{% for item in message['content'] if item['type'] == 'text' %}{{ item['text'] }}{% endfor %}{% endif %}"
-        f"{template.stop}"
-        "{% endif %}{% endfor %}"
+        f"{user} {template.assistant}:{{% else %}}{template.stop}{{% endif %}}"
+        "{% endfor %}"
     )
