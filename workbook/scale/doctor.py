@@ -19,6 +19,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from workbook.benchmarks import load_rows
 from workbook.paths import ROOT, Paths
 from workbook.scale import estimates, fetch, hub, manifest, plan
 from workbook.scale.launch import TRAININGS
@@ -206,8 +207,6 @@ def files(profile: Profile) -> Iterator[Finding]:
     for path in (profile.data.caption_images, profile.data.conversation_images):
         filled = Path(path).is_dir() and any(Path(path).iterdir())
         yield _finding(filled, path, f"no images in {path}", remedy)
-    from workbook.benchmarks import load_rows
-
     for benchmark in profile.evaluation.benchmarks:
         try:
             rows = load_rows(benchmark, profile.data.benchmarks)

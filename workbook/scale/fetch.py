@@ -12,7 +12,10 @@ import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import huggingface_hub
 import yaml
+from huggingface_hub import constants, file_download
+from huggingface_hub.errors import HfHubHTTPError
 from tqdm import tqdm
 
 from workbook.config import validate
@@ -116,11 +119,9 @@ def bring(source: Source) -> None:
     target, unfinished = Path(source.to), source.unfinished
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.hub:
-        from huggingface_hub import snapshot_download
-
         options = {"revision": source.revision, "allow_patterns": source.files, "local_dir": target}
         unfinished.touch()
-        snapshot_download(source.hub, repo_type="dataset", **options)
+        huggingface_hub.snapshot_download(source.hub, repo_type="dataset", **options)
         unfinished.unlink()
     elif source.unzip:
         if not unfinished.exists():
@@ -135,13 +136,10 @@ def bring(source: Source) -> None:
 
 def download(source: Source, file: Path) -> None:
     """Download to `file` through `<file>.part`, from where an earlier call has stopped; errors as of `bring`."""
-    from huggingface_hub.errors import HfHubHTTPError
-    from huggingface_hub.file_download import http_get
-
     part = Path(f"{file}.part")
     with part.open("ab") as out:
         try:
-            http_get(source.url, out, resume_size=out.tell(), displayed_filename=file.name)
+            file_download.http_get(source.url, out, resume_size=out.tell(), displayed_filename=file.name)
         except HfHubHTTPError as error:
             if error.response.status_code != 416:  # nothing is left to send: the part is the whole
                 raise
@@ -154,10 +152,7 @@ def download(source: Source, file: Path) -> None:
 
 def hub_checksum(url: str) -> str | None:
     """The sha256 that the hub states of a large file of its own, None for what lies elsewhere."""
-    from huggingface_hub import get_hf_file_metadata
-    from huggingface_hub.constants import ENDPOINT
-
-    etag = get_hf_file_metadata(url).etag if url.startswith(f"{ENDPOINT}/") else ""
+    etag = file_download.get_hf_file_metadata(url).etag if url.startswith(f"{constants.ENDPOINT}/") else ""
     return etag if re.fullmatch("[0-9a-f]{64}", etag or "") else None
 
 

@@ -10,6 +10,10 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+import huggingface_hub
+from huggingface_hub import constants
+from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+
 # Safetensors where there are any, as transformers chooses; `download` adds .bin weights where there are none.
 FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.safetensors")
 
@@ -68,17 +72,13 @@ def weight_files(folder: Path) -> list[Path]:
 
 def _snapshot(model, files: Iterable[str] = FILES, **options) -> Path:
     """The files of a model's folder, and none below it, from the hub or from its cache."""
-    from huggingface_hub import snapshot_download
-
     inside = f"{subfolder(model)}/" if subfolder(model) else ""
     patterns = {"allow_patterns": [inside + name for name in files], "ignore_patterns": [f"{inside}*/*"]}
-    return Path(snapshot_download(model.path, revision=model.revision, **patterns, **options))
+    return Path(huggingface_hub.snapshot_download(model.path, revision=model.revision, **patterns, **options))
 
 
 def snapshot(model) -> Path | None:
     """The folder of a model's repository in the local hub cache, None if the model is not there as a whole."""
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
     try:
         path = _snapshot(model, local_files_only=True)
     except (LocalEntryNotFoundError, FileNotFoundError):  # the former also for a download that has broken off
@@ -91,8 +91,6 @@ def download(model) -> None:
 
     OSError: no such model, or one whose terms have to be accepted first; and those of the hub's client.
     """
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-
     try:
         path = _snapshot(model)
     except GatedRepoError:
@@ -111,7 +109,5 @@ def go_offline(models: list) -> None:
     """
     if not models or any(snapshot(model) is None for model in models):
         return
-    import huggingface_hub.constants
-
     os.environ["HF_HUB_OFFLINE"] = "1"
-    huggingface_hub.constants.HF_HUB_OFFLINE = True  # the variable was read when the package was imported
+    constants.HF_HUB_OFFLINE = True  # the variable was read when the package was imported
