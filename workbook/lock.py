@@ -102,14 +102,14 @@ def mend() -> list[str]:
             running.unlink()
             done.append(f"{running} was damaged and is removed: no stage runs")
     record = Path("dvc.lock")
-    if record.is_file() and not record.read_bytes().strip():
-        record.unlink()
-        done.append(f"{record} was empty and is removed: stages are looked up in DVC's cache of runs, or run again")
-    elif record.is_file():
+    if record.is_file():
         try:
             content = yaml.load(record.read_text(encoding="utf-8"), Loader=LOADER)
         except (yaml.YAMLError, UnicodeDecodeError):
-            content = None
-        if not isinstance(content, dict):
+            content = "damaged"
+        if content is None:
+            record.unlink()
+            done.append(f"{record} was empty and is removed: stages are looked up in DVC's cache of runs, or run again")
+        elif not isinstance(content, dict):
             raise LockedError(f"{record} is damaged: restore it (git checkout {record}) or delete it, then start again")
     return done

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from viral_core.measure.intervals import Interval
+from viral_core.measure.intervals import Effects, Interval
 from workbook.benchmarks import PAPER, score, stats
 from workbook.runs import answer_files, names, read_all, settings
 
@@ -138,7 +138,7 @@ def change(
     if not seeds:
         return None
     shares = [1 / len(ours)] * len(ours) + [-1 / len(theirs)] * len(theirs)
-    total, used = None, 0.0
+    sums, used = [], 0.0
     for benchmark, weight in weights.items():
         models = [[one[seed] for seed in seeds] for one in scored[benchmark]]
         part = stats.contrast(benchmark, models, shares)["official"] * unit(benchmark)
@@ -148,10 +148,10 @@ def change(
             if level <= 0:
                 continue
             part, used = part * (100 / level), used + weight
-        part = part * weight
-        total = part if total is None else total.beside(part)
-    if total is None:
+        sums.append(part * weight)
+    if not sums:
         return None
+    total = functools.reduce(Effects.beside, sums)
     return (total * (1 / used) if relative else total).interval()
 
 

@@ -38,10 +38,7 @@ def _keys(kind, data):
     """
     if not isinstance(data, dict):
         return data
-    if issubclass(kind, BaseModel):
-        hints = {name: field.annotation for name, field in kind.model_fields.items()}
-    else:
-        hints = typing.get_type_hints(kind)
+    hints = kind.__annotations__
     if unknown := sorted(map(str, set(data) - set(hints))):
         raise ValueError(f"unknown key {', '.join(unknown)}; valid keys: {', '.join(hints)}")
     out = {key: value for key, value in data.items() if value is not None or NoneType in typing.get_args(hints[key])}

@@ -55,7 +55,8 @@ class Pipeline:
         self.needs, self.jobs, self.paths = needs, jobs, Paths(settings.name)
         self.logs = self.paths.logs
         self.inherited = inherited  # the lock: a DVC that outlives this process holds it to its end
-        self.waiting = list(needs)
+        # What a finished training allows comes before the next training.
+        self.waiting = sorted(needs, key=lambda name: not name.startswith(("evaluate@", "measure@")))
         self.running: dict[str, float] = {}
         self.done: set[str] = set()
         self.ran: list[str] = []

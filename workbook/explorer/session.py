@@ -48,7 +48,7 @@ class Choice:
     layer: Place | None = None  # None: the middle one
     head: Place | None = None  # None: the mean
     token: Place = 0  # of the answers
-    patch: tuple[int, int] = (0, 0)  # row and column in the first run's grid
+    patch: tuple[Place, Place] = (0, 0)  # row and column in the first run's grid
     word: str = ""
 
 
@@ -131,7 +131,8 @@ class Session:
         first, panels = looks[choice.run], []
         for title, states in vectors.items():
             grid = square_side(states.shape[1])
-            patch = _index(choice.patch, first.grid, grid)
+            row, column = (min(place, first.grid - 1) * grid // first.grid for place in choice.patch)
+            patch = row * grid + column
             panel = {"title": title, "layers": len(states), "grid": grid, "pca": colours[title]}
             panel["similarity"] = levels(similarity(states, patch))
             if title in looks:
@@ -251,12 +252,6 @@ def _attention(seen: Look, choice: Choice) -> dict:
     weights = weights.mean(1) if choice.head is None else weights[:, choice.head]
     entropies = spatial_entropies(weights.unflatten(-1, (seen.grid, seen.grid)))
     return {"attention": levels(weights, from_zero=True), "entropy": _plain(entropies), "heads": heads}
-
-
-def _index(patch: tuple[int, int], grid: int, own: int) -> int:
-    """Token of a patch, given as row and column of a `grid`, in a grid of `own` tokens a side."""
-    row, column = (min(max(int(place), 0), grid - 1) * own // grid for place in patch)
-    return row * own + column
 
 
 def _png(image: Image.Image) -> bytes:
