@@ -41,7 +41,7 @@ def world(settings: Profile, item: dict) -> None:
     """Draw the embedded world: training data, benchmarks and pictures for probes."""
     from workbook.world.conversations import write_world  # which is not installed at the paper's scale
 
-    write_world(item["out"], settings.seed, **dict(settings.world))
+    write_world(item["out"], settings.seed, dict(settings.world))
 
 
 def cache(settings: Profile, item: dict) -> None:

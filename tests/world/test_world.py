@@ -89,8 +89,8 @@ def test_captions_name_the_kinds_and_leave_out_places_and_facings():
 
 def test_what_is_written_loads_and_is_the_same_again(tmp_path):
     sizes = dict(captions=4, conversations=5, turns=3, text_only=2, benchmarks={}, probes={"train": 3, "test": 2})
-    write_world(tmp_path / "a", 0, **sizes)
-    write_world(tmp_path / "b", 0, **sizes)
+    write_world(tmp_path / "a", 0, sizes)
+    write_world(tmp_path / "b", 0, sizes)
     for path in (p for p in (tmp_path / "a").rglob("*") if p.is_file() and p.suffix != ".npz"):
         assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes(), path
     pretrain, instruct = tmp_path / "a/llava_pretrain", tmp_path / "a/llava_instruct"
@@ -109,7 +109,8 @@ def test_what_is_written_loads_and_is_the_same_again(tmp_path):
 
 def test_the_oracle_knows_what_the_labels_say_and_nothing_else(tmp_path):
     """Its features of two tokens are equal where all their labels are."""
-    write_world(tmp_path, 0, captions=1, conversations=6, turns=1, text_only=0, benchmarks={}, probes={"train": 1})
+    sizes = dict(captions=1, conversations=6, turns=1, text_only=0, benchmarks={}, probes={"train": 1})
+    write_world(tmp_path, 0, sizes)
     files = sorted((tmp_path / "llava_instruct/truth").iterdir())
     images = sorted((tmp_path / "llava_instruct/images").iterdir())
     assert [file.stem for file in files] == [image.stem for image in images]

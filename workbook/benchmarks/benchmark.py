@@ -21,6 +21,7 @@ class Benchmark:
         parquet: the files, as a pattern, unless `read` says otherwise.
         categories: what they are; groups: further columns of a row whose values have a score each.
         first_id: where given, ids are numbers that run from here without a gap.
+        stratified: whether each category is a stratum, whose number of clusters is fixed.
     """
 
     expected: Mapping[str, Mapping]
@@ -30,6 +31,7 @@ class Benchmark:
     categories: Sequence[str] = ("",)
     groups: Sequence[str] = ()
     first_id: int | None = None
+    stratified = False
 
     def read(self, name: str, folder: Path, photos: bool) -> tuple[object, Iterable]:
         """The file, for messages, and its entries; without `photos`, images need not be read."""
@@ -46,9 +48,6 @@ class Benchmark:
     def official(self, row: Mapping) -> str | None:
         """The option that the response of a row names by the benchmark's own rule."""
         raise NotImplementedError
-
-    def stratum(self, row: Mapping) -> str:
-        return ""
 
     def values(self, members: Members) -> Iterable[dict[str, float]]:
         """What a cluster adds to the means that `scores` takes: a value by name, of every question or pair.

@@ -139,8 +139,9 @@ def join(rows: Sequence[Mapping], answers: Sequence[Answer], file: Path) -> list
     by_image = defaultdict(list)
     for answer in answers:
         by_image[answer.image].append(answer)
-    if all(_image(row) in by_image for row in rows):
-        pairs = [_candidates(row, by_image[_image(row)]) for row in rows]
+    images = [Path(row["group"]).stem for row in rows]
+    if by_image.keys() >= set(images):
+        pairs = [_candidates(row, by_image[image]) for row, image in zip(rows, images, strict=True)]
     else:
         pairs = _in_order(rows, answers, file)
     for what, wrong in (("no answer", [not p for p in pairs]), ("several answers", [len(p) > 1 for p in pairs])):
@@ -155,10 +156,6 @@ def join(rows: Sequence[Mapping], answers: Sequence[Answer], file: Path) -> list
     if silent:
         raise ValueError(f"{file}: {silent[0]} and {len(silent) - 1} more hold no text: write an empty one for silence")
     return [{**row, "response": answer.response} for row, (answer,) in zip(rows, pairs, strict=True)]
-
-
-def _image(row: Mapping) -> str:
-    return Path(row["group"]).stem
 
 
 def _candidates(row: Mapping, answers: Sequence[Answer]) -> list[Answer]:

@@ -5,6 +5,7 @@ benchmark states the columns of its file as a pydantic model, which is what find
 """
 
 import io
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -114,17 +115,15 @@ def row_faults(rows: Sequence[dict], expected: Mapping, categories: Sequence[str
 
 def photo_faults(rows: Sequence[dict]) -> Iterator[str]:
     """The images that are missing or cannot be read; a file is looked at once, by another ending if need be."""
-    checked: dict[object, tuple[object, str]] = {}
+    faults: dict[str, str] = {}
     for row in rows:
-        image = row["image"]
-        name = image if isinstance(image, str) else row["id"]
-        if name not in checked:
-            if isinstance(image, str):
-                image = str(find_image(Path(image).parent, Path(image).name) or image)
-            checked[name] = image, _image_fault(image)
-        row["image"], fault = checked[name]
-        if fault:
-            yield f"row {row['id']}: {fault}; restore the image"
+        name = row["id"]
+        if isinstance(row["image"], str):
+            name = row["image"] = str(find_image(*os.path.split(row["image"])) or row["image"])
+        if name not in faults:
+            faults[name] = _image_fault(row["image"])
+        if faults[name]:
+            yield f"row {row['id']}: {faults[name]}; restore the image"
 
 
 def _image_fault(image: str | bytes | None) -> str:

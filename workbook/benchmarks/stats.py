@@ -34,7 +34,7 @@ def effects_of(spec: Benchmark, rows: Sequence[Mapping], answers: Sequence[str |
     """Effects of every score of the answered rows of one run, by the options that their responses name."""
     clusters = defaultdict(list)
     for row, answer in zip(rows, answers, strict=True):
-        clusters[spec.stratum(row), row["group"]].append((row, answer))
+        clusters[row["category"] if spec.stratified else "", row["group"]].append((row, answer))
     places, values = [], []
     for place, members in sorted(clusters.items(), key=lambda item: item[0]):
         for value in spec.values(members):

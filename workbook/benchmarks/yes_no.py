@@ -103,6 +103,7 @@ class MME(Benchmark):
     columns = MMERow
     parquet = "data/*.parquet"
     categories = tuple(MME_PERCEPTION | MME_COGNITION)
+    stratified = True
 
     def row(self, name: str, row: Mapping, folder: Path, expected: Mapping) -> dict:
         question, group = row["question"].strip(), f"{row['category']}/{row['id'].rsplit('/', 1)[-1]}"
@@ -123,9 +124,6 @@ class MME(Benchmark):
         """Lower-cased yes or no; else "yes", then "no", within the first four characters; else other."""
         text = row["response"].lower()
         return text if text in ("yes", "no") else next((word for word in ("yes", "no") if word in text[:4]), "other")
-
-    def stratum(self, row: Mapping) -> str:
-        return row["category"]
 
     def values(self, members: Members) -> list[dict]:
         if len(members) != 2:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from viral_core.files import write_text
 from workbook.world import questions, render
-from workbook.world.questions import LETTER, QA
+from workbook.world.questions import LETTER, Rows
 from workbook.world.scenes import Scene, draw_scenes
 
 # Configurations as the data cards of the originals have them, for `datasets`.
@@ -37,7 +37,6 @@ SUBCATEGORIES = {
     "math": "numeric commonsense and calculation",
 }
 PAIRED = ("mmvp", "pope_random", "pope_popular", "mme")
-Rows = list[tuple[Scene, QA]]  # in the file's order
 
 
 def write_benchmarks(root: str | Path, counts: Mapping[str, int], seed: int) -> dict[str, Rows]:
@@ -65,12 +64,6 @@ def write_benchmarks(root: str | Path, counts: Mapping[str, int], seed: int) -> 
     for name, content in (("manifest", totals), ("descriptions", descriptions)):
         write_text(root / f"{name}.json", json.dumps(content, indent=1) + "\n")
     return written
-
-
-def _rows(scenes: Iterator[Scene], asker: questions.Asker, n: int, rng: np.random.Generator) -> Rows:
-    """`n` scenes with a clear answer, and the question."""
-    asked = ((scene, asker(scene, rng)) for scene in scenes)
-    return list(islice((row for row in asked if row[1]), n))
 
 
 def _shares(n: int, parts: int) -> list[int]:
@@ -105,8 +98,8 @@ def _lines(path: Path, items: Sequence[dict]) -> None:
 def _cv_bench(folder: Path, n: int, scenes: Iterator[Scene], rng: np.random.Generator) -> Rows:
     """Count and Relation in the original's proportion, 788 to 650."""
     counted = round(n * 788 / 1438)
-    rows = _rows(scenes, questions.cv_bench_count, counted, rng)
-    rows += _rows(scenes, questions.cv_bench_relation, n - counted, rng)
+    rows = questions.ask(scenes, questions.cv_bench_count, counted, rng)
+    rows += questions.ask(scenes, questions.cv_bench_relation, n - counted, rng)
     items = [
         {
             "idx": i,
@@ -159,7 +152,7 @@ def _turned(scene: Scene, rng: np.random.Generator) -> Rows:
 
 def _whats_up(folder: Path, n: int, scenes: Iterator[Scene], rng: np.random.Generator, subset: str) -> Rows:
     asker, first_id = {"one": (questions.whats_up_one, 200_000), "two": (questions.whats_up_two, 300_000)}[subset]
-    rows = _rows(scenes, asker, n, rng)
+    rows = questions.ask(scenes, asker, n, rng)
     items, captions = [], []
     for i, (scene, qa) in enumerate(rows):
         items.append({"id": i, "question": f"<image>\nUSER: {qa.text}\nASSISTANT:", "answer": [qa.answer]})
@@ -198,7 +191,7 @@ def _mmstar(folder: Path, n: int, scenes: Iterator[Scene], rng: np.random.Genera
     """The six categories in equal shares."""
     rows: Rows = []
     for kind, share in zip(questions.MMSTAR, _shares(n, 6), strict=True):
-        rows += _rows(scenes, partial(questions.mmstar, kind=kind), share, rng)
+        rows += questions.ask(scenes, partial(questions.mmstar, kind=kind), share, rng)
     items = [
         {
             "index": i,

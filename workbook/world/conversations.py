@@ -93,22 +93,13 @@ def write_probes(folder: Path, sizes: Mapping[str, int], seed: int) -> None:
         np.savez_compressed(folder / split / "labels.npz", **arrays)
 
 
-def write_world(
-    folder: str | Path,
-    seed: int,
-    *,
-    captions: int,
-    conversations: int,
-    turns: int,
-    text_only: int,
-    benchmarks: Mapping[str, int],
-    probes: Mapping[str, int],
-) -> None:
-    """Write everything under `folder`, in the layout above; numbers are scenes, and rows per benchmark."""
+def write_world(folder: str | Path, seed: int, sizes: Mapping) -> None:
+    """Write everything under `folder`, in the layout above; `sizes`: the numbers of a profile's section `world`."""
     folder = Path(folder)
     for part in ("benchmarks", "llava_pretrain", "llava_instruct", "probes"):
         shutil.rmtree(folder / part, ignore_errors=True)  # what an interrupted call has left
-    write_benchmarks(folder / "benchmarks", benchmarks, seed)
-    write_captions(folder / "llava_pretrain", captions, seed)
-    write_conversations(folder / "llava_instruct", conversations, text_only, turns, seed)
-    write_probes(folder / "probes", probes, seed)
+    write_benchmarks(folder / "benchmarks", sizes["benchmarks"], seed)
+    write_captions(folder / "llava_pretrain", sizes["captions"], seed)
+    numbers = (sizes[name] for name in ("conversations", "text_only", "turns"))
+    write_conversations(folder / "llava_instruct", *numbers, seed)
+    write_probes(folder / "probes", sizes["probes"], seed)

@@ -6,8 +6,9 @@ that a model is asked in evaluation what it was taught in training.  A relation 
 one direction outweighs the other by `MARGIN` of the picture: everything asked has exactly one right answer.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
@@ -40,6 +41,19 @@ class QA:
 
 
 Asker = Callable[[Scene, np.random.Generator], QA | None]
+Rows = list[tuple[Scene, QA]]
+
+
+def ask(scenes: Iterable[Scene], asker: Asker, n: int, rng: np.random.Generator) -> Rows:
+    """The first `n` scenes with a clear answer, and the question."""
+    asked = ((scene, asker(scene, rng)) for scene in scenes)
+    return list(islice((row for row in asked if row[1]), n))
+
+
+def choices(gold: str, others: Sequence[str], rng: np.random.Generator) -> tuple[list[str], str]:
+    """Options in random order, and the letter of the right one."""
+    options = [str(option) for option in rng.permutation([gold, *others])]
+    return options, "ABCDEF"[options.index(gold)]
 
 
 def pick(rng: np.random.Generator, items: Sequence):
@@ -89,8 +103,12 @@ def pope(scene: Scene, rng: np.random.Generator) -> QA:
 
 
 def pope_about(name: str, yes: bool) -> QA:
-    stem, answer = f"Is there {article(name)} in the image?", "Yes" if yes else "No"
-    return QA(f"{stem}\n{SINGLE_WORD}", answer, stem, ("yes", "no"), "existence", answer)
+    return _yes_or_no("existence", f"Is there {article(name)} in the image?", f"\n{SINGLE_WORD}", yes)
+
+
+def _yes_or_no(category: str, stem: str, instruction: str, yes: bool) -> QA:
+    answer = "Yes" if yes else "No"
+    return QA(stem + instruction, answer, stem, ("yes", "no"), category, answer)
 
 
 def cv_bench_count(scene: Scene, rng: np.random.Generator) -> QA:
@@ -115,8 +133,7 @@ def cv_bench_relation(scene: Scene, rng: np.random.Generator) -> QA | None:
 
 
 def _cv_bench(task: str, stem: str, gold: str, others: Sequence[str], rng: np.random.Generator) -> QA:
-    options = [str(option) for option in rng.permutation([gold, *others])]
-    letter = "ABCDEF"[options.index(gold)]
+    options, letter = choices(gold, others, rng)
     listed = "\n".join(f"({x}) {option}" for x, option in zip("ABCDEF", options, strict=False))
     text = f"{stem} Select from the following choices.\n{listed}\n{LETTER}"
     return QA(text, letter, stem, tuple(options), task, f"{gold}{THE_ANSWER} {letter}")
@@ -192,8 +209,7 @@ def mme_commonsense(scene: Scene, rng: np.random.Generator) -> QA:
 
 
 def _mme(task: str, stem: str, yes: bool) -> QA:
-    answer = "Yes" if yes else "No"
-    return QA(f"{stem} {YES_OR_NO}", answer, stem, ("yes", "no"), task, answer)
+    return _yes_or_no(task, stem, f" {YES_OR_NO}", yes)
 
 
 def _quarter(o: Object) -> str | None:
@@ -236,9 +252,9 @@ def mmstar(scene: Scene, rng: np.random.Generator, kind: str | None = None) -> Q
     gold = pick(rng, list(values))
     present = [name for name in scene.counts() if name in values and values[name] != values[gold]]
     wrong = [*rng.permutation(present), *rng.permutation(absent(scene))][:3]
-    options = [str(option) for option in rng.permutation([gold, *wrong])]
+    options, letter = choices(gold, wrong, rng)
     listed = ", ".join(f"{x}: {option}" for x, option in zip("ABCD", options, strict=True))
-    asked, letter = stem.format(values[gold]), "ABCD"[options.index(gold)]
+    asked = stem.format(values[gold])
     return QA(f"{asked}\nOptions: {listed}\n{LETTER}", letter, asked, tuple(options), kind, letter)
 
 

@@ -126,9 +126,8 @@ def lesson(scene: Scene, rng: np.random.Generator, items: int) -> Pieces:
         ask, form = f" {'number' if kind == 'none' else kind} {asked}", rng.random()
         if others and form < 0.33:
             wrong = [str(option) for option in rng.permutation(others) if option != answer]
-            options = [str(option) for option in rng.permutation([answer, *wrong[: int(rng.integers(1, 5))]])]
+            options, letter = questions.choices(answer, wrong[: int(rng.integers(1, 5))], rng)
             listed = "".join(f" ({x}) {option}" for x, option in zip("ABCDEF", options, strict=False))
-            letter = "ABCDEF"[options.index(answer)]
             pieces += [(f"{ask}{listed} =", False), (f" {answer}{questions.THE_ANSWER} {letter}", True)]
         else:
             pieces += [(f"{ask} =" if form > 0.67 else ask, False), (f" {answer}", True)]
@@ -139,12 +138,6 @@ def conversation_pieces(conversation: list[dict]) -> Pieces:
     """Pieces of a conversation in Vicuna's template, with as many image tokens as a picture has."""
     pieces = segments(TEMPLATES["vicuna_v1"], conversation)
     return [(text.replace(IMAGE_MARKER, IMAGE_MARKER * TOKENS), answer) for text, answer in pieces]
-
-
-def opening() -> str:
-    """What stands before the first question, up to the image: visual tokens are at the same places in all samples."""
-    text = prompt(TEMPLATES["vicuna_v1"], IMAGE_MARKER)
-    return text[: text.index(IMAGE_MARKER)] + IMAGE_MARKER * TOKENS
 
 
 def tokenise(tokenizer, pieces: Pieces) -> tuple[list[int], list[bool]]:
@@ -193,7 +186,8 @@ def corpus(tokenizer, samples: Iterable[tuple[Pieces, Scene]]) -> Corpus:
 
 def _sample(kind: str, scene: Scene, rng: np.random.Generator) -> Pieces:
     if kind == "lessons":
-        return [(opening(), False), *lesson(scene, rng, 18)]
+        before, _ = prompt(TEMPLATES["vicuna_v1"], IMAGE_MARKER).split(IMAGE_MARKER)  # visual tokens are always there
+        return [(before + IMAGE_MARKER * TOKENS, False), *lesson(scene, rng, 18)]
     form = rng.random()
     if form < 0.1:
         return conversation_pieces(captioning(questions.caption(scene, rng)))
@@ -216,10 +210,8 @@ def write(folder: Path, n: int, seed: int, workers: int) -> None:
 
 def questions_in(tokenizer, scenes: Sequence[Scene], asker: questions.Asker, described: bool, n: int) -> Corpus:
     """The first `n` questions of one kind; where the scene is `described`, in words instead of by an image."""
-    rng, asked = np.random.default_rng(0), []
-    for scene in scenes:
-        qa = asker(scene, rng)
-        if qa and len(asked) < n:
-            context = questions.described(scene) if described else IMAGE_MARKER
-            asked.append((conversation_pieces(turns([qa], context)), scene))
-    return corpus(tokenizer, asked)
+    samples = []
+    for scene, qa in questions.ask(scenes, asker, n, np.random.default_rng(0)):
+        context = questions.described(scene) if described else IMAGE_MARKER
+        samples.append((conversation_pieces(turns([qa], context)), scene))
+    return corpus(tokenizer, samples)
