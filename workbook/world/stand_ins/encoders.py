@@ -40,7 +40,7 @@ MODELS = {"clip": (CLIPModel, softmax_contrast), "siglip2": (SiglipModel, sigmoi
 
 
 def train_encoder(pictures: tuple[Pictures, Pictures], out: Path, **recipe) -> dict:
-    """Train the one of `MODELS` that `out` is named after, and which it loads as; returns the metrics that it writes."""
+    """Train the one of `MODELS` that `out` is named after, and loads as; returns the metrics that it writes."""
     name = out.name
     model_class, contrast = MODELS[name]
     model = untrained(model_class, name)
