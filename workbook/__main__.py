@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from viral_core.files import DISK
-from workbook import config, lock, pipeline
+from workbook import config, fork_server, lock, pipeline
 from workbook.paths import Paths
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -182,4 +182,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    status = fork_server.handed_over() if sys.argv[1:2] and sys.argv[1] in pipeline.KINDS else None
+    main() if status is None else sys.exit(status)

@@ -10,9 +10,10 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterable
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from datetime import datetime
 from pathlib import Path
 from statistics import mean
@@ -20,7 +21,7 @@ from statistics import mean
 from rich.live import Live
 from rich.text import Text
 
-from workbook import lock, pipeline
+from workbook import fork_server, lock, pipeline
 from workbook.config import Profile
 from workbook.paths import Paths
 from workbook.scale import costs
@@ -165,6 +166,22 @@ async def run_all(run: Pipeline) -> None:
             task.result()
 
 
+@contextmanager
+def _server() -> Iterator[None]:
+    """A fork server for the stages."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "socket")
+        command = [sys.executable, "-m", "workbook.fork_server", path]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
+            if server.stdout.readline() == b"ready\n":
+                os.environ[fork_server.VARIABLE] = path
+            try:
+                yield
+            finally:
+                os.environ.pop(fork_server.VARIABLE, None)
+                server.stdin.close()
+
+
 def reproduce(settings: Profile, targets: list[str], jobs: int | None) -> bool:
     """Bring a profile's stages up to date, all or those that `targets` need; whether all are.  Errors as of `alone`."""
     if jobs is None:  # tiny models use one core well and two badly; real ones have the machine
@@ -184,7 +201,8 @@ def reproduce(settings: Profile, targets: list[str], jobs: int | None) -> bool:
             return conclude(settings, run, began)
         run.logs.mkdir(parents=True, exist_ok=True)
         print(f"{len(run.needs)} stages of profile {settings.name}, {jobs} at a time; details: {run.logs}/", flush=True)
-        with Live(run, refresh_per_second=2) if sys.stdout.isatty() else nullcontext():
+        server = _server() if jobs > 1 else nullcontext()
+        with server, Live(run, refresh_per_second=2) if sys.stdout.isatty() else nullcontext():
             asyncio.run(run_all(run))
         return conclude(settings, run, began)
 

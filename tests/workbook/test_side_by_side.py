@@ -1,17 +1,19 @@
-"""Stages side by side: the order of DVC's graph, what a failure leaves, the lock."""
+"""Stages side by side: the order of DVC's graph, what a failure leaves, the fork server, the lock."""
 
 import asyncio
 import os
 import socket
 import subprocess
 import sys
+import time
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
 from commands import environment, run
 from safetensors import SafetensorError
 
-from workbook import __main__, lock, side_by_side
+from workbook import __main__, fork_server, lock, side_by_side
 from workbook.paths import ROOT
 
 pytest.importorskip("dvc")
@@ -104,11 +106,54 @@ def test_time_left_is_that_of_the_stages_that_wait(pipeline):
     assert [side_by_side.clock(s) for s in (41, 720, 11100)] == ["41 s", "12 min", "3 h 05"]
 
 
-def test_a_stage_without_a_profile_says_what_to_do(tmp_path):
+@contextmanager
+def serving(folder, setup="pass"):
+    """A fork server that has imported nothing: the environment of a command that finds it."""
+    path = str(folder / "socket")
+    code = f"from workbook import fork_server as f; f.LIBRARIES = (); {setup}; f.serve({path!r})"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, env=environment(ROOT)) as process:
+        assert process.stdout.readline() == b"ready\n"
+        yield {**environment(ROOT), fork_server.VARIABLE: path}
+        process.stdin.close()
+        assert process.wait(20) == 0
+
+
+def test_a_stage_says_and_returns_the_same_with_a_server_and_without(tmp_path):
     command = [sys.executable, "-m", "workbook", "world", "laptop-none"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment(ROOT), capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "error: no params.yaml: select a profile first" in done.stderr
+    with serving(tmp_path) as served:
+        for variables in (served, environment(ROOT)):
+            done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True)
+            assert done.returncode == 1
+            assert "error: no params.yaml: select a profile first" in done.stderr
+            done = subprocess.run([*command, "--no"], cwd=tmp_path, env=variables, capture_output=True, text=True)
+            assert done.returncode == 2
+
+
+def test_a_stage_ends_with_the_command_that_waits_for_it(tmp_path):
+    started = tmp_path / "started"
+    stage = f"import os, pathlib, time; pathlib.Path({str(started)!r}).write_text(str(os.getpid())); time.sleep(60)"
+    with serving(tmp_path, f"f.runpy.run_module = lambda *_, **__: exec({stage!r})") as served:
+        command = subprocess.Popen([sys.executable, "-m", "workbook", "world", "x"], cwd=tmp_path, env=served)
+        wait(lambda: started.is_file() and started.read_text())
+        process = int(started.read_text())
+        command.kill()
+        command.wait()
+        wait(lambda: not runs(process))
+
+
+def wait(condition, seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def test_while_a_pipeline_is_under_way_no_profile_is_selected(tmp_path, monkeypatch):
