@@ -150,7 +150,7 @@ def _run(kind: str, key: str) -> None:
     """Run one stage of the active profile, in as many processes as the profile launches."""
     from workbook.scale import costs, hub, launch
 
-    with lock.shared(), lock.one_of(f"{kind}@{key}"):
+    with lock.stage(f"{kind}@{key}"):
         settings, item = pipeline.stage(kind, key)
         hub.go_offline(hub.models(settings))
         launch.spread(kind, settings.launch)  # which may start this command again, and not return

@@ -27,22 +27,15 @@ class LockedError(RuntimeError):
 
 
 @contextmanager
-def shared() -> Iterator[None]:
-    """For a stage: wait until no profile is being selected, and let none be until the stage ends."""
-    with _open(FILE) as file:
+def stage(name: str) -> Iterator[None]:
+    """For a stage: wait until no profile is being selected, and let none be until the stage ends.
+
+    LockedError if another process runs it, such as one that has outlived its starter, and none that shares it.
+    """
+    with _open(FILE) as file, _open(FILE.with_name(f"{name}.lock")) as own:
         fcntl.flock(file, fcntl.LOCK_SH)
-        yield
-
-
-@contextmanager
-def one_of(stage: str) -> Iterator[None]:
-    """For a stage: LockedError if another process runs it, such as one that has outlived its starter."""
-    if int(os.environ.get("RANK", 0)):
-        yield
-        return
-    with _open(FILE.with_name(f"{stage}.lock")) as file:
-        if holder := _take(file, str(os.getpid())):
-            raise LockedError(f"{stage} is being run by process {holder}: wait for it, or end it first")
+        if os.environ.get("RANK", "0") == "0" and (holder := _take(own, str(os.getpid()))):
+            raise LockedError(f"{name} is being run by process {holder}: wait for it, or end it first")
         yield
 
 

@@ -162,9 +162,9 @@ def test_while_a_pipeline_is_under_way_no_profile_is_selected(tmp_path, monkeypa
         with pytest.raises(lock.LockedError, match=rf"PROFILE=laptop, process {os.getpid()} on .* since .*Wait for it"):
             lock.alone("other").__enter__()
         share()
-        with lock.shared(), pytest.raises(lock.LockedError, match="PROFILE=laptop"):
+        with lock.stage("stage2@x"), pytest.raises(lock.LockedError, match="PROFILE=laptop"):
             lock.alone("other").__enter__()
-    with lock.shared(), pytest.raises(lock.LockedError, match="a stage, started by dvc"):
+    with lock.stage("stage2@x"), pytest.raises(lock.LockedError, match="a stage, started by dvc"):
         lock.alone("other").__enter__()
     with lock.alone("other"):
         pass
@@ -174,7 +174,7 @@ def test_a_killed_holder_is_named_as_such(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    with lock.shared():
+    with lock.stage("stage2@x"):
         lock.FILE.write_text(f"make repro PROFILE=x, process {ended.pid} on {socket.gethostname()} since 10:00\n")
         with pytest.raises(lock.LockedError, match=r"since 10:00 \(it was killed, and its stages live on\)"):
             lock.alone("other").__enter__()
@@ -182,11 +182,11 @@ def test_a_killed_holder_is_named_as_such(tmp_path, monkeypatch):
 
 def test_a_stage_is_run_once_at_a_time(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with lock.one_of("stage2@x"), lock.one_of("stage2@y"):
+    with lock.stage("stage2@x"), lock.stage("stage2@y"):
         with pytest.raises(lock.LockedError, match=rf"stage2@x is being run by process {os.getpid()}: wait for it"):
-            lock.one_of("stage2@x").__enter__()
+            lock.stage("stage2@x").__enter__()
         monkeypatch.setenv("RANK", "1")  # a process of the same launch
-        with lock.one_of("stage2@x"):
+        with lock.stage("stage2@x"):
             pass
 
 
