@@ -30,10 +30,7 @@ def begin(profile: str, name: str) -> tuple[Profile, Path]:
     """
     from workbook import plots  # seaborn takes seconds, and the report needs none
 
-    if "transformers" in sys.modules:  # its reports of weights that a part of a model does without
-        sys.modules["transformers"].logging.set_verbosity_error()
-        sys.modules["transformers"].logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", category=FutureWarning)  # of one library about another
+    quiet()
     os.chdir(ROOT)
     settings = load(profile)
     hub.go_offline(hub.models(settings))
@@ -42,6 +39,14 @@ def begin(profile: str, name: str) -> tuple[Profile, Path]:
     plots.style()
     display(Markdown(f"Profile **{profile}**: {settings.label}."))
     return settings, out
+
+
+def quiet() -> None:
+    """Keep out of a notebook what its reader can do nothing about."""
+    if "transformers" in sys.modules:  # its reports of weights that a part of a model does without
+        sys.modules["transformers"].logging.set_verbosity_error()
+        sys.modules["transformers"].logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of one library about another
 
 
 def show_missing(runs: list[str]) -> None:

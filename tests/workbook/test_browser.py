@@ -43,6 +43,8 @@ def lab(run_folders, tiny, tmp_path_factory):
         "from pathlib import Path",
         "from workbook.explorer import Session",
         "from workbook.explorer.widget import Explorer",
+        "from workbook.notebook import quiet",
+        "quiet()",
         f"row = {{'image': {str(folder / 'own.png')!r}, 'question': 'Where?', 'answer': 'left'}}",
         "prompts = {'q0': 'Where is the dog?', 'q1': '<b id=evil>Who?</b>'}",
         "rows = [row | {'id': name, 'prompt': prompt} for name, prompt in prompts.items()]",
