@@ -41,12 +41,15 @@ def graph(targets: Iterable[str]) -> dict[str, set[str]]:
     return needs
 
 
-def changed(targets: Iterable[str]) -> dict:
-    """Stages that `dvc repro` would run, with what has changed; what waits for them is not among them."""
-    done = subprocess.run(["dvc", "status", "--json", *targets], capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(done.stderr.strip().splitlines()[-1])
-    return json.loads(done.stdout)
+def stale(targets: Iterable[str]) -> dict[str, set[str]]:
+    """Of `graph`, the stages that have changed and those that wait for them, each with what it waits for of these."""
+    status = subprocess.run(["dvc", "status", "--json", "--with-deps", *targets], capture_output=True, text=True)
+    if status.returncode:
+        raise RuntimeError(status.stderr.strip().splitlines()[-1])
+    needs, found = graph(targets), set(json.loads(status.stdout))
+    while more := {name for name, before in needs.items() if before & found} - found:
+        found |= more
+    return {name: before & found for name, before in needs.items() if name in found}
 
 
 class Pipeline:
@@ -196,7 +199,7 @@ def reproduce(settings: Profile, targets: list[str], jobs: int | None) -> bool:
         for line in lock.mend():
             print(line)
         pipeline.select(settings.name)
-        run = Pipeline(settings, graph(targets) if changed(targets) else {}, jobs, (share(),))
+        run = Pipeline(settings, stale(targets), jobs, (share(),))
         if not run.needs:
             return conclude(settings, run, began)
         run.logs.mkdir(parents=True, exist_ok=True)

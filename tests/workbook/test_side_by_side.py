@@ -72,8 +72,12 @@ def test_the_graph_is_dvcs(pipeline, monkeypatch):
     whole = {"first@x": set(), "broken@x": {"first@x"}, "behind@x": {"broken@x"}, "other@x": {"first@x"}}
     assert side_by_side.graph([]) == whole
     assert side_by_side.graph(["other@x"]) == {"first@x": set(), "other@x": {"first@x"}}
-    assert set(side_by_side.changed(["other@x"])) == set()
-    assert "broken@x" in side_by_side.changed([])
+    assert side_by_side.stale(["other@x"]) == {}
+    assert side_by_side.stale([]) == {"broken@x": set(), "behind@x": {"broken@x"}}
+    first = folder / "first.txt"
+    first.rename(folder / "aside.txt")
+    assert side_by_side.stale(["other@x"]) == {"first@x": set(), "other@x": {"first@x"}}
+    (folder / "aside.txt").rename(first)
 
 
 def test_a_failure_stops_what_needs_it_and_nothing_else(pipeline):
