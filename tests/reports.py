@@ -32,6 +32,11 @@ def executed():
             v4.new_markdown_cell("# A title\n\n**Question.** Is $\\sqrt{2}$ here?\n\n> **The paper** says yes."),
             v4.new_markdown_cell("## A heading\n\nwords"),
             v4.new_code_cell("1 + 1", outputs=outputs),
+            v4.new_markdown_cell("## Of the paper"),
+            v4.new_code_cell(
+                'plots.save(figure, out, "figure_2")',
+                outputs=[v4.new_output("display_data", {"image/png": PICTURE})],
+            ),
             v4.new_markdown_cell("## Nothing below"),
             v4.new_markdown_cell("## On a GPU"),
             v4.new_code_cell("2", outputs=[v4.new_output("display_data", {"text/markdown": "Not run: no GPU."})]),

@@ -31,7 +31,7 @@ class Section:
     name: str
     title: str
     question: str = ""  # and the paper's answer
-    figures: list[str] = field(default_factory=list)
+    figures: list[str] = field(default_factory=list)  # the paper's own first
     rest: list[str] = field(default_factory=list)  # headings, tables and texts
     ran: bool = False
 
@@ -66,7 +66,7 @@ def section(name: str, file: Path, recorded: Mapping[str, str]) -> Section:
             print(f"{file} is left out: changed, damaged or being made ({error}); make repro TARGETS={name} makes it")
         return Section(name, name.replace("_", " ").capitalize())
     part = Section(name, name, ran=True)
-    heading = ""
+    heading, own = "", 0
     for cell in cells:
         if cell.cell_type == "markdown" and cell.source.startswith("# "):
             title, _, text = cell.source.partition("\n")
@@ -77,7 +77,10 @@ def section(name: str, file: Path, recorded: Mapping[str, str]) -> Section:
             heading = match[1]
         for output in cell.get("outputs", []):
             html = _html(output.get("data", {}), heading or part.title)
-            if html.startswith("<figure"):
+            if html.startswith("<figure") and re.search(r'save\(.+"(figure|table)_', cell.source):
+                part.figures.insert(own, html)
+                own += 1
+            elif html.startswith("<figure"):
                 part.figures.append(html)
             elif html:
                 part.rest.append((f"<h3>{render(heading).strip()[3:-4]}</h3>" if heading else "") + html)
