@@ -113,15 +113,19 @@ def report(name: ProfileName) -> None:
     print(f"report: {build(name, Paths(name).report)}")
 
 
-def _stage(kind: str) -> None:
-    @app.command(kind, help="Stage: dvc.yaml says what it does.")
+def _stage(kind: str, help: str) -> None:
+    @app.command(kind, help=f"Stage: {help}")
     def run(key: Key) -> None:
         _run(kind, key)
 
 
-for _kind in pipeline.KINDS:
-    if _kind != "measure":  # below: it measures other models, too
-        _stage(_kind)
+_stage("pretrained", "make a model folder of a language model that a package ships.")
+_stage("world", "draw the embedded world.")
+_stage("cache", "keep features of the training images.")
+_stage("stage1", "train a projector on captions.")
+_stage("projector", "take existing projector weights instead.")
+_stage("stage2", "instruction tuning of one run.")
+_stage("evaluate", "ask one run, and the checkpoints it has kept, the benchmarks.")
 
 
 @app.command()

@@ -116,8 +116,6 @@ def gains(profile: str, notebook: str) -> list[dict]:
             sides = [[names] if isinstance(names, str) else names for names in (claim.run, claim.over)]
             printed = [[paper.score(name, benchmark) for name in names] for names in sides]
             known = all(value is not None for side in printed for value in side)
-            absent = [name for name in sides[0] + sides[1] if not answer_files(profile, name, benchmark)]
-            missing = f"{benchmark} of {', '.join(absent)}" if absent else "a seed that all of these runs have"
             rows.append(
                 row(
                     claim.id,
@@ -125,10 +123,15 @@ def gains(profile: str, notebook: str) -> list[dict]:
                     part=benchmark,
                     unit="MME points" if benchmark == "mme" else "points",
                     paper=np.mean(printed[0]) - np.mean(printed[1]) if known else np.nan,
-                    missing="" if one else missing,
+                    missing="" if one else _missing(profile, sides[0] + sides[1], benchmark),
                 )
             )
     return rows
+
+
+def _missing(profile: str, runs: Iterable[str], benchmark: str) -> str:
+    absent = [run for run in runs if not answer_files(profile, run, benchmark)]
+    return f"{benchmark} of {', '.join(absent)}" if absent else "a seed that all of these runs have"
 
 
 def write(out: Path, rows: Iterable[Mapping]) -> pd.DataFrame:

@@ -58,7 +58,7 @@ def measure_run(settings: Profile, run: str, folder: Path, out: Path) -> None:
         answers = out / "permutation"
         table = permutation(loaded, benchmarks, parts["permutation"], answers, model_id(folder), **options)
         _write(table, answers / "accuracy.csv")
-    if "probes" in parts:  # on every process: they are small
+    if "probes" in parts and distributed.is_main():
         pictures = probe_images(Paths(settings.name).data / "probes", parts["probes"].scenes)
         text = prompt(loaded.template, IMAGE_MARKER)
         tables = [layer_probes(loaded.model, loaded.processor, *pictures, text)]

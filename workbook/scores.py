@@ -56,16 +56,26 @@ def constant_score(benchmark: str, rows: Sequence[dict]) -> float:
     return best * unit(benchmark)
 
 
+def _versions(profile: str, run: str, benchmark: str, checkpoint: int | None) -> dict[int, tuple]:
+    """Files of answers of every seed, with the time of their last change: what the caches below are kept by."""
+    seeds = answer_files(profile, run, benchmark, checkpoint)
+    return {seed: tuple((file, file.stat().st_mtime_ns) for file in files) for seed, files in seeds.items()}
+
+
 def _scored(profile: str, run: str, benchmark: str, checkpoint: int | None = None, rule: str = "official") -> dict:
     """{seed: `stats.Scored`} of a run; every file is read and scored once, until it changes."""
-    seeds = answer_files(profile, run, benchmark, checkpoint)
-    versions = {seed: tuple((file, file.stat().st_mtime_ns) for file in files) for seed, files in seeds.items()}
+    versions = _versions(profile, run, benchmark, checkpoint)
     return {seed: _reduce(benchmark, rule, files) for seed, files in versions.items()}
 
 
 @functools.lru_cache(maxsize=4096)
 def _reduce(benchmark: str, rule: str, files: tuple[tuple[Path, int], ...]) -> stats.Scored:
     return stats.reduce(benchmark, read_all(file for file, _ in files), rule)
+
+
+@functools.lru_cache(maxsize=256)
+def _constant(benchmark: str, files: tuple[tuple[Path, int], ...]) -> float:
+    return constant_score(benchmark, read_all(file for file, _ in files)[0])
 
 
 def scores(
@@ -90,8 +100,7 @@ def scores(
             if not model:
                 continue
             strict = _scored(profile, run, benchmark, checkpoint, "strict").values()
-            first = next(iter(answer_files(profile, run, benchmark, checkpoint).values()))
-            constant = constant_score(benchmark, read_all(first)[0])
+            constant = _constant(benchmark, _versions(profile, run, benchmark, checkpoint)[next(iter(model))])
             for part, one in stats.contrast(benchmark, [list(model.values())], [1]).items():
                 if parts or part == "official":
                     row = {"run": run, "benchmark": benchmark, "part": part}
