@@ -13,8 +13,9 @@
 # %% [markdown]
 # # Explorer: look into a run
 #
-# **Question.** What do two runs make of the same image and question? Open this notebook in JupyterLab (`make lab`), run
-# all cells, and
+# **Question.** What do two runs make of the same image and question?
+#
+# Open this notebook in JupyterLab (`make lab`), run all cells, and
 #
 # - click a patch: its cosine similarity to every other patch in the encoder, the teacher and both runs, and the words
 #   that its token is closest to (logit lens);

@@ -128,6 +128,7 @@ def test_the_papers_sources():
     assert all(bool(s.url) + bool(s.hub) + bool(s.by_hand) == 1 for s in found.values())
     assert all(s.url.startswith("https://") for s in found.values() if s.url)
     assert all(hub.is_commit(s.revision) for s in found.values() if s.hub)
+    assert all(hub.is_commit(s.url.split("/")[7]) for s in found.values() if s.url and "//huggingface.co/" in s.url)
     assert not fetch.sources(profiles.load("laptop"))
 
 
