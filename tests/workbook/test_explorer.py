@@ -144,6 +144,25 @@ def test_only_the_chosen_models_stay_loaded(session):
     assert set(session._models) == {("run", "viral-s0")}
 
 
+def test_a_run_is_asked_once_while_the_sample_stays(session, monkeypatch):
+    asked = []
+
+    def counted(run, *sample):
+        asked.append(run)
+        return look(run, *sample)
+
+    monkeypatch.setattr("workbook.explorer.session.look", counted)
+    both = session.first()
+    session.view(both)
+    session.view(replace(both, patch=(1, 1), token=1))
+    alone = session.view(replace(both, beside=""))
+    assert len(asked) == 2
+    assert session.view(both)["panels"][2]["lens"] == alone["panels"][2]["lens"]
+    assert len(asked) == 3  # it had been left out
+    session.view(replace(both, row="q1"))
+    assert len(asked) == 5
+
+
 def test_own_pictures_and_figures_lie_in_the_sessions_folder(session, picture):
     with pytest.raises(ValueError, match="no image"):
         session.upload(b"text")

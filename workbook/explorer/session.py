@@ -65,6 +65,7 @@ class Session:
     options: dict = field(default_factory=dict)  # of `load_run`: dtype, attn_implementation
     _rows: dict[str, dict[str, dict]] = field(default_factory=dict, init=False)
     _models: dict[tuple[str, str], Run | Teacher] = field(default_factory=dict, init=False)
+    _looks: dict[tuple, Look] = field(default_factory=dict, init=False)  # by run and sample
     _measured: tuple = field(default=(None, ()), init=False)  # of what, and what `_measure` returned
 
     def first(self) -> Choice:
@@ -125,8 +126,12 @@ class Session:
 
         sample = hashlib.sha256(image.tobytes()).hexdigest(), image.size, question, choice.permuted
         if self._measured[0] != (names, choice.teacher, sample):
-            measured = self._measure(names, choice.teacher, image, question, choice.permuted)
-            self._measured = (names, choice.teacher, sample), measured
+            self._looks = {key: seen for key, seen in self._looks.items() if key[0] in names and key[1] == sample}
+            for name in names:
+                if (name, sample) not in self._looks:
+                    self._looks[name, sample] = look(self._run(name), image, question, choice.permuted)
+            looks = {name: self._looks[name, sample] for name in names}
+            self._measured = (names, choice.teacher, sample), self._measure(looks, choice.teacher, image)
         looks, vectors, colours, curves, picture = self._measured[1]
         first, panels = looks[choice.run], []
         for title, states in vectors.items():
@@ -148,10 +153,9 @@ class Session:
             "panels": panels,
         }
 
-    def _measure(self, names: list[str], teacher: str, image: Image.Image, question: str, permuted: bool) -> tuple:
+    def _measure(self, looks: dict[str, Look], teacher: str, image: Image.Image) -> tuple:
         """Looks of the runs; vectors (layers, N, D) of encoder, teacher and runs, their colours; curves; picture."""
-        looks = {name: look(self._run(name), image, question, permuted) for name in names}
-        first = looks[names[0]]
+        first = next(iter(looks.values()))
         vectors = {"encoder": first.features[None]}
         if teacher:
             vectors[teacher] = self._teacher(teacher, first)([image])[:, torch.from_numpy(first.order)]
