@@ -25,6 +25,7 @@
 profile = "laptop"
 
 # %%
+import numpy as np
 import pandas as pd
 
 from viral_core.measure.intervals import p_difference, p_equivalence
@@ -102,8 +103,10 @@ ledger.drop_duplicates("id").set_index("id")[["section", "claim"]].join(per_clai
 # ## Premises that fail
 #
 # What is decided above means something for the paper only where its premises hold: the last column of the ledger names
-# those of a claim that do not. Rows by verdict, without and with a failing premise:
+# those of a claim that do not. Rows of the claims by verdict, by what becomes of the premises that they name:
 
 # %%
-ledger["premises"] = (ledger["fails"] == "").map({True: "hold", False: "one or more do not hold"})
-pd.crosstab(ledger["verdict"], ledger["premises"]).reindex(claims.VERDICTS, fill_value=0)
+tested = ledger[ledger["section"] != "premise"].copy()
+named = tested["id"].map(lambda name: len(claims.ledger()[0][name].needs))
+tested["premises"] = np.select([named == 0, tested["fails"] == ""], ["none named", "hold"], "one or more do not hold")
+pd.crosstab(tested["verdict"], tested["premises"]).reindex(claims.VERDICTS, fill_value=0)

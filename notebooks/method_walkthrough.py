@@ -15,7 +15,7 @@
 #
 # **Question.** What exactly does VIRAL add to LLaVA's visual instruction tuning?
 #
-# > *The paper's answer:* "we align intermediate MLLM visual representations with features from a pretrained VFM" by
+# > *The paper's answer:* VIRAL "aligns intermediate MLLM visual representations with features from a pretrained VFM" by
 # > $\mathcal{L}_\mathrm{VRA} = -\frac{1}{N}\sum_i \mathrm{sim}(P_\pi(e_{\ell,i}), y_i)$ (Eq. 6), and train
 # > $\mathcal{L}_\mathrm{LM} + \lambda \mathcal{L}_\mathrm{VRA}$ (Eq. 5).
 #

@@ -235,7 +235,7 @@ better[["sweep", "benchmark", "run", "value", "viral", "difference"]].round(2)
 
 # %% [markdown]
 # Layer 16 is not the best on POPE and MME; SAM beats DINOv2 on What's Up, three teachers on POPE; relation beats cosine
-# on What's Up; ROSS beats VIRAL on MMStar. One row of Table 2 costs more than any other gains:
+# on What's Up; ROSS beats VIRAL on MMStar. One row of Table 2 costs as much as the best one gains:
 
 # %%
 clip = second[second["run"].isin(["baseline", "teacher-clip"])].pivot(index="benchmark", columns="run", values="value")

@@ -87,7 +87,7 @@ show(load_vae)
 folders = runs.trained(profile, ("ross-middle", "ross-default"))
 trained = next(iter(folders), None)
 if trained is None:
-    display(Markdown("Not run: no run of this profile trains the reconstruction."))
+    display(Markdown("Not run: no run of this profile that trains the reconstruction is there yet."))
 else:
     device, dtype = distributed.device(), getattr(torch, settings.compute.dtype)
     run = load_run(folders[trained], dtype=dtype, device=device)

@@ -16,7 +16,7 @@
 # **Question.** You fine-tune a LLaVA with transformers and peft. What do you add to align its visual tokens with a
 # vision foundation model?
 #
-# > *The paper:* "we align intermediate MLLM visual representations with features from a pretrained VFM"
+# > *The paper:* VIRAL "aligns intermediate MLLM visual representations with features from a pretrained VFM"
 #
 # Three things of `viral_core`, marked `# VIRAL` in the cell below: a **tap** that reads the hidden states at the visual
 # positions of one block, a **head** that maps them to the teacher's width, and the **loss**

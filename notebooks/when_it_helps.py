@@ -76,12 +76,13 @@ kind_of = {
     if kind in settings.systems
 }
 table = []
-for run, seeds in settings.runs.items():
+for run in settings.runs:
     system = settings.systems[run]
     if kind := kind_of.get(str(system.model_dump(exclude=besides))):
-        table.append({"run": run, "kind": kind, "images": system.images or everything, "trained_seeds": len(seeds)})
-table = pd.DataFrame(table, columns=["run", "kind", "images", "trained_seeds"])
-table.pivot(index="images", columns="kind", values="trained_seeds").fillna(0).astype(int)
+        seeds = len(runs.answer_files(profile, run, scores.benchmarks_of(profile)[0]))
+        table.append({"run": run, "kind": kind, "images": system.images or everything, "evaluated_seeds": seeds})
+table = pd.DataFrame(table, columns=["run", "kind", "images", "evaluated_seeds"])
+table.pivot(index="images", columns="kind", values="evaluated_seeds").fillna(0).astype(int)
 
 # %% [markdown]
 # ## Gain against the number of images
@@ -102,6 +103,7 @@ if len(gains):
     for axis, benchmark in zip(axes[0], shown, strict=True):  # when_it_helps
         part = gains[gains["benchmark"] == benchmark].rename(columns={"difference": "value"})
         plots.curves(axis, part.assign(run=part["kind"]), "images", "value", kinds)
+        axis.vlines(part["images"], part["low"], part["high"], color="grey", linewidth=0.8, zorder=0)
         axis.axhline(0, color="black", linewidth=0.8)
         axis.set(xscale="log", title=scores.TITLES[benchmark], xlabel="instruction images")
         axis.set_xticks(sorted(set(part["images"])), sorted(set(part["images"])), rotation=45, fontsize="x-small")
@@ -198,5 +200,5 @@ differences.to_csv(out / "differences.csv", index=False, float_format="%.4f")
 differences.round(2)
 
 # %%
-missing = runs.not_run(profile, [*kinds, "baseline"])
+missing = runs.not_run(profile, dict.fromkeys(["baseline", *kinds, *table["run"]]))
 show_missing(missing)
