@@ -29,17 +29,16 @@ from workbook.scale import costs
 
 def graph(targets: Iterable[str]) -> dict[str, set[str]]:
     """The stages that targets need, all without any, and those that each of them waits for; from `dvc dag`."""
-    text = subprocess.run(["dvc", "dag", "--dot"], check=True, capture_output=True, text=True).stdout
-    needs: dict[str, set[str]] = {name: set() for name in re.findall(r'^"([^"]+)";?$', text, re.M)}
-    for first, then in re.findall(r'^"([^"]+)" -> "([^"]+)"', text, re.M):
-        needs.setdefault(first, set())
-        needs.setdefault(then, set()).add(first)
-    if not targets:
-        return needs
-    wanted = {name for name in needs if {name, name.partition("@")[0]} & set(targets)}
-    while more := set().union(*(needs[name] for name in wanted)) - wanted:
-        wanted |= more
-    return {name: needs[name] for name in needs if name in wanted}
+    needs: dict[str, set[str]] = {}
+    for target in targets or [""]:
+        command = ["dvc", "dag", "--dot", *filter(None, [target])]
+        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        for name in re.findall(r'^"([^"]+)";?$', text, re.M):
+            needs.setdefault(name, set())
+        for first, then in re.findall(r'^"([^"]+)" -> "([^"]+)"', text, re.M):
+            needs.setdefault(first, set())
+            needs.setdefault(then, set()).add(first)
+    return needs
 
 
 def stale(targets: Iterable[str]) -> dict[str, set[str]]:
