@@ -181,7 +181,8 @@ tables.styled(fifth, f"Table 5, the paper's numbers beside ours. Ours: {settings
 # %% [markdown]
 # ## Our controls
 #
-# - `as-released`: what the released code trains: the teacher above, and a head that never learns.
+# - `as-released`: what the released code trains: the teacher above, which is given pixels in CLIP's normalisation, and
+#   a head that never learns.
 # - `shuffled-teacher`: the right teacher's features of the wrong image. A gain that stays is not the teacher's content.
 # - `lambda-...`: the weight of the alignment loss; `viral` has 0.5.
 
@@ -203,8 +204,8 @@ plots.save(figure, out, "controls_gains")
 # without alignment of the same models.
 
 # %%
-own = [run for run in tables.own_runs(profile) if run not in controls]
-gains = scores.differences(profile, {run: scores.reference(profile, run) for run in own})
+own = {run: scores.reference(profile, run) for run in tables.own_runs(profile) if run not in controls}
+gains = scores.differences(profile, {run: reference for run, reference in own.items() if run != reference})
 gains.to_csv(out / "own_runs.csv", index=False, float_format="%.4f")
 gains[["run", "reference", "benchmark", "difference", "low", "high", "p", "n", "seeds"]].round(3)
 

@@ -60,7 +60,7 @@ show_missing(runs.not_run(profile, systems))
 #
 # One region has $H = 0$. Two readings: *renormalised*, where $S$ sums to 1 over the image and $\tau = 0$; and the
 # published one, *raw* attention with $\tau = 0.001$, where a head that hardly looks at the image falls under $\tau$
-# everywhere and scores 0, as if perfectly focussed. The first is ours and decides.
+# everywhere and scores 0, as if perfectly focussed. The first is ours; the ledger has a row for each.
 
 # %%
 show(spatial_entropies)
@@ -98,8 +98,7 @@ if trained:
     del run
 
 # %% [markdown]
-# The head of the middle layer that looks at the image most: its map, what stands above the mean, and the components
-# with their shares.
+# The head of the middle layer that looks at the image most: its map, what stands above the mean, and the components.
 
 # %%
 if maps is not None:
@@ -110,14 +109,15 @@ if maps is not None:
     components, count = ndimage.label(B > 0, structure=np.ones((3, 3)))
     shares = pd.Series([B[components == c].sum() / B.sum() for c in range(1, count + 1)], name="p_c")
     by_hand = float(-(shares * np.log(shares)).sum())
-    print(f"{count} components; H by hand {by_hand:.4f}, by the library {spatial_entropies(S):.4f}")
+    print(f"shares p_c: {', '.join(f'{share:.3f}' for share in shares)}")
+    print(f"H by hand {by_hand:.4f}, by the library {spatial_entropies(S):.4f}")
     figure, axes = plt.subplots(1, 4, figsize=(6.6, 1.8))  # one_map
     axes[0].imshow(plots.pixels(picture))
     for axis, values, cmap in zip(
         axes[1:], (S, B, np.where(components, components, np.nan)), ("Greys", "Greys", "tab10"), strict=True
     ):
         axis.imshow(values, cmap=cmap, interpolation="nearest")
-    for axis, title in zip(axes, ("image", "attention S", "B", f"{count} components"), strict=True):
+    for axis, title in zip(axes, ("image", "attention S", "B", f"components: {count}"), strict=True):
         axis.set(xticks=[], yticks=[], title=title)
     plots.save(figure, out, "one_map")
 
@@ -148,7 +148,7 @@ if len(curves):
     figure.suptitle(
         plots.wrap(
             f"{settings.label}; mean over heads; n = {curves['n'].max()} questions, "
-            f"{curves['seeds'].max()} seed(s); dashed: aligned layer",
+            f"{plots.seeds(curves['seeds'])}; dashed: aligned layer",
             90,
         ),
         fontsize="small",
@@ -195,8 +195,9 @@ for number, name in enumerate(shown):
 # %% [markdown]
 # ## Differences and claims
 #
-# VIRAL minus baseline on the same questions and seeds, layer by layer and over all layers; and how many rows had no
-# attention above their mean, hence no entropy, and are left out.
+# VIRAL minus baseline on the same questions and seeds, layer by layer and over all layers, and the difference at the
+# aligned layer minus that over all (`middle`); and how many rows had no attention above their mean, hence no entropy,
+# and are left out.
 
 # %%
 differences, overall = [], {}
@@ -206,6 +207,7 @@ for reading, group in questions.groupby("reading", sort=False) if len(questions)
         change = cells.xs("viral", level="run") - cells.xs("baseline", level="run")  # (layer, seed) x question
         parts = {f"layer {layer}": change.loc[layer] for layer in change.index.unique("layer")}
         parts["all layers"] = change.groupby("seed").mean()
+        parts["middle"] = change.loc[aligned] - parts["all layers"]
         level = cells.xs("baseline", level="run")
         levels = {part: level.loc[int(part[6:])] if part[6:].isdigit() else level for part in parts}
         for part, values in parts.items():
@@ -222,7 +224,7 @@ differences.round(4)
 if len(questions):
     display(questions.groupby(["reading", "run"], sort=False)["undefined"].sum().to_frame())
 found = []
-for claim, part in (("entropy-lower", "all layers"), ("entropy-lower-middle", f"layer {aligned}")):
+for claim, part in (("entropy-lower", "all layers"), ("entropy-lower-middle", "middle")):
     for reading in READINGS:
         estimate = overall.get((reading, part))
         missing = "" if estimate else "attention of viral or baseline"

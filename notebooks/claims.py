@@ -68,7 +68,7 @@ claims.styled(ledger, settings.label)
 # ## All of them at a glance
 #
 # Each row in units of its smallest effect of interest: left of -1 and right of 1 is an effect that would matter. The
-# claimed side is to the right.
+# claimed side is to the right. The parts of a claim are in the table's order.
 
 # %%
 smallest = ledger["unit"].map(claims.ledger()[1])

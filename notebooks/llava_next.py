@@ -126,7 +126,7 @@ if len(curve):
     axis.set_title(
         plots.wrap(
             f"{settings.label}; k = {similarity['k'].iat[0]}, tokens of each tile; n = {curve['n'].max()} images, "
-            f"{curve['seeds'].max()} seed(s); dashed: aligned layer"
+            f"{plots.seeds(curve['seeds'])}; dashed: aligned layer"
         ),
         fontsize="small",
     )

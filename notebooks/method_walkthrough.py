@@ -241,7 +241,8 @@ parts
 
 # %% [markdown]
 # LoRA's second factors start at zero, so in the very first step its first factors have no gradient yet: half of its
-# tensors change. The losses of this one sample, before and after the step (dropout makes them vary a little):
+# tensors change. The teacher is not in the table: the model is given its features. The losses of this one sample,
+# before and after the step (where LoRA has dropout, they vary a little by that):
 
 # %%
 change = {name: {"before": value.item(), "after": after[name].item()} for name, value in first.items()}

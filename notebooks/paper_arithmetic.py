@@ -204,8 +204,8 @@ unattainable.to_csv(out / "unattainable.csv", index=False, float_format="%.4f")
 unattainable[["table", "run", "benchmark", "value", "nearest", "n"]].round(3)
 
 # %% [markdown]
-# 57.59, 57.77 and 49.62 % are no accuracies of 1438 questions; several rows of Table 2 miss MMVP's grid, so they may
-# have been averaged over another number of runs.
+# 57.59, 57.77 and 49.62 % are no accuracies of 1438 questions; several rows of Tables 1, 2 and 5 miss MMVP's grid, so
+# they may have been averaged over another number of runs.
 #
 # ## The ablations
 #

@@ -96,7 +96,7 @@ for run in systems:
 one = pd.DataFrame(one, columns=["system", "layer", "cknna"])
 
 # %%
-figure, (left, right) = plt.subplots(1, 2, figsize=(7, 2.6), width_ratios=[1, 2.4])  # one_image
+figure, (left, right) = plt.subplots(1, 2, figsize=(9, 2.6), width_ratios=[1, 1.6])  # one_image
 left.imshow(plots.pixels(picture))
 left.axis("off")
 for name in dict.fromkeys(one["system"]):
@@ -105,17 +105,19 @@ for name in dict.fromkeys(one["system"]):
     right.plot(mean.index, mean, label=name, markersize=3, **style)
 right.set(xlabel="layer", ylabel=f"CKNNA, k = {settings.cknna.k}", title="this image")
 if len(one):
-    right.legend(fontsize="x-small")
+    right.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1))
 plots.save(figure, out, "one_image")
 
 # %% [markdown]
 # ## Over many images (Figure 2d)
 #
-# The `measure` stage did the same for every image and seed. The band is the 95 % interval of the mean over images and
-# seeds.
+# The `measure` stage did the same for every image and seed, and for the baseline before stage 2, which the paper does
+# not show. The band is the 95 % interval of the mean over images and seeds.
 
 # %%
 similarity = runs.measured(profile, "cknna", systems)
+start = runs.measured(profile, "cknna_start", ["baseline"]).assign(run="before stage 2")
+similarity = pd.concat([similarity, start]) if len(similarity) else similarity
 unclamped = similarity[similarity["clamp"] == 1] if len(similarity) else similarity
 curve = []
 for (run, layer), group in unclamped.groupby(["run", "layer"], sort=False) if len(unclamped) else ():
@@ -127,14 +129,14 @@ curve.pivot(index="layer", columns="run", values="value").round(3)
 
 # %%
 if len(curve):
-    figure, axis = plt.subplots(figsize=(5.8, 3.6))  # figure_2d
-    plots.curves(axis, curve, "layer", "value", systems)
+    figure, axis = plt.subplots(figsize=(7.8, 3.4))  # figure_2d
+    plots.curves(axis, curve, "layer", "value", systems | {"before stage 2": "(a) before stage 2"})
     middle = settings.systems["viral"].align.blocks(settings.blocks("viral"))
     plots.mark_layers(axis, middle, curve["chance"].mean())
     axis.set(xlabel="layer (0 = input of the language model)", ylabel="CKNNA to the encoder's z")
-    axis.legend(fontsize="x-small")
+    axis.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1))
     size = f"k = {settings.cknna.k} of {unclamped['n'].iat[0]} tokens; n = {curve['n'].max()} images"
-    caption = f"{settings.label}; {size}, {curve['seeds'].max()} seed(s); dashed: layer of re-injection or alignment"
+    caption = f"{settings.label}; {size}, {plots.seeds(curve['seeds'])}; dashed: layer of re-injection or alignment"
     axis.set_title(plots.wrap(caption), fontsize="small")
     plots.save(figure, out, "figure_2d")
 
@@ -177,20 +179,25 @@ plots.save(figure, out, "figure_2e")
 # %% [markdown]
 # ## Differences in CKNNA, and their claims
 #
-# On the same images and seeds: the baseline's change from one depth to another, and the difference of two systems, mean
-# over the layers from the middle to the last.
+# On the same images and seeds: the baseline's change from one depth to another, how much smaller its fall is from a
+# quarter to the middle than up to the quarter, its last layer against that before stage 2, and the difference of two
+# systems, mean over the layers from the middle to the last.
 
 # %%
 found, middle, last = [], 0, 0
-cells = late = pd.DataFrame()
+cells = late = early_fall = middle_fall = pd.DataFrame()
 if len(unclamped):
     last = unclamped["layer"].max()
     middle = round(last / 2)
     cells = unclamped.pivot_table(index=["run", "seed"], columns=["layer", "image"], values="cknna")
     late = cells.loc[:, middle:last].T.groupby("image").mean().T  # mean over layers
+    quarter = cells[round(0.25 * last)]
+    early_fall, middle_fall = quarter - cells[0], cells[middle] - quarter
 comparisons = {  # claim: the values of one run minus those of another
     "cknna-falls": ("baseline", cells.get(last), "baseline", cells.get(0)),
+    "cknna-middle-slows": ("baseline", middle_fall, "baseline", early_fall),
     "cknna-middle-rise": ("baseline", cells.get(middle), "baseline", cells.get(round(0.375 * last))),
+    "training-lowers-cknna": ("baseline", cells.get(last), "before stage 2", cells.get(last)),
     "residual-keeps-cknna": ("residual-post", late, "baseline", late),
     "align-beats-residual-cknna": ("align-encoder", late, "residual-post", late),
 }

@@ -82,7 +82,8 @@ shares.describe().loc[["mean", "std", "min", "max"]].round(3)
 # ## 2. The teacher knows what the encoder does not
 #
 # Linear probes on a token's feature: category of the object at the token, how many of it there are, which way it faces,
-# where its centre lies, how large it is. Fitted on the probe set's training scenes, asked about its test scenes.
+# where its centre lies, how large it is. Fitted on the probe set's training scenes, asked about its test scenes (the
+# probes of layers in section 5 about its validation scenes). Grey: always the same answer.
 
 # %%
 show(probe)
@@ -116,7 +117,10 @@ accuracy.round(3)
 
 # %%
 figure, axis = plt.subplots(figsize=(6.4, 2.6))  # teachers
-sns.pointplot(table, x="probe", y="accuracy", hue="model", dodge=0.5, linestyle="none", errorbar=("ci", 95), ax=axis)
+style = {"dodge": 0.5, "linestyle": "none", "errorbar": ("ci", 95)}
+sns.pointplot(table, x="probe", y="accuracy", hue="model", order=kinds, ax=axis, **style)
+for place, kind in enumerate(kinds):
+    axis.hlines(accuracy.loc["always the same", kind], place - 0.35, place + 0.35, color="grey", linestyle=":")
 axis.legend(fontsize="x-small", ncols=2)
 axis.set_title(plots.wrap(f"{settings.label}; n = {len(pictures['test'])} test scenes"), fontsize="small")
 plots.save(figure, out, "teachers")
@@ -227,42 +231,30 @@ if len(curves):
         axis.axhline(chosen["constant"].mean(), color="grey", linestyle=":", lw=0.9)
         axis.set(title=kind, xlabel="layer", ylabel="accuracy" if kind == drawn[0] else "")
     axes[0, -1].legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1))
-    caption = f"{settings.label}; n = {curves['n'].max()} scenes, {curves['seeds'].max()} seed(s); dashed: encoder"
+    caption = f"{settings.label}; n = {curves['n'].max()} scenes, {plots.seeds(curves['seeds'])}; dashed: encoder"
     figure.suptitle(plots.wrap(f"{caption}; dotted: always the same answer", 100), fontsize="small")
     plots.save(figure, out, "layer_probes")
 
 # %% [markdown]
-# Two things may be meant by *discards*. What training on text takes away: the last layer of the baseline minus that of
-# the same model before stage 2, in points of accuracy, paired by image. Where it is above zero, the training has added.
-
-# %%
-if "baseline" in set(layers.get("run", [])):
-    states = layers[layers["layer"] == layers["layer"].max()]
-    cells = states.pivot_table(index=["probe", "system", "seed"], columns="image", values="accuracy")
-    changes = {
-        kind: interval(cells.loc[kind, "baseline"] - cells.loc[kind, "before stage 2"]).scaled(100).columns()
-        for kind in kinds
-    }
-    changes = pd.DataFrame(changes).T[["value", "low", "high", "p", "n", "seeds"]].rename_axis("probe")
-    changes.to_csv(out / "stage2_change.csv", float_format="%.5f")
-    display(changes.round(3))
-
-# %% [markdown]
-# And what depth takes away, as in Figure 2 (d). The claims: what the last layer of the baseline holds, minus what its
-# input (layer 0) holds; and what the middle layer of VIRAL holds, minus that of the baseline.
+# Two things may be meant by *discards*, and each is a claim. With depth: what the last layer of the baseline holds,
+# minus what its input (layer 0) holds, as in Figure 2 (d). By training on text: what the last layer holds, minus what
+# it held before stage 2. And what the middle layer of VIRAL holds, minus that of the baseline.
 
 # %%
 for kind in kinds:
-    lost = kept = None
+    lost = discarded = kept = None
     if len(layers):
-        chosen = layers[(layers["probe"] == kind) & (layers["source"] == "model")]
-        cells = chosen.pivot_table(index=["run", "layer", "seed"], columns="image", values="accuracy")
+        chosen = layers[(layers["probe"] == kind) & layers["layer"].notna()]
+        cells = chosen.pivot_table(index=["system", "layer", "seed"], columns="image", values="accuracy")
         last = chosen["layer"].max()
         if "baseline" in set(chosen["run"]):
             lost = interval(cells.loc["baseline", last] - cells.loc["baseline", 0]).scaled(100)
+            discarded = interval(cells.loc["baseline", last] - cells.loc["before stage 2", last]).scaled(100)
         if {"baseline", "viral"} <= set(chosen["run"]):
             kept = interval(cells.loc["viral", last // 2] - cells.loc["baseline", last // 2]).scaled(100)
-    rows.append(claims.row("detail-is-lost", lost, part=kind, missing="" if lost else "probes of baseline"))
+    missing = "" if lost else "probes of baseline"
+    rows.append(claims.row("detail-is-lost", lost, part=kind, missing=missing))
+    rows.append(claims.row("training-discards-detail", discarded, part=kind, missing=missing))
     rows.append(claims.row("alignment-keeps-detail", kept, part=kind, missing="" if kept else "probes of viral"))
 
 # %% [markdown]
@@ -275,3 +267,13 @@ for kind in kinds:
 decided = claims.decide(claims.write(out, rows).fillna({"missing": ""}))
 decided.to_csv(out / "premises.csv", index=False, float_format="%.4f")
 decided[["id", "part", "expect", "threshold", "value", "low", "high", "n", "seeds", "q", "verdict"]].round(3)
+
+# %% [markdown]
+# A premise holds where so many of its rows are reproduced as the ledger asks of it, and fails where that is no longer
+# possible.
+
+# %%
+verdicts = decided[decided["section"] == "premise"].groupby("id", sort=False)["verdict"]
+premises = verdicts.value_counts().unstack(fill_value=0).reindex(columns=claims.VERDICTS, fill_value=0)
+premises.insert(0, "state", {name: claims.state(claims.ledger()[0][name], rows) for name, rows in verdicts})
+premises.join(decided.drop_duplicates("id").set_index("id")["claim"])

@@ -89,7 +89,7 @@ pictures = [pad_to_square(open_image(rows[name]["image"])) for name in chosen]
 examples = pd.DataFrame([rows[name] for name in chosen])[["id", "question", "answer"]]
 for run, seeds in answered.items():
     given = {row["id"]: row["response"] for row in seeds[shared[0]][0]} if shared else {}
-    examples[run] = examples["id"].map(given)
+    examples[run] = examples["id"].map(given).fillna("not run")
 examples.to_csv(out / "figure_5.csv", index=False)
 examples
 
@@ -127,8 +127,9 @@ for run in systems:
 columns = {"image": [plots.pixels(picture) for picture in pictures]}
 for run in ("baseline", "viral"):
     tokens = [image[middle] for image in states.get(run, ())]
-    columns[f"{run}, layer {middle}"] = [pca_map(values) for values in tokens] or [None] * len(pictures)
-figure = plots.tiles(columns, [plots.wrap(rows[name]["question"], 45) for name in chosen])
+    columns[f"{run}\nlayer {middle}"] = [pca_map(values) for values in tokens] or [None] * len(pictures)
+told = "{row.question} Right: {row.answer}; baseline: {row.baseline}; VIRAL: {row.viral}"
+figure = plots.tiles(columns, [plots.wrap(told.format(row=row), 45) for row in examples.itertuples()])
 figure.suptitle(plots.wrap(settings.label, 60), fontsize="small")
 plots.save(figure, out, "figure_5")
 
@@ -161,11 +162,11 @@ for teacher, run in teachers.items():
     if run in states:
         spec = settings.teachers[teacher]
         model = load_teacher(spec.kind, spec.path, grid, revision=spec.revision, device=distributed.device())
-        seen[teacher] = model(pictures[:1])[0].cpu()
+        seen[teacher] = model(pictures).cpu()  # (pictures, N, d)
 columns = {"image": [plots.pixels(pictures[0]), ""]}
 columns["baseline"] = ["", pca_map(states["baseline"][0][middle]) if "baseline" in states else None]
 for teacher, run in teachers.items():
-    above = pca_map(seen[teacher]) if teacher in seen else None
+    above = pca_map(seen[teacher][0]) if teacher in seen else None
     columns[teacher] = [above, pca_map(states[run][0][middle]) if run in states else None]
 figure = plots.tiles(columns, ["teacher", f"layer {middle}"])
 figure.suptitle(plots.wrap(settings.label, 90), fontsize="small")
@@ -180,7 +181,7 @@ plots.save(figure, out, "figure_11")
 # %%
 sources = {"encoder z": features[0]} if features else {}
 sources |= {run: states[run][0][middle] for run in ("baseline", "viral") if run in states}
-sources |= {"teacher dinov2": seen["dinov2"]} if "dinov2" in seen else {}
+sources |= {"teacher dinov2": seen["dinov2"][0]} if "dinov2" in seen else {}
 figure, axes = plt.subplots(1, 1 + len(sources), figsize=(1.5 * (1 + len(sources)), 1.8), squeeze=False)  # similarity
 axes[0, 0].imshow(plots.pixels(pictures[0]))
 axes[0, 0].set_axis_off()
@@ -202,16 +203,8 @@ plots.save(figure, out, "similarity")
 numbers = []
 for teacher, run in teachers.items():
     for name in ("baseline", run) if teacher in seen and "baseline" in states else ():
-        model = load_teacher(
-            settings.teachers[teacher].kind,
-            settings.teachers[teacher].path,
-            grid,
-            revision=settings.teachers[teacher].revision,
-            device=distributed.device(),
-        )
-        target = model(pictures).cpu()
         tokens = torch.stack([image[middle] for image in states[name]])
-        values = cknna(tokens, target, settings.cknna.k)
+        values = cknna(tokens, seen[teacher], settings.cknna.k)
         numbers.append({"teacher": teacher, "run": name, **interval(values.numpy()).columns()})
 numbers = pd.DataFrame(numbers, columns=["teacher", "run", "value", "low", "high", "n"])
 numbers.to_csv(out / "cknna_to_teachers.csv", index=False, float_format="%.5f")

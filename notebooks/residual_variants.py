@@ -115,8 +115,8 @@ show(VisualTap._visit)
 # %% [markdown]
 # ## What adding does at once
 #
-# CKNNA to the encoder of this one image, before any training. A residual raises it where it enters because it adds the
-# very features that are compared; what the later layers keep of it is the question.
+# CKNNA to the encoder of this one image, before any training. A residual adds the very
+# features that are compared, so that it may raise it where it enters; what later layers keep of it is the question.
 
 # %%
 figure, axis = plt.subplots(figsize=(4.6, 2.6))  # one_image
@@ -146,13 +146,13 @@ for (run, layer), group in similarity.groupby(["run", "layer"], sort=False) if l
 curve = pd.DataFrame(curve, columns=["run", "layer", "value", "low", "high", "n", "seeds", "chance"])
 curve.to_csv(out / "figure_8_cknna.csv", index=False, float_format="%.5f")
 if len(curve):
-    figure, axis = plt.subplots(figsize=(5.8, 3.6))  # figure_8_cknna
+    figure, axis = plt.subplots(figsize=(8, 3.4))  # figure_8_cknna
     plots.curves(axis, curve, "layer", "value", systems)
     plots.mark_layers(axis, [middle], curve["chance"].mean())
     axis.set(xlabel="layer (0 = input of the language model)", ylabel="CKNNA to the encoder's z")
-    axis.legend(fontsize="x-small")
+    axis.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1))
     size = f"k = {settings.cknna.k} of {similarity['n'].iat[0]} tokens; n = {curve['n'].max()} images"
-    caption = f"{settings.label}; {size}, {curve['seeds'].max()} seed(s); dashed: layer of re-injection or alignment"
+    caption = f"{settings.label}; {size}, {plots.seeds(curve['seeds'])}; dashed: layer of re-injection or alignment"
     axis.set_title(plots.wrap(caption), fontsize="small")
     plots.save(figure, out, "figure_8_cknna")
 

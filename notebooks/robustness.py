@@ -125,7 +125,8 @@ if trained:
 #
 # For each question: whether the answer in order is right (official rule), and the share of permutations under which it
 # is right. Their difference, the *loss*, is averaged over questions; intervals are over questions and seeds. Counts are
-# of all questions of the category, as the paper prints them.
+# of all questions of the category, as the paper prints them, and `drop_percent` is of those that were right before; in
+# the figure and in the ledger losses are shares of all questions.
 
 # %%
 answers = runs.measured(profile, "permutation/accuracy", systems)
@@ -157,8 +158,8 @@ for (category, run), loss in losses.items():
             "low": n * estimate.low,
             "high": n * estimate.high,
             "drop_percent": 100 * n * estimate.value / max(original, 1),
-            "paper_drop": printed["drop"].get(run),
-            "paper_drop_percent": printed["drop_percent"].get(run),
+            "paper_drop": printed["drop"].get(run) if category == "Relation" else None,
+            "paper_drop_percent": printed["drop_percent"].get(run) if category == "Relation" else None,
         }
     )
 table = pd.DataFrame(
@@ -194,12 +195,12 @@ if len(table):
         for place in (i for i, run in enumerate(systems) if pd.isna(share.loc[run, "drop"])):
             axis.annotate("not run", (0, place), color="grey", va="center")
         axis.axvline(0, color="grey", linewidth=0.8, zorder=0)
-        axis.set(title=f"{category} (n = {part['n'].max():.0f})", xlabel="right answers lost (%)", ylabel="")
+        axis.set(title=f"{category} (n = {part['n'].max():.0f})", xlabel="right answers lost (points)", ylabel="")
     axes[0, 0].set_yticks(list(y), systems.values())
     axes[0, 0].set_ylim(len(systems) - 0.5, -0.5)
     figure.suptitle(
         plots.wrap(
-            f"{settings.label}; {settings.permutation.permutations} permutations, {table['seeds'].max()} seed(s)", 90
+            f"{settings.label}; {settings.permutation.permutations} permutations, {plots.seeds(table['seeds'])}", 90
         ),
         fontsize="small",
     )

@@ -38,6 +38,7 @@ from viral_core import distributed
 from viral_core.conversations import load_conversations
 from viral_core.images import pad_to_square
 from viral_core.measure.inputs import batches
+from viral_core.measure.intervals import interval
 from viral_core.ross import Denoiser, Reconstruction
 from viral_core.run_folder import load_run
 from viral_core.teachers import load_teacher, load_vae
@@ -152,8 +153,8 @@ if trained:
         for name, tokens in (("its own image", condition), ("another image", condition.roll(1, 0))):
             with torch.inference_mode():
                 error = (reconstruction.denoiser(noisy, step, tokens).float() - noise).square().mean((1, 2))
-            losses += [{"t": t, "condition": name, "loss": value} for value in error.tolist()]
-losses = pd.DataFrame(losses, columns=["t", "condition", "loss"])
+            losses += [{"t": t, "condition": name, "image": i, "loss": loss} for i, loss in enumerate(error.tolist())]
+losses = pd.DataFrame(losses, columns=["t", "condition", "image", "loss"])
 losses.to_csv(out / "conditions.csv", index=False, float_format="%.5f")
 if len(losses):
     figure, axis = plt.subplots(figsize=(4.6, 2.6))  # conditions
@@ -161,6 +162,10 @@ if len(losses):
     axis.set(xlabel="timestep t of 1000", ylabel="squared error of the noise")
     axis.set_title(plots.wrap(f"{settings.label}; {trained}; n = {len(images)} images", 60), fontsize="small")
     plots.save(figure, out, "conditions")
+    cells = losses.pivot(index="image", columns=["condition", "t"], values="loss")
+    more = cells["another image"] - cells["its own image"]  # image by image
+    table = {t: interval(more[t]).columns() for t in more}
+    display(pd.DataFrame(table).T[["value", "low", "high", "n"]].rename_axis("t: another - its own").round(4))
 
 # %% [markdown]
 # ## Benchmarks (Table 6)

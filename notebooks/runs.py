@@ -100,7 +100,12 @@ for (run, seed), folder in folders.items():
             "architecture": card["architecture"],
             "objective": align.get("objective") or ("reconstruction" if reconstruct else "language only"),
             "target": align.get("target", ""),
-            "blocks": align.get("layers") or [one["layer"] for one in card["residuals"]] or [reconstruct.get("layer")],
+            "residual": ", ".join(one["source"] for one in card["residuals"]),
+            "blocks": [
+                *align.get("layers", ()),
+                *(one["layer"] for one in card["residuals"]),
+                *(() if not reconstruct else [reconstruct["layer"]]),
+            ],
             "steps": log["step"].iat[-1],
             "seconds": log["seconds"].iat[-1],
             "lm_loss": log["lm_loss"].tail(3).mean(),
@@ -141,7 +146,7 @@ if len(machines):
 # ## Time
 #
 # Wall time of each stage as it last finished, attempts that it continued included. `minutes` adds up what ran side by
-# side too; `began` to `ended` is what one waits.
+# side too; `began` to `ended` is what one waits, with the pauses between.
 
 # %%
 file = paths.root / "costs.jsonl"

@@ -21,9 +21,9 @@
 # Three things of `viral_core`, marked `# VIRAL` in the cell below: a **tap** that reads the hidden states at the visual
 # positions of one block, a **head** that maps them to the teacher's width, and the **loss**
 # $-\frac{1}{N} \sum_i \cos(P_\pi(e_{\ell,i}), y_i)$ (Eq. 6), added to the language loss with $\lambda = 0.5$ (Eq. 5).
-# Nothing else of the training changes, and nothing of the model's code. This notebook needs `pip install .` and no more
-# of this repository; it trains a LLaVA that is small enough for any CPU, so that it runs as it stands. Where the real
-# models go is in the comments.
+# Nothing else of the training changes, and nothing of the model's code. This notebook needs `pip install .`, for its
+# pictures seaborn, and no more of this repository; it trains a LLaVA that is small enough for any CPU, so that it runs
+# as it stands. Where the real models go is in the comments.
 
 # %% tags=["parameters"]
 profile = "laptop"  # every notebook has it; nothing here depends on it

@@ -110,7 +110,7 @@ if len(gains):
         axis.minorticks_off()
     axes[0, 0].set_ylabel("gain over the baseline\nof the same images (points)")
     axes[0, -1].legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1))
-    caption = f"{settings.label}; n = {gains['n'].max()} questions at the most, {gains['seeds'].max()} seed(s)"
+    caption = f"{settings.label}; n = {gains['n'].max()} questions at the most, {plots.seeds(gains['seeds'])}"
     figure.suptitle(plots.wrap(f"When alignment helps. {caption}", 100), fontsize="small")
     plots.save(figure, out, "when_it_helps")
 
@@ -118,7 +118,8 @@ if len(gains):
 # ## Gain against what the teacher knows
 #
 # All teachers on the full mix; what each knows is the mean accuracy of the linear probes on its features (notebook
-# `stand_ins`); the encoder's own is the vertical line. The oracle knows everything.
+# `stand_ins`) of category, number, facing and position, which questions ask for; the encoder's own is the vertical
+# line. The oracle knows everything.
 
 # %%
 folders = {name: ROOT / spec.path for name, spec in settings.teachers.items() if spec.kind not in ("vae", "oracle")}
@@ -156,9 +157,8 @@ if len(by_teacher):
         axis.vlines(part["known"], part["low"], part["high"], color="black", linewidth=1)
         sns.scatterplot(part, x="known", y="difference", color="black", ax=axis)
         for row in part.itertuples():
-            axis.annotate(
-                row.teacher, (row.known, row.difference), xytext=(3, 3), textcoords="offset points", fontsize=6
-            )
+            place = {"xytext": (2, 3), "textcoords": "offset points", "rotation": 90, "va": "bottom"}
+            axis.annotate(row.teacher, (row.known, row.high), fontsize=6, **place)
         axis.axhline(0, color="grey", linewidth=0.8)
         if "encoder" in known:
             axis.axvline(known["encoder"], color="grey", linestyle="--", linewidth=0.8)

@@ -5,7 +5,7 @@ benchmark.  The ledger is all of them (`read`), and one rule decides every row (
 value differs from the threshold (two-sided t), and whether it is equivalent to it, that is, less than the smallest
 effect of interest away (two one-sided t tests).
 
-    no difference   equivalent, whether or not it differs: an effect too small to matter
+    no difference   equivalent, whether or not it differs: an effect too small to matter; beside a threshold, at it
     reproduced      differs, on the claimed side of the threshold
     contradicted    differs, on the other side
     inconclusive    neither can be said, or there is no interval
@@ -16,7 +16,7 @@ The p-values of both tests of all rows are adjusted together after Benjamini and
 single false decision: the ledger is read as a whole, no conclusion hangs on all of its rows, and with over a hundred
 of them that bound would leave real effects undecided.
 
-A claim names the premises that it needs.  A premise is a row as any other; it holds where it is reproduced.
+A claim names the premises that it needs.  A premise is a row as any other; it `holds` where it is reproduced.
 """
 
 import functools
@@ -165,6 +165,9 @@ def decide(rows: pd.DataFrame) -> pd.DataFrame:
 
     Adds section, claim, expect, threshold and notebook of their claim; p and p_equivalence as they are, q and
     q_equivalence adjusted; verdict; and fails, the needed premises that do not hold.
+
+    The adjusted values are half of what the procedure gives for both tests of all rows: a value cannot both be the
+    threshold and lie the smallest effect away from it, so at most half of the hypotheses tested are true.
     """
     claims, smallest = ledger()
     own = pd.DataFrame([claims[name].model_dump() for name in rows["id"]], index=rows.index)
@@ -188,13 +191,18 @@ def decide(rows: pd.DataFrame) -> pd.DataFrame:
     ]
     verdicts = ["not run", "no difference", "reproduced", "contradicted"]
     table["verdict"] = np.select(conditions, verdicts, "inconclusive")
-    holding = {name for name, part in table.groupby("id") if _holds(part["verdict"], claims[name].at_least)}
+    holding = {name for name, part in table.groupby("id") if state(claims[name], part["verdict"]) == "holds"}
     table["fails"] = [", ".join(name for name in claims[id].needs if name not in holding) for id in table["id"]]
     return table
 
 
-def _holds(verdicts: pd.Series, at_least: int | None) -> bool:
-    return (verdicts == "reproduced").sum() >= (len(verdicts) if at_least is None else at_least)
+def state(claim: Claim, verdicts: pd.Series) -> str:
+    """Whether a premise holds, by the verdicts of all its rows: "holds", "fails", or "open" until more is decided."""
+    needed = len(verdicts) if claim.at_least is None else claim.at_least
+    if (verdicts == "reproduced").sum() >= needed:
+        return "holds"
+    possible = verdicts.isin(["reproduced", "inconclusive", "not run"]).sum()
+    return "open" if possible >= needed else "fails"
 
 
 def styled(table: pd.DataFrame, caption: str):

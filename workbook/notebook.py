@@ -28,6 +28,8 @@ def begin(profile: str, name: str) -> tuple[Profile, Path]:
 
     Applies the figures' style, shows which profile it is, and goes to the repository's root, where its paths begin.
     """
+    import pandas as pd
+
     from workbook import plots  # seaborn takes seconds, and the report needs none
 
     quiet()
@@ -37,6 +39,7 @@ def begin(profile: str, name: str) -> tuple[Profile, Path]:
     out = Paths(profile).results(name)
     out.mkdir(parents=True, exist_ok=True)
     plots.style()
+    pd.set_option("display.max_colwidth", None)  # cells are shown whole
     display(Markdown(f"Profile **{profile}**: {settings.label}."))
     return settings, out
 

@@ -41,6 +41,12 @@ def save(figure: plt.Figure, folder: str | Path, name: str) -> None:
     figure.savefig(folder / f"{name}.png", metadata={"Software": None})
 
 
+def seeds(counts: pd.Series) -> str:
+    """How many seeds the lines of a figure have, for its caption: "5 seeds", "3 to 10 seeds"."""
+    low, high = int(counts.min()), int(counts.max())
+    return f"{high} seed{'s' * (high != 1)}" if low == high else f"{low} to {high} seeds"
+
+
 def line(i: int) -> dict:
     """Colour, marker and dashes of the i-th line of a figure: told apart without colour too."""
     i %= len(COLOURS)
@@ -95,7 +101,7 @@ def score_panels(table: pd.DataFrame, titles: dict[str, str], value: str = "ours
         if value == "gain":
             axis.axvline(0, color="grey", linewidth=0.8, zorder=0)
         axis.set_title(titles[benchmark], fontsize="small")
-        axis.set_xlabel("points" if benchmark == "mme" else "%", fontsize="small")
+        axis.set_xlabel("points" if benchmark == "mme" or value == "gain" else "%", fontsize="small")
         axis.tick_params(labelsize="small")
         axis.set(yticks=range(len(runs)), ylim=(len(runs) - 0.5, -0.5))
     axes[0, 0].set_yticklabels(runs)

@@ -38,11 +38,13 @@ def trained(profile: str, runs: Iterable[str]) -> dict[str, Path]:
 
 
 def not_run(profile: str, runs: Iterable[str]) -> list[str]:
-    """Those of `runs` that have not been evaluated, with their seed, or without one where the profile trains none."""
-    absent = [run for run in runs if run not in settings(profile).runs]
-    for run, seed in names(profile, runs):
-        if not any(Paths(profile).evaluation(run, seed).glob("*.jsonl")):
-            absent.append(f"{run}-s{seed}")
+    """Those of `runs` that have not been evaluated, with their seeds, or without any where the profile trains none."""
+    absent = []
+    for run in runs:
+        folders = {seed: Paths(profile).evaluation(run, seed) for _, seed in names(profile, [run])}
+        seeds = [str(seed) for seed, folder in folders.items() if not any(folder.glob("*.jsonl"))]
+        if seeds or not folders:
+            absent.append(f"{run} (seed {', '.join(seeds)})" if seeds else run)
     return absent
 
 

@@ -64,7 +64,8 @@ def styled(frame: pd.DataFrame, caption: str) -> Styler:
     """What `side_by_side` returns, as the paper prints it: a row per system, three columns per benchmark.
 
     Columns of a benchmark: the paper's number (italic and grey), ours with its interval and the number of seeds, and
-    our paired difference to the row's reference; bold where its interval excludes zero.  The caption is below.
+    our paired difference to the row's reference, on the seeds that both have; bold where its interval excludes zero.
+    The caption is below.
     """
     columns, bold = {}, {}
     for benchmark, cells in frame.groupby("benchmark", sort=False):
@@ -81,6 +82,7 @@ def styled(frame: pd.DataFrame, caption: str) -> Styler:
     index = pd.MultiIndex.from_frame(frame.drop_duplicates(["row", "run"])[["row", "run"]])
     table = pd.DataFrame(columns, index=index)
     weights = pd.DataFrame(bold, index=index).reindex(columns=table.columns, fill_value="")
+    caption += " Gains are paired: of the questions and seeds that a row and its reference share."
     style = table.style.apply(lambda _: weights, axis=None).set_caption(caption)
     style = style.set_uuid("scores")  # else the page would differ every time
     printed = [column for column in table.columns if column[1] == "paper"]

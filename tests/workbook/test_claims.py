@@ -93,6 +93,21 @@ def test_a_claim_names_the_premises_that_do_not_hold(entries, at_least, fails):
     assert decided.loc["below", "fails"] == ""
 
 
+@pytest.mark.parametrize(
+    ("verdicts", "at_least", "state"),
+    [
+        (["reproduced", "contradicted"], 1, "holds"),
+        (["reproduced", "inconclusive"], None, "open"),
+        (["reproduced", "not run", "contradicted"], 2, "open"),
+        (["reproduced", "no difference"], None, "fails"),  # at its threshold
+        (["reproduced", "contradicted", "contradicted"], 2, "fails"),
+    ],
+)
+def test_a_premise_is_open_while_its_rows_can_still_decide_it(verdicts, at_least, state):
+    claim = claims.Claim(id="p", section="1", claim="c", quantity="q", unit="points", notebook="n", at_least=at_least)
+    assert claims.state(claim, pd.Series(verdicts)) == state
+
+
 def test_every_notebook_writes_its_own_rows_and_the_ledger_has_all(entries, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert claims.read("tiny")["missing"].tolist() == ["notebook main_table"] * 3

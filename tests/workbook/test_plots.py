@@ -19,6 +19,11 @@ def test_a_run_without_rows_is_in_the_legend_and_keeps_the_others_looks():
     plt.close(figure)
 
 
+def test_a_caption_says_how_many_seeds():
+    assert plots.seeds(pd.Series([5, 3, 10])) == "3 to 10 seeds"
+    assert plots.seeds(pd.Series([1, 1])) == "1 seed"
+
+
 def test_a_forest_has_a_line_per_claim_and_an_arrow_for_what_lies_beyond():
     row = {"claim": "It helps.", "verdict": "reproduced", "value": 2, "low": 1, "high": 3, "paper": 2.5}
     far = row | {"value": 9, "low": 8, "high": 10, "paper": float("nan")}

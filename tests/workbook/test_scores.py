@@ -118,7 +118,7 @@ def test_the_reference_is_the_baseline_of_the_same_models(root, run, reference):
 
 
 def test_what_has_not_run_is_named(root):
-    assert runs.not_run("tiny", ["viral", "qwen-viral", "siglip2-viral"]) == ["siglip2-viral", "qwen-viral-s0"]
+    assert runs.not_run("tiny", ["viral", "qwen-viral", "siglip2-viral"]) == ["qwen-viral (seed 0)", "siglip2-viral"]
     assert runs.measured("tiny", "cknna").empty
 
 

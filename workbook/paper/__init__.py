@@ -3,7 +3,7 @@
 A row of a table's file is one cell: table, row (the paper's label), run (the entry of `profiles/runs.yaml` that
 supplies this row), benchmark (the cell's column; in Table 3, which counts right answers: original, patch_shuffle, drop,
 drop_percent) and value (percent; MME in points; Table 3 as printed). Table 1 also has printed_gain, the difference in
-brackets. Figures 2e and 1b repeat numbers of Tables 4 and 1.
+brackets. Figure 2e repeats numbers of Table 4.
 """
 
 from pathlib import Path
