@@ -38,7 +38,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib import pyplot as plt
 
 from viral_core.specs import Align
@@ -151,18 +150,17 @@ by_teacher.pivot_table(index=["teacher", "known"], columns="benchmark", values="
 
 # %%
 if len(by_teacher):
-    figure, axes = plt.subplots(1, len(vision_centric), figsize=(2.6 * len(vision_centric), 2.6), squeeze=False)
+    figure, axes = plt.subplots(1, len(vision_centric), figsize=(2.6 * len(vision_centric) + 1.2, 2.6), squeeze=False)
     for axis, benchmark in zip(axes[0], vision_centric, strict=True):  # teachers
         part = by_teacher[by_teacher["benchmark"] == benchmark]
         axis.vlines(part["known"], part["low"], part["high"], color="black", linewidth=1)
-        sns.scatterplot(part, x="known", y="difference", color="black", ax=axis)
-        for row in part.itertuples():
-            place = {"xytext": (2, 3), "textcoords": "offset points", "rotation": 90, "va": "bottom"}
-            axis.annotate(row.teacher, (row.known, row.high), fontsize=6, **place)
+        for i, row in enumerate(part.itertuples()):
+            axis.plot(row.known, row.difference, label=row.teacher, markersize=5, **(plots.line(i) | {"linestyle": ""}))
         axis.axhline(0, color="grey", linewidth=0.8)
         if "encoder" in known:
             axis.axvline(known["encoder"], color="grey", linestyle="--", linewidth=0.8)
         axis.set(title=scores.TITLES[benchmark], xlabel="teacher's probes (%)", ylabel="gain (points)")
+    axes[0, -1].legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1))
     figure.suptitle(plots.wrap(f"{settings.label}; dashed: the encoder's probes", 90), fontsize="small")
     plots.save(figure, out, "teachers")
 
