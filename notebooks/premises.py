@@ -60,13 +60,14 @@ paths, rows = Paths(profile), []  # of the ledger
 # ## 1. Text says little of what is there
 #
 # Of every scene: how many facts it holds (each kind's presence and number; each object's place, facing and size) and
-# how many of them its caption, and its conversation of a few questions, give away. Drawn live, as the data was.
+# how many of them its caption, and its conversation of a few questions, give away. Drawn live, as the data was: so many
+# that the interval reaches half the smallest effect of interest to each side.
 
 # %%
 show(questions.caption)
 show(questions.conversation)
 rng, shares = np.random.default_rng(0), []
-for scene in scenes.draw_scenes(400, seed=1, split="val"):
+for scene in scenes.draw_scenes(2000, seed=1, split="val"):
     counts = scene.counts()
     facts = 2 * len(counts) + sum(2 + (one.facing is not None) for one in scene.objects)
     caption = questions.caption(scene, rng)
