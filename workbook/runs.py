@@ -87,11 +87,13 @@ def answers(profile: str, run: str, benchmark: str, checkpoint: int | None = Non
 
 
 def checkpoints(profile: str, run: str) -> list[int]:
-    """Steps of the checkpoints of a run that have been evaluated with every seed; 0 is the run before stage 2."""
-    steps = []
-    for _, seed in names(profile, [run]):
-        folders = Paths(profile).evaluation(run, seed).glob("checkpoint-*")
-        steps.append({int(folder.name.split("-")[1]) for folder in folders})
+    """Steps of the checkpoints of a run that all its evaluated seeds have answers of; 0 is the run before stage 2."""
+    folders = [Paths(profile).evaluation(run, seed) for _, seed in names(profile, [run])]
+    steps = [
+        {int(checkpoint.name.split("-")[1]) for checkpoint in folder.glob("checkpoint-*")}
+        for folder in folders
+        if any(folder.glob("*.jsonl"))
+    ]
     return sorted(set.intersection(*steps)) if steps else []
 
 

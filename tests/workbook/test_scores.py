@@ -83,6 +83,8 @@ def test_checkpoints_are_scores_of_an_unfinished_training(root):
             write(root, "viral", "cv_bench", share(right), seed=seed, folder=f"checkpoint-{step}")
     write(root, "viral", "cv_bench", share(1), folder="checkpoint-40")  # of one seed only
     assert runs.checkpoints("tiny", "viral") == [0, 20]
+    runs.settings("tiny").runs["viral"].append(2)  # a seed that has not been run
+    assert runs.checkpoints("tiny", "viral") == [0, 20]
     assert scores.scores("tiny", ["viral"], ["cv_bench"], checkpoint=20)["score"].tolist() == pytest.approx([80])
     early = scores.change("tiny", "viral", "baseline", {"cv_bench": 1}, checkpoint=20)
     assert early.value == pytest.approx(80 - 45)
