@@ -5,8 +5,10 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import distribution
 
 import yaml
+from packaging.specifiers import SpecifierSet
 
 from workbook.paths import ROOT
 
@@ -30,6 +32,12 @@ def _requirements() -> set[str]:
 
 def test_every_requirement_is_pinned():
     assert _requirements() <= set(_pins())
+
+
+def test_every_pin_installs_on_the_oldest_python():
+    oldest = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"].removeprefix(">=")
+    for name in _pins():
+        assert f"{oldest}.0" in SpecifierSet(distribution(name).metadata["Requires-Python"] or ""), name
 
 
 def test_conda_installs_what_make_installs():
