@@ -136,7 +136,7 @@ else:
 costs = []
 for (run, seed), log in logs.groupby(["run", "seed"], sort=False) if len(logs) else ():
     spans = log[["step", "seconds"]].diff().iloc[1:]
-    sessions = json.loads((Paths(profile).run(run, seed) / "environment.json").read_text(encoding="utf-8"))
+    sessions = runs.sessions(Paths(profile).run(run, seed))
     threads = "/".join(dict.fromkeys(str(session["torch_threads"]) for session in sessions))
     step_seconds = (spans["seconds"] / spans["step"]).median()
     costs.append({"run": run, "seed": seed, "threads": threads, "step_seconds": step_seconds})

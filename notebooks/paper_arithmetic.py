@@ -43,17 +43,9 @@ _, out = begin(profile, "paper_arithmetic")
 # Table 1 has four systems and six benchmarks, so 24 cells.
 
 # %%
-first = paper.table(1)
-first["system"] = first["run"].str.replace("viral", "baseline")  # the run without alignment of the same models
-aligned = first[first["run"].str.endswith("viral")].merge(
-    first[first["run"].str.endswith("baseline")][["system", "benchmark", "value"]],
-    on=["system", "benchmark"],
-    suffixes=("", "_baseline"),
-)
-aligned["gain"] = aligned["value"] - aligned["value_baseline"]
-aligned["relative"] = 100 * aligned["gain"] / aligned["value_baseline"]
+aligned = paper.gains()
 aligned.to_csv(out / "gains.csv", index=False, float_format="%.4f")
-aligned.pivot(index="system", columns="benchmark", values="relative").round(1)
+aligned.pivot(index="reference", columns="benchmark", values="relative").round(1)
 
 # %%
 accuracy = aligned["benchmark"] != "mme"
@@ -250,7 +242,8 @@ clip.round(2)
 # > *Paper:* "to examine whether our method follows a scaling trend" (5.2)
 
 # %%
-scaling = first[first["run"].isin(["baseline", "13b-baseline"])].pivot(index="benchmark", columns="run", values="value")
+two = ["baseline", "13b-baseline"]
+scaling = paper.table(1).query("run in @two").pivot(index="benchmark", columns="run", values="value")
 scaling["difference"] = scaling["13b-baseline"] - scaling["baseline"]
 scaling.to_csv(out / "13b_against_7b.csv", float_format="%.4f")
 scaling.round(2)

@@ -115,8 +115,8 @@ show(VisualTap._visit)
 # %% [markdown]
 # ## What adding does at once
 #
-# CKNNA to the encoder of this one image, before any training. A residual adds the very
-# features that are compared, so that it may raise it where it enters; what later layers keep of it is the question.
+# CKNNA to the encoder of this one image, before any training. A residual adds the very features that are compared, so
+# that it may raise it where it enters; what later layers keep of it is the question.
 
 # %%
 figure, axis = plt.subplots(figsize=(4.6, 2.6))  # one_image

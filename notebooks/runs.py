@@ -114,8 +114,7 @@ for (run, seed), folder in folders.items():
         }
     )
     logs.append(log.assign(run=run, seed=seed))
-    if (folder / "environment.json").is_file():
-        machines += json.loads((folder / "environment.json").read_text(encoding="utf-8"))  # one entry per session
+    machines += runs.sessions(folder)
 cards = pd.DataFrame(cards)
 cards.to_csv(out / "cards.csv", index=False, float_format="%.5f")
 cards.round({"seconds": 0, "lm_loss": 3, "vra_loss": 3, "megabytes": 2})

@@ -16,7 +16,7 @@ The p-values of both tests of all rows are adjusted together after Benjamini and
 single false decision: the ledger is read as a whole, no conclusion hangs on all of its rows, and with over a hundred
 of them that bound would leave real effects undecided.
 
-A claim names the premises that it needs.  A premise is a row as any other; it `holds` where it is reproduced.
+A claim names the premises that it needs.  A premise is a claim as any other, whose `state` follows from its verdicts.
 """
 
 import functools

@@ -1,6 +1,7 @@
 """One style for all figures, and saving them so that the bytes depend on the data alone."""
 
 import textwrap
+from collections.abc import Collection
 from pathlib import Path
 
 import matplotlib as mpl
@@ -41,9 +42,9 @@ def save(figure: plt.Figure, folder: str | Path, name: str) -> None:
     figure.savefig(folder / f"{name}.png", metadata={"Software": None})
 
 
-def seeds(counts: pd.Series) -> str:
-    """How many seeds the lines of a figure have, for its caption: "5 seeds", "3 to 10 seeds"."""
-    low, high = int(counts.min()), int(counts.max())
+def seeds(counts: Collection[int]) -> str:
+    """How many seeds there are, for a caption: "1 seed", "5 seeds"; of several lines, "3 to 10 seeds"."""
+    low, high = int(min(counts)), int(max(counts))
     return f"{high} seed{'s' * (high != 1)}" if low == high else f"{low} to {high} seeds"
 
 

@@ -1,6 +1,7 @@
 """What the stages of a profile have written, as tables; what has not been run is left out, and `not_run` names it."""
 
 import functools
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -29,6 +30,12 @@ def folders(profile: str, runs: Iterable[str] | None = None) -> dict[tuple[str, 
     """Folders of the trained ones of all runs, or of those of `runs`, relative to the repository: by (run, seed)."""
     places = {(run, seed): Paths(profile).run(run, seed) for run, seed in names(profile, runs)}
     return {name: folder for name, folder in places.items() if (folder / "run.json").is_file()}
+
+
+def sessions(folder: Path) -> list[dict]:
+    """Machine, versions and threads of each session of a training, from its run folder; empty where it wrote none."""
+    file = folder / "environment.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
 
 
 def trained(profile: str, runs: Iterable[str]) -> dict[str, Path]:

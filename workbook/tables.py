@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from workbook import paper
+from workbook import paper, plots
 from workbook import scores as ours
 from workbook.runs import settings
 
@@ -95,6 +95,5 @@ def _ours(row, digits: int) -> str:
     text = number(row.ours, row.low, row.high, digits)
     if text == NOT_RUN:
         return text
-    seeds = f"{row.seeds} seed{'s' * (row.seeds != 1)}"
     strict = f" (strict {row.strict:.{digits}f})" if abs(row.strict - row.ours) > 1 else ""
-    return f"{text}, {seeds}{strict}"
+    return f"{text}, {plots.seeds([row.seeds])}{strict}"

@@ -88,14 +88,14 @@ def test_changing_one_run_reruns_that_run_and_what_depends_on_it(smoke):
     registry, lock = smoke / "profiles/runs.yaml", smoke / "dvc.lock"
     before, recorded = registry.read_text(), lock.read_bytes()
     runs = yaml.safe_load(before)
-    runs["layers-15-17"]["align"]["weight"] = 0.25
+    runs["as-released"]["align"]["weight"] = 0.25
     registry.write_text(yaml.safe_dump(runs))
     run(smoke, sys.executable, "-m", "workbook", "profile", "smoke")
     # Its evaluation follows once its output has changed.
-    assert status(smoke) == {"stage2@smoke-layers-15-17-s0"}
-    answers = smoke / "runs/smoke/evaluate/layers-15-17/s0/pope_random.jsonl"
+    assert status(smoke) == {"stage2@smoke-as-released-s0"}
+    answers = smoke / "runs/smoke/evaluate/as-released/s0/pope_random.jsonl"
     old = read_answers(answers)[0]["model"]
-    run(smoke, "dvc", "repro", "evaluate@smoke-layers-15-17-s0")  # other weights: what was answered is asked again
+    run(smoke, "dvc", "repro", "evaluate@smoke-as-released-s0")  # other weights: what was answered is asked again
     assert read_answers(answers)[0]["model"] != old
     registry.write_text(before)
     lock.write_bytes(recorded)

@@ -31,6 +31,20 @@ def score(run: str, benchmark: str) -> float | None:
     return None if values.empty else float(values.iat[0])
 
 
+def gains() -> pd.DataFrame:
+    """Table 1's cells of the aligned runs beside those of the same models without alignment.
+
+    As the table's, with value_baseline, gain = value - value_baseline, and relative, 100 gain / value_baseline.
+    """
+    cells = table(1)
+    aligned = cells["run"].str.endswith("viral")
+    found = cells[aligned].assign(reference=cells["run"].str.replace("viral", "baseline"))
+    without = cells[~aligned][["run", "benchmark", "value"]].rename(columns={"run": "reference"})
+    found = found.merge(without, on=["reference", "benchmark"], suffixes=("", "_baseline"))
+    found["gain"] = found["value"] - found["value_baseline"]
+    return found.assign(relative=100 * found["gain"] / found["value_baseline"])
+
+
 def text() -> pd.DataFrame:
     """Numbers quoted in the text, with their section: section, quantity, value, unit, statement."""
     return pd.read_csv(FOLDER / "text.csv", keep_default_na=False, encoding="utf-8")
