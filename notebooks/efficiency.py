@@ -25,6 +25,9 @@ profile = "laptop"
 
 # %%
 import json
+import os
+
+os.environ["KINETO_LOG_LEVEL"] = "5"  # read as torch is loaded: its profiler is silent about its start and stop
 
 import pandas as pd
 import seaborn as sns
