@@ -98,12 +98,15 @@ gains.pivot_table(index=["benchmark", "images"], columns="kind", values="differe
 # %%
 if len(gains):
     shown = [name for name in (*vision_centric, "pope") if name in set(gains["benchmark"])]
-    figure, axes = plt.subplots(1, len(shown), figsize=(2.2 * len(shown) + 1.4, 2.9), sharey=True, squeeze=False)
+    figure, axes = plt.subplots(1, len(shown), figsize=(2.4 * len(shown) + 1.4, 2.9), squeeze=False)
     for axis, benchmark in zip(axes[0], shown, strict=True):  # when_it_helps
-        part = gains[gains["benchmark"] == benchmark].rename(columns={"difference": "value"})
-        plots.curves(axis, part.assign(run=part["kind"]), "images", "value", kinds)
-        axis.vlines(part["images"], part["low"], part["high"], color="grey", linewidth=0.8, zorder=0)
-        axis.axhline(0, color="black", linewidth=0.8)
+        part = gains[gains["benchmark"] == benchmark]
+        for i, (kind, name) in enumerate(kinds.items()):
+            rows = part[part["kind"] == kind].sort_values("images")
+            label, side = name if len(rows) else f"{name} (not run)", 1.06 ** (i - 1.5)  # beside each other
+            axis.vlines(rows["images"] * side, rows["low"], rows["high"], color=plots.COLOURS[i], linewidth=0.9)
+            axis.plot(rows["images"] * side, rows["difference"], label=label, markersize=4, **plots.line(i))
+        axis.axhline(0, color="black", linewidth=0.8, zorder=0)
         axis.set(xscale="log", title=scores.TITLES[benchmark], xlabel="instruction images")
         axis.set_xticks(sorted(set(part["images"])), sorted(set(part["images"])), rotation=45, fontsize="x-small")
         axis.minorticks_off()
