@@ -1,5 +1,5 @@
 # Everything a newcomer types: make repro, make test.  `make help` lists the rest.
-# PROFILE selects smoke, laptop (default), gpu or paper; TARGETS stages, such as pilot_study (default: all);
+# PROFILE selects a file of profiles/ (laptop by default); TARGETS stages, such as pilot_study (default: all);
 # JOBS how many stages run at a time (default: one for each core, one for profiles of real models).
 
 PROFILE ?= laptop

@@ -68,13 +68,14 @@ viral = asdict(settings.systems["viral"].align)
 changes = {
     name: {key: value for key, value in asdict(system.align).items() if value != viral[key]}
     for name, system in settings.systems.items()
-    if system.align
+    if system.align and not system.images  # the data sizes are as their namesakes
 }
+changes = {name: change for name, change in changes.items() if change}
 pd.Series(changes, name="how its alignment differs from VIRAL's").astype(str).to_frame()
 
 # %% [markdown]
-# Layers are named as in the paper's 32 blocks and lie at the same relative depth. Several layers have one loss and one
-# head each, averaged:
+# Layers are named as in the paper's 32 blocks and lie at the same relative depth; neighbours are neighbouring blocks,
+# however many there are. Several layers have one loss and one head each, averaged:
 
 # %%
 blocks = settings.blocks("viral")
@@ -130,9 +131,9 @@ pd.DataFrame(
 # %% [markdown]
 # ## What the teachers see (live)
 #
-# Similarity of the token in the middle to all others, as each teacher has it, and as DINOv2 has it after what the
-# released code does to it: its linear layers drawn anew, since the loader re-initialises what the language model's
-# checkpoint lacks.
+# Similarity of the token in the middle to all others, tokens centred, as each teacher has it, and as DINOv2 has it
+# after what the released code does to it: its linear layers drawn anew, since the loader re-initialises what the
+# language model's checkpoint lacks.
 
 # %%
 show(randomise_linears)
@@ -158,6 +159,9 @@ plots.save(figure, out, "teachers")
 
 # %% [markdown]
 # ## Teachers and layers (Table 2)
+#
+# Of a teacher CLIP the target is what Eq. 4 aligns to, the features of the encoder itself: the paper prints the same
+# numbers in both places, and one run, `align-encoder`, supplies both.
 
 # %%
 second = tables.side_by_side(profile, 2)
@@ -167,7 +171,9 @@ tables.styled(second, f"Table 2, the paper's numbers beside ours. Ours: {setting
 # %%
 once = second.drop_duplicates(["run", "benchmark"])
 figure = plots.score_panels(once[once["run"] != "baseline"], scores.TITLES, "gain")  # table_2_gains
-figure.suptitle(plots.wrap(f"{settings.label}; gain over the baseline; filled: excludes 0", 90), fontsize="small")
+figure.suptitle(
+    plots.wrap(f"{settings.label}; gain over the baseline; filled: this interval excludes 0", 90), fontsize="small"
+)
 plots.save(figure, out, "table_2_gains")
 
 # %% [markdown]
@@ -194,20 +200,24 @@ tables.styled(table, f"Controls of ours; only the first two rows are the paper's
 
 # %%
 figure = plots.score_panels(table[table["run"] != "baseline"], scores.TITLES, "gain")  # controls_gains
-figure.suptitle(plots.wrap(f"{settings.label}; gain over the baseline; filled: excludes 0", 90), fontsize="small")
+figure.suptitle(
+    plots.wrap(f"{settings.label}; gain over the baseline; filled: this interval excludes 0", 90), fontsize="small"
+)
 plots.save(figure, out, "controls_gains")
 
 # %% [markdown]
 # ## Runs of your own
 #
-# Runs of `profiles/runs.yaml` that the profile trains and that supply nothing of the tables above: gains over the run
-# without alignment of the same models.
+# Runs of `profiles/runs.yaml` that the profile trains and that no table of the paper and no notebook of ours is about:
+# gains over the run without alignment of the same models.
 
 # %%
-own = {run: scores.reference(profile, run) for run in tables.own_runs(profile) if run not in controls}
+elsewhere = {"oracle", "next-baseline", "next-viral"} | {run for run, one in settings.systems.items() if one.images}
+own = {run: scores.reference(profile, run) for run in tables.own_runs(profile) if run not in {*controls, *elsewhere}}
 gains = scores.differences(profile, {run: reference for run, reference in own.items() if run != reference})
 gains.to_csv(out / "own_runs.csv", index=False, float_format="%.4f")
-gains[["run", "reference", "benchmark", "difference", "low", "high", "p", "n", "seeds"]].round(3)
+columns = ["run", "reference", "benchmark", "difference", "low", "high", "p", "n", "seeds"]
+gains[columns].round(3) if len(gains) else "none in this profile"
 
 # %% [markdown]
 # ## Differences and claims
@@ -215,4 +225,4 @@ gains[["run", "reference", "benchmark", "difference", "low", "high", "p", "n", "
 # %%
 missing = runs.not_run(profile, dict.fromkeys([*second["run"], *fifth["run"], *controls]))
 show_missing(missing)
-claims.write(out, claims.gains(profile, "ablations")).drop(columns=["error", "df", "clusters"])
+claims.write(out, claims.gains(profile, "ablations")).drop(columns=["error", "df"])

@@ -58,9 +58,10 @@ show_missing(runs.not_run(profile, systems))
 #
 # $$p_c = \frac{\sum_{i \in c} B_i}{\sum_i B_i}, \qquad H = -\sum_c p_c \ln p_c .$$
 #
-# One region has $H = 0$. Two readings: *renormalised*, where $S$ sums to 1 over the image and $\tau = 0$; and the
-# published one, *raw* attention with $\tau = 0.001$, where a head that hardly looks at the image falls under $\tau$
-# everywhere and scores 0, as if perfectly focussed. The first is ours; the ledger has a row for each.
+# One region has $H = 0$. Two readings: *renormalised*, where $S$ sums to 1 over the image and $\tau = 0$; and that of
+# the code of Kang et al., whom the paper follows, *raw* attention with $\tau = 0.001$, where a head that hardly looks
+# at the image falls under $\tau$ everywhere and scores 0, as if perfectly focussed. The first is ours; the ledger has a
+# row for each.
 
 # %%
 show(spatial_entropies)
@@ -167,10 +168,12 @@ if len(heads):
         name: group.pivot_table(index="layer", columns="head", values="entropy") for name, group in heads.groupby("run")
     }
     top = max(grid.max().max() for grid in grids.values())
-    figure, axes = plt.subplots(1, len(grids), figsize=(3 * len(grids), 2.8), squeeze=False)  # figure_4_heads
+    figure, axes = plt.subplots(1, len(grids), figsize=(3 * len(grids), 3.1), squeeze=False)  # figure_4_heads
     for axis, (name, grid) in zip(axes[0], grids.items(), strict=True):
         sns.heatmap(grid, ax=axis, cmap="Greys", vmin=0, vmax=top, cbar_kws={"label": "entropy (nats)"})
         axis.set_title(systems[name])
+    size = f"renormalised; mean over n = {questions['question'].nunique()} questions and seeds"
+    figure.suptitle(plots.wrap(f"{settings.label}; {size}", 80), fontsize="small")
     plots.save(figure, out, "figure_4_heads")
 
 # %% [markdown]
@@ -197,7 +200,7 @@ for number, name in enumerate(shown):
 #
 # VIRAL minus baseline on the same questions and seeds, layer by layer and over all layers, and the difference at the
 # aligned layer minus that over all (`middle`); and how many rows had no attention above their mean, hence no entropy,
-# and are left out.
+# and are left out. The p-values are of each row alone.
 
 # %%
 differences, overall = [], {}
@@ -209,10 +212,10 @@ for reading, group in questions.groupby("reading", sort=False) if len(questions)
         parts["all layers"] = change.groupby("seed").mean()
         parts["middle"] = change.loc[aligned] - parts["all layers"]
         level = cells.xs("baseline", level="run")
-        levels = {part: level.loc[int(part[6:])] if part[6:].isdigit() else level for part in parts}
+        levels = {f"layer {layer}": level.loc[layer] for layer in level.index.unique("layer")}
         for part, values in parts.items():
             estimate = interval(values)
-            overall[reading, part] = estimate.scaled(100 / np.nanmean(levels[part]))  # in % of the baseline's entropy
+            overall[reading, part] = estimate.scaled(100 / np.nanmean(levels.get(part, level)))  # % of the baseline's
             row = {"reading": reading, "comparison": "viral - baseline", "part": part, **estimate.columns()}
             differences.append(row | {"percent": overall[reading, part].value})
 columns = ["reading", "comparison", "part", "value", "low", "high", "percent", "n", "seeds", "p"]
@@ -229,4 +232,4 @@ for claim, part in (("entropy-lower", "all layers"), ("entropy-lower-middle", "m
         estimate = overall.get((reading, part))
         missing = "" if estimate else "attention of viral or baseline"
         found.append(claims.row(claim, estimate, part=reading, missing=missing))
-claims.write(out, found).drop(columns=["error", "df", "clusters"])
+claims.write(out, found).drop(columns=["error", "df"])

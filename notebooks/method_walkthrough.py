@@ -16,7 +16,7 @@
 # **Question.** What exactly does VIRAL add to LLaVA's visual instruction tuning?
 #
 # > *The paper's answer:* VIRAL "aligns intermediate MLLM visual representations with features from a pretrained VFM" by
-# > $\mathcal{L}_\mathrm{VRA} = -\frac{1}{N}\sum_i \mathrm{sim}(P_\pi(e_{\ell,i}), y_i)$ (Eq. 6), and train
+# > $\mathcal{L}_\mathrm{VRA} = -\frac{1}{N}\sum_i \mathrm{sim}(P_\pi(e_{\ell,i}), y_i)$ (Eq. 6), and trains
 # > $\mathcal{L}_\mathrm{LM} + \lambda \mathcal{L}_\mathrm{VRA}$ (Eq. 5).
 #
 # One image and its conversation go through everything: visual tokens, tap, teacher, head, loss, one training step. The
@@ -85,7 +85,7 @@ pd.Series(sizes, name="size").to_frame()
 # The image is padded to a square, `<image>` becomes one position per patch, and only the answers and the stop token are
 # supervised. So of a sequence that is mostly visual, the language loss
 # $\mathcal{L}_\mathrm{LM} = -\frac{1}{K}\sum_i \log p(e_i^\mathrm{text} \mid e_{<i}^\mathrm{text}, e^\mathrm{img})$
-# (Eq. 2) looks at a few text tokens only.
+# (Eq. 2) looks at a few text tokens only: its $K$ are the supervised ones, as in LLaVA.
 
 # %%
 samples = load_conversations(settings.data.conversations, settings.data.conversation_images)
@@ -147,8 +147,9 @@ figure = plots.tiles({"image": [plots.pixels(image)], **maps}, [""])
 plots.save(figure, out, "figure_3")
 
 # %% [markdown]
-# Which tokens does a token resemble? Cosine similarity of the token in the middle of the image to all others. What the
-# loss asks for is that the third picture becomes more like the fourth:
+# Which tokens does a token resemble? Cosine similarity of the token in the middle of the image to all others, tokens
+# centred. The loss asks that a head can turn what the third picture is drawn from into what the fourth is; that the two
+# pictures become alike is what the relation objective asks.
 
 # %%
 centre = grid * (grid // 2) + grid // 2
@@ -215,7 +216,7 @@ print(f"L_VRA of the model {first['vra_loss'].item():.6f}, by hand {by_hand.item
 # ## One training step
 #
 # What trains: LoRA in the language model, the projector and the head. What must not change: encoder, language model,
-# teacher.
+# teacher. (The recipe of a run clips gradients too, and has a learning rate of its own for the projector.)
 
 # %%
 parameters = dict(aligned.named_parameters())

@@ -62,9 +62,10 @@ show_missing(runs.not_run(profile, systems))
 #
 # $$\mathrm{CKNNA} = \frac{H(m \cdot K, m \cdot L)}{\sqrt{H(m_K \cdot K, m_K \cdot K)\, H(m_L \cdot L, m_L \cdot L)}}$$
 #
-# with $H$ the unbiased HSIC. 1 is the same neighbourhood; independent features have nearly 0, the less the smaller
-# $k / n$ is. The samples are the $N$ visual tokens of *one image*: $A$ their hidden states after block $\ell$, $B$ the
-# encoder's raw features $z$, before the projector.
+# with $H$ the unbiased HSIC. 1 is the same neighbourhood; independent features are at chance (dotted below), which
+# grows with $k / n$. The samples are the $N$ visual tokens of *one image*: $A$ their hidden states after block $\ell$,
+# $B$ the encoder's raw features $z$, before the projector. The paper gives neither $k$ nor the samples; both are our
+# choice.
 
 # %%
 show(cknna)
@@ -112,7 +113,8 @@ plots.save(figure, out, "one_image")
 # ## Over many images (Figure 2d)
 #
 # The `measure` stage did the same for every image and seed, and for the baseline before stage 2, which the paper does
-# not show. The band is the 95 % interval of the mean over images and seeds.
+# not show. The band is the 95 % interval of the mean over images and seeds; seeds are of stage 2, before which there is
+# one model.
 
 # %%
 similarity = runs.measured(profile, "cknna", systems)
@@ -122,6 +124,7 @@ unclamped = similarity[similarity["clamp"] == 1] if len(similarity) else similar
 curve = []
 for (run, layer), group in unclamped.groupby(["run", "layer"], sort=False) if len(unclamped) else ():
     cells = group.pivot(index="seed", columns="image", values="cknna")  # (seeds, images)
+    cells = cells[:1] if run == "before stage 2" else cells  # the same for every seed
     curve.append({"run": run, "layer": layer, **interval(cells).columns(), "chance": group["chance"].mean()})
 curve = pd.DataFrame(curve, columns=["run", "layer", "value", "low", "high", "n", "seeds", "chance"])
 curve.to_csv(out / "figure_2d.csv", index=False, float_format="%.5f")
@@ -136,15 +139,16 @@ if len(curve):
     axis.set(xlabel="layer (0 = input of the language model)", ylabel="CKNNA to the encoder's z")
     axis.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1))
     size = f"k = {settings.cknna.k} of {unclamped['n'].iat[0]} tokens; n = {curve['n'].max()} images"
-    caption = f"{settings.label}; {size}, {plots.seeds(curve['seeds'])}; dashed: layer of re-injection or alignment"
+    trained = plots.seeds(curve.loc[curve["run"] != "before stage 2", "seeds"])
+    caption = f"{settings.label}; {size}, {trained}; dashed: layer of re-injection or alignment"
     axis.set_title(plots.wrap(caption), fontsize="small")
     plots.save(figure, out, "figure_2d")
 
 # %% [markdown]
 # ## With and without clamp
 #
-# The published code clamps both sides to the 0.95 quantile of their magnitudes first, so that a few channels of massive
-# activations do not decide every neighbour. The curves above do not.
+# The code published with CKNNA (Huh et al.) clamps both sides to the 0.95 quantile of their magnitudes first, so that a
+# few channels of massive activations do not decide every neighbour. The curves above do not.
 
 # %%
 show(clamp_outliers)
@@ -153,8 +157,7 @@ show(clamp_outliers)
 cells = []
 for (run, clamp, layer), group in similarity.groupby(["run", "clamp", "layer"]) if len(similarity) else ():
     if layer in (middle[0], similarity["layer"].max()):
-        estimate = interval(group.pivot(index="seed", columns="image", values="cknna"))
-        cells.append({"run": run, "layer": layer, "clamp": clamp, "cknna": estimate.value})
+        cells.append({"run": run, "layer": layer, "clamp": clamp, "cknna": group["cknna"].mean()})
 cells = pd.DataFrame(cells, columns=["run", "layer", "clamp", "cknna"])
 cells.to_csv(out / "clamps.csv", index=False, float_format="%.5f")
 cells.pivot(index="run", columns=["layer", "clamp"], values="cknna").round(3)

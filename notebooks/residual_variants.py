@@ -105,8 +105,9 @@ with torch.inference_mode():
 print(f"losses of new heads: (c) {loss_c.item():.4f}, (e) {loss_e.item():.4f}")
 
 # %% [markdown]
-# The same in the library, where a residual belongs to the model, active in every training step and every answer; only
-# the visual positions are changed, never text.
+# In the library a residual belongs to the model, active in every training step and every answer; only the visual
+# positions are changed, never text. Its adapter and the heads of a run start from the profile's `init_std` and width.
+# The target of Eq. 8 passes no gradient on to the projector, which trains: our choice, the paper does not say.
 
 # %%
 show(AlignedModel._add_residual)
@@ -115,14 +116,14 @@ show(VisualTap._visit)
 # %% [markdown]
 # ## What adding does at once
 #
-# CKNNA to the encoder of this one image, before any training. A residual adds the very features that are compared, so
+# CKNNA to the encoder of this one image, before stage 2. A residual adds the very features that are compared, so
 # that it may raise it where it enters; what later layers keep of it is the question.
 
 # %%
 figure, axis = plt.subplots(figsize=(4.6, 2.6))  # one_image
 for i, (name, values) in enumerate(states.items()):
     similarity = cknna(values, z, settings.cknna.k)
-    axis.plot(range(blocks + 1), similarity.cpu(), label=f"{name} untrained", markersize=4, **plots.line(i))
+    axis.plot(range(blocks + 1), similarity.cpu(), label=f"{name} before stage 2", markersize=4, **plots.line(i))
 plots.mark_layers(axis, [middle])
 axis.set(xlabel="layer", ylabel=f"CKNNA to z, k = {settings.cknna.k}")
 axis.legend(fontsize="x-small")
@@ -190,4 +191,4 @@ plots.save(figure, out, "table_4")
 
 # %%
 rows = claims.gains(profile, "residual_variants")
-claims.write(out, rows).drop(columns=["error", "df", "clusters"])
+claims.write(out, rows).drop(columns=["error", "df"])

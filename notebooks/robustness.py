@@ -209,7 +209,8 @@ if len(table):
 # %% [markdown]
 # ## Differences and claims
 #
-# Does the aligned model lose more than the baseline of the same encoder: same questions, permutations and seeds?
+# Does the baseline lose any answers, as a model must that uses the order? And does the aligned model lose more than the
+# baseline of the same encoder: same questions, permutations and seeds?
 
 # %%
 rows, found = [], []
@@ -217,6 +218,10 @@ for run, reference, claim in (
     ("viral", "baseline", "permutation-clip"),
     ("siglip2-viral", "siglip2-baseline", "permutation-siglip2"),
 ):
+    cost = losses.get(("Relation", reference))
+    cost = None if cost is None else interval(cost).scaled(100)
+    missing = "" if cost else f"permutation of {reference}"
+    found.append(claims.row("shuffling-costs", cost, part=systems[reference], missing=missing))
     estimates = {}
     for category in dict.fromkeys(category for category, _ in losses):
         if (category, run) in losses and (category, reference) in losses:
@@ -225,8 +230,8 @@ for run, reference, claim in (
             rows.append({"comparison": f"{run} - {reference}", "category": category, **estimates[category].columns()})
     estimate = estimates.get("Relation")
     missing = "" if estimate else f"permutation of {run} or {reference}"
-    found.append(claims.row(claim, estimate, part="Relation", missing=missing))
+    found.append(claims.row(claim, estimate, part=systems[reference], missing=missing))
 differences = pd.DataFrame(rows, columns=["comparison", "category", "value", "low", "high", "n", "seeds", "p"])
 differences.to_csv(out / "differences.csv", index=False, float_format="%.4f")
-claims.write(out, found)
-differences.round(3)
+display(differences.round(3))
+claims.write(out, found).drop(columns=["error", "df"])

@@ -141,8 +141,9 @@ if trained:
 # %% [markdown]
 # ## What the visual tokens tell the denoiser
 #
-# The same loss with the image's own visual tokens and with those of another image, timestep by timestep. The difference
-# is what the objective has made the language model's tokens carry.
+# The same loss with the image's own visual tokens and with those of another image, timestep by timestep, on the first
+# pictures of the instruction mix. The difference is what the denoiser takes from the tokens; how much of it they would
+# carry without the objective is not asked.
 
 # %%
 losses = []
@@ -160,7 +161,12 @@ if len(losses):
     figure, axis = plt.subplots(figsize=(4.6, 2.6))  # conditions
     sns.lineplot(losses, x="t", y="loss", hue="condition", style="condition", markers=True, ax=axis)
     axis.set(xlabel="timestep t of 1000", ylabel="squared error of the noise")
-    axis.set_title(plots.wrap(f"{settings.label}; {trained}; n = {len(images)} images", 60), fontsize="small")
+    axis.set_title(
+        plots.wrap(
+            f"{settings.label}; {trained}, seed {settings.runs[trained][0]}; n = {len(images)} training images", 60
+        ),
+        fontsize="small",
+    )
     plots.save(figure, out, "conditions")
     cells = losses.pivot(index="image", columns=["condition", "t"], values="loss")
     more = cells["another image"] - cells["its own image"]  # image by image
@@ -189,4 +195,4 @@ plots.save(figure, out, "table_6")
 
 # %%
 rows = claims.gains(profile, "ross")
-claims.write(out, rows).drop(columns=["error", "df", "clusters"])
+claims.write(out, rows).drop(columns=["error", "df"])

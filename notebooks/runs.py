@@ -81,9 +81,10 @@ if folders:
     display(Markdown(f"```yaml\n{yaml.safe_dump(shown, sort_keys=False)}```"))
 
 # %% [markdown]
-# ## Cards of all runs
+# ## Cards of all systems
 #
-# A row a run and seed: models, objective, steps, seconds, last losses (mean of the last entries of the log), size.
+# Models, objective, steps; of its seeds the number, and the mean of seconds, last losses (mean of the last entries of
+# the log) and size. A row for each seed is in `cards.csv`.
 
 # %%
 cards, machines, logs = [], [], []
@@ -117,7 +118,14 @@ for (run, seed), folder in folders.items():
     machines += runs.sessions(folder)
 cards = pd.DataFrame(cards)
 cards.to_csv(out / "cards.csv", index=False, float_format="%.5f")
-cards.round({"seconds": 0, "lm_loss": 3, "vra_loss": 3, "megabytes": 2})
+if len(cards):
+    same = ["language", "vision", "architecture", "objective", "target", "residual", "blocks", "steps"]
+    means = dict.fromkeys(("seconds", "lm_loss", "vra_loss", "megabytes"), "mean")
+    by_system = cards.groupby("run", sort=False).agg({**dict.fromkeys(same, "first"), "seed": "size", **means})
+    by_system = by_system.rename(columns={"seed": "seeds"}).round(
+        {"seconds": 0, "lm_loss": 3, "vra_loss": 3, "megabytes": 2}
+    )
+    display(Markdown(by_system.fillna("").to_html()))
 
 # %%
 if logs:
@@ -128,7 +136,8 @@ if logs:
     )
     axis.set(ylabel="language loss")
     axis.set_title(
-        plots.wrap(f"{settings.label}; a line a run, {len(dict.fromkeys(logs['run']))} runs"), fontsize="small"
+        plots.wrap(f"{settings.label}; a line a system, the mean of its seeds; {logs['run'].nunique()} systems"),
+        fontsize="small",
     )
     plots.save(figure, out, "losses")
 

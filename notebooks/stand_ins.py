@@ -17,8 +17,8 @@
 # with the repository (`make stand-ins` makes them again from nothing). Have they learned enough, and of the right kind,
 # for a comparison of runs to mean anything?
 #
-# > *The paper* starts from models that others have trained: "leveraging Vicuna-1.5 as the language model with a CLIP
-# > vision encoder", and DINOv2, SAM, Depth Anything v2 and RADIOv2.5 as teachers.
+# > *The paper* starts from models that others have trained: "leveraging Vicuna-1.5 [...] as the language model with
+# > a CLIP vision encoder", and DINOv2, SAM, Depth Anything v2 and RADIOv2.5 as teachers.
 #
 # A language model that cannot count, or an encoder that cannot tell a dog from a cat, would turn all that is measured
 # later into noise. What has to hold in numbers is in the notebook `premises`.
@@ -169,8 +169,10 @@ print(
 )
 
 # %% [markdown]
-# The same for all of them, as measured when they were made, on many more scenes. `occupied` is whether a token shows an
-# object, `facing` left or right (chance 0.5), `position` the direction of the object's centre, `extent` its size.
+# The same for all of them, as measured when they were made: fitted to 2,000 scenes, asked about up to 1,000 others.
+# `occupied` is whether a token shows an object, `facing` left or right (chance 0.5), `position` the direction of the
+# object's centre, `extent` its size. The notebook `premises` measures them again on the profile's own scenes, beside
+# always the same answer and with intervals.
 
 # %%
 probes = pd.DataFrame({name: metric["probe"] for name, metric in metrics.items() if metric.get("probe")}).T

@@ -103,33 +103,37 @@ print(f"{len(data)} pictures, {features.shape[1]} visual tokens each, teacher fe
 # %% [markdown]
 # ## The training
 #
-# LoRA on the language model, the projector trained in full, as LLaVA's recipe does; and four additions. The head hangs
-# on the model so that the trainer's optimizer, its checkpoints and its wrappers see it. `cosine` wants to know which
-# image a token belongs to, since images may differ in their number of tokens; the tap returns tokens in reading order,
-# image by image.
+# LoRA on the language model, the projector trained in full, as LLaVA's recipe does; and the additions. The head hangs
+# on the model, and peft is told to train and to save it with the projector (`modules_to_save`), so that the trainer's
+# optimizer and checkpoints have both. `cosine` wants to know which image a token belongs to, since images may differ in
+# their number of tokens; the tap returns tokens in reading order, image by image.
 
 # %% tags=["training"]
 LAYER, WEIGHT = 2, 0.5  # of 4 blocks; the paper: 16 of 32, and lambda = 0.5
 
-lora = LoraConfig(r=8, lora_alpha=16, target_modules=r".*language_model.*(q|k|v|o|gate|up|down)_proj")
+llava.alignment_head = AlignmentHead(text_config.hidden_size, features.shape[-1], hidden=128, std=0.1)  # VIRAL
+lora = LoraConfig(
+    r=8,
+    lora_alpha=16,
+    target_modules=r".*language_model.*(q|k|v|o|gate|up|down)_proj",
+    modules_to_save=["multi_modal_projector", "alignment_head"],  # VIRAL: the second
+)
 model = get_peft_model(llava, lora)
-for parameter in llava.model.multi_modal_projector.parameters():
-    parameter.requires_grad_(True)
-model.alignment_head = AlignmentHead(text_config.hidden_size, features.shape[-1], hidden=128, std=0.1)  # VIRAL
 tap = VisualTap(model, [LAYER])  # VIRAL
 
 
 class AlignedTrainer(Trainer):
     losses = []
 
-    def compute_loss(self, model, inputs, **options):
+    def compute_loss(self, model, inputs, return_outputs=False, **options):
         target = inputs.pop("teacher_features")  # (B, N, d)
-        lm_loss = super().compute_loss(model, inputs, **options)
+        lm_loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **options)
         image = torch.arange(len(target)).repeat_interleave(target.shape[1])  # VIRAL: (B * N,) image of each token
-        predicted = model.alignment_head(tap.states[LAYER])  # VIRAL: (B * N, d)
+        predicted = llava.alignment_head(tap.states[LAYER])  # VIRAL: (B * N, d)
         vra_loss = cosine(predicted, target.flatten(0, 1), image)  # VIRAL: Eq. 6
         self.losses.append({"language": lm_loss.detach(), "alignment": vra_loss.detach()})
-        return lm_loss + WEIGHT * vra_loss  # VIRAL: Eq. 5
+        loss = lm_loss + WEIGHT * vra_loss  # VIRAL: Eq. 5
+        return (loss, outputs) if return_outputs else loss
 
 
 with tempfile.TemporaryDirectory() as folder:
@@ -169,6 +173,9 @@ sns.despine(figure)
 #   as the encoder, with its *own* normalisation. `viral_core.teachers.load_teacher` does this for DINOv2, CLIP, SAM,
 #   Depth Anything and RADIO; `viral_core.cache` keeps the features on disk.
 # - **Head.** 2,048 wide with `std=0.02` at the paper's size (the defaults). A narrow head needs a larger `std`.
+# - **Precision and learning rates.** What trains stays in float32, under bf16 autocast: peft sees to LoRA; of a model
+#   loaded in bfloat16 convert the projector with `.float()` first. LLaVA's recipe has 2e-4 for LoRA (and the head),
+#   2e-5 for the projector: two parameter groups.
 # - **Gradient accumulation.** transformers divides the language loss by the tokens of the whole batch; divide
 #   `vra_loss` by `gradient_accumulation_steps`, or use `viral_core.aligned.AlignedModel`, which weighs both exactly.
 # - **Batches without an image** must keep the head in the graph, or distributed training hangs: `cosine` of no tokens

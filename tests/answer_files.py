@@ -24,6 +24,8 @@ def profile(**seeds):
         "qwen-viral": System(language="qwen-7b", align=align),
         "siglip2-viral": System(vision="siglip2", align=align),
         "siglip2-baseline": System(vision="siglip2", align=align),
+        "baseline-500": System(images=500),
+        "viral-500": System(images=500, align=align),
     }
     systems |= {run: System(align=align) for run in paper.tables()["run"] if run not in systems}
     evaluation = SimpleNamespace(benchmarks=["cv_bench", "mmvp", "pope_random", "pope_popular", "whats_up_one"])

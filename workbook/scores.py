@@ -6,6 +6,7 @@ several, over seeds.  Sampled answers are no seeds: the scores of a seed's sampl
 """
 
 import functools
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -39,12 +40,12 @@ def benchmarks_of(profile: str) -> list[str]:
 
 
 def reference(profile: str, run: str) -> str:
-    """The run that a run is compared with: the first of the same language model, encoder and architecture without
-    alignment, residual or reconstruction; the run itself where there is none."""
+    """The run that a run is compared with: the first of the same language model, encoder, architecture and images of
+    the instruction mix without alignment, residual or reconstruction; the run itself where there is none."""
     systems = settings(profile).systems
     for name, other in systems.items():
-        models = [(one.language, one.vision, one.architecture) for one in (other, systems[run])]
-        if other.plain and models[0] == models[1]:
+        same = [(one.language, one.vision, one.architecture, one.images) for one in (other, systems[run])]
+        if other.plain and same[0] == same[1]:
             return name
     return run
 
@@ -130,19 +131,20 @@ def change(
     *,
     relative: bool = False,
     checkpoint: int | None = None,
+    over_checkpoint: int | None = None,
 ) -> Interval | None:
     """Paired difference of official scores, `run` minus `over`, as a weighted sum over benchmarks.
 
     None where no seed of all these runs has been evaluated on all benchmarks.  Several runs stand for their mean;
-    `checkpoint` is of `run`.  A sum shares the noise of its seeds; its questions are independent.  `relative`: in
-    percent of the score of `over`; the weights are then those of a mean, and a benchmark on which `over` scores 0 is
-    left out of it.
+    `checkpoint` is of `run`, `over_checkpoint` of `over`.  A sum shares the noise of its seeds; the questions of
+    its benchmarks are independent.  `relative`: the mean over the pairs of `run` and `over`, each in percent of its
+    own score of `over`, and over the benchmarks by weight; where `over` scores 0, a pair is left out of it.
     """
     ours, theirs = ([names] if isinstance(names, str) else list(names) for names in (run, over))
     scored = {}
     for benchmark in weights:
         scored[benchmark] = [_scored(profile, name, benchmark, checkpoint) for name in ours]
-        scored[benchmark] += [_scored(profile, name, benchmark) for name in theirs]
+        scored[benchmark] += [_scored(profile, name, benchmark, over_checkpoint) for name in theirs]
     seeds = sorted(set.intersection(*(set(one) for models in scored.values() for one in models)))
     if not seeds:
         return None
@@ -150,14 +152,17 @@ def change(
     sums, used = [], 0.0
     for benchmark, weight in weights.items():
         models = [[one[seed] for seed in seeds] for one in scored[benchmark]]
-        part = stats.contrast(benchmark, models, shares)["official"] * unit(benchmark)
-        if relative:
-            base = stats.contrast(benchmark, models[len(ours) :], [-share for share in shares[len(ours) :]])["official"]
-            level = unit(benchmark) * base.seeds.mean()
-            if level <= 0:
-                continue
-            part, used = part * (100 / level), used + weight
-        sums.append(part * weight)
+        if not relative:
+            sums.append(stats.contrast(benchmark, models, shares)["official"] * (weight * unit(benchmark)))
+            continue
+        parts = []
+        for pair in zip(models[: len(ours)], models[len(ours) :], strict=True):
+            level = np.mean([seed.effects["official"].seeds for seed in pair[1]])
+            if level > 0:
+                parts.append(stats.contrast(benchmark, pair, (1, -1))["official"] * (weight * 100 / level))
+        if parts:
+            used += weight * len(parts)
+            sums.append(functools.reduce(operator.add, parts))  # the systems answer the same questions
     if not sums:
         return None
     total = functools.reduce(Effects.beside, sums)

@@ -27,9 +27,9 @@ def side_by_side(profile: str, number: int, extra: Mapping[str, str] | None = No
 
     `extra` are rows of our own below the paper's, {run: label}; a run that the table has too is only there.
 
-    One row per cell, in the paper's order: row, run, benchmark, paper, ours, low, high, strict, constant, n, seeds;
-    reference, and the paired gain over it: gain, gain_low, gain_high, gain_seeds.  What has not been run has NaN and
-    n = 0.  A run that the paper prints in several rows has them all.
+    One row per cell, in the paper's order: row, run, benchmark, paper, ours, low, high, strict, constant, n, clusters,
+    seeds; reference, and the paired gain over it: gain, gain_low, gain_high, gain_seeds.  What has not been run has NaN
+    and n = 0.  A run that the paper prints in several rows has them all.
     """
     cells, extra = paper.table(number), extra or {}
     benchmarks = list(dict.fromkeys(cells["benchmark"]))
@@ -40,7 +40,7 @@ def side_by_side(profile: str, number: int, extra: Mapping[str, str] | None = No
     frame = frame.merge(printed[["run", "benchmark", "paper"]], how="left", on=["run", "benchmark"])
     runs = dict.fromkeys(run for _, run in rows)
     complete = [name for name in benchmarks if name in ours.benchmarks_of(profile)]
-    scores = ours.scores(profile, runs, complete).rename(columns={"score": "ours"}).drop(columns=["part", "clusters"])
+    scores = ours.scores(profile, runs, complete).rename(columns={"score": "ours"}).drop(columns="part")
     frame = frame.merge(scores, how="left", on=["run", "benchmark"])
     references = {run: ours.reference(profile, run) for run in runs}
     pairs = {run: over for run, over in references.items() if over != run}
@@ -48,7 +48,9 @@ def side_by_side(profile: str, number: int, extra: Mapping[str, str] | None = No
     names = {"difference": "gain", "low": "gain_low", "high": "gain_high", "seeds": "gain_seeds"}
     frame = frame.merge(gains.rename(columns=names), how="left", on=["run", "benchmark"])
     frame["reference"] = frame["run"].map(pairs)
-    return frame.assign(**{column: frame[column].fillna(0).astype(int) for column in ("n", "seeds", "gain_seeds")})
+    return frame.assign(
+        **{column: frame[column].fillna(0).astype(int) for column in ("n", "clusters", "seeds", "gain_seeds")}
+    )
 
 
 def number(value: float, low: float, high: float, digits: int, sign: bool = False) -> str:
@@ -65,12 +67,14 @@ def styled(frame: pd.DataFrame, caption: str) -> Styler:
 
     Columns of a benchmark: the paper's number (italic and grey), ours with its interval and the number of seeds, and
     our paired difference to the row's reference, on the seeds that both have; bold where its interval excludes zero.
-    The caption is below.
+    The caption, below, says so.
     """
     columns, bold = {}, {}
     for benchmark, cells in frame.groupby("benchmark", sort=False):
         digits = 0 if benchmark == "mme" else 1
-        title = f"{ours.TITLES[benchmark]} (n = {cells['n'].max() or DASH})"
+        n, clusters = cells["n"].max(), cells["clusters"].max()
+        size = f"{n} in {clusters} clusters" if clusters < n else n or DASH
+        title = f"{ours.TITLES[benchmark]} (n = {size})"
         columns[title, "paper"] = [DASH if pd.isna(value) else f"{value:.2f}" for value in cells["paper"]]
         columns[title, "ours"] = [_ours(row, digits) for row in cells.itertuples()]
         columns[title, "gain"] = [
@@ -82,7 +86,10 @@ def styled(frame: pd.DataFrame, caption: str) -> Styler:
     index = pd.MultiIndex.from_frame(frame.drop_duplicates(["row", "run"])[["row", "run"]])
     table = pd.DataFrame(columns, index=index)
     weights = pd.DataFrame(bold, index=index).reindex(columns=table.columns, fill_value="")
-    caption += " Gains are paired: of the questions and seeds that a row and its reference share."
+    caption += (
+        " Gains are paired: of the questions and seeds that a row and its reference share; bold where this one interval"
+        " excludes zero, for all of them together see the ledger."
+    )
     style = table.style.apply(lambda _: weights, axis=None).set_caption(caption)
     style = style.set_uuid("scores")  # else the page would differ every time
     printed = [column for column in table.columns if column[1] == "paper"]

@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from viral_core.images import pad_to_square
-from viral_core.teachers import KINDS, load_teacher, randomise_linears, resample_grid
+from viral_core.teachers import KINDS, load_encoder, load_teacher, randomise_linears, resample_grid
 
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 WIDTHS = {"dinov2": 16, "clip": 16, "sam": 12, "depth_anything": 16, "radio": 16}
@@ -116,6 +116,8 @@ def test_clip_teacher_sees_what_the_student_sees(checkpoints, images):
     processor = CLIPImageProcessorPil.from_pretrained(checkpoints / "clip")
     expected = processor([pad_to_square(image) for image in images], return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(teacher.preprocess(images), expected, atol=1e-5, rtol=0)
+    encoder = load_encoder(checkpoints / "clip")  # so that Table 2's row of CLIP is Eq. 4
+    torch.testing.assert_close(teacher.encode(expected), encoder.encode(expected))
 
 
 def test_sam_content_is_in_the_upper_left_corner(checkpoints, images):

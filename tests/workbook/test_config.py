@@ -31,7 +31,7 @@ PAPER = {
     "Table 2": {
         "Baseline": LLAVA,
         "DINOv2": VIRAL,
-        "CLIP": VIRAL | dict(teacher="clip"),
+        "CLIP": LLAVA | dict(layers=[16], objective="cosine", target="encoder"),  # the same target, the same numbers
         "SAM": VIRAL | dict(teacher="sam"),
         "DAv2": VIRAL | dict(teacher="depth_anything"),
         "RADIO": VIRAL | dict(teacher="radio"),

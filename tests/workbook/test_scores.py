@@ -74,6 +74,11 @@ def test_a_list_of_runs_is_their_mean_and_a_sum_shares_its_seeds(root):
     assert both.error == pytest.approx(alike.error)  # POPE's two files are one cluster an image
     relative = scores.change("tiny", "viral", "baseline", {"cv_bench": 0.5, "pope": 0.5}, relative=True)
     assert relative.value == pytest.approx(100 * 15 / 45)
+    pairs = scores.change("tiny", ["viral", "layer-4"], ["baseline", "baseline"], {"cv_bench": 1}, relative=True)
+    change = (np.array(share(30)) * 1.0 + share(40)) / 2 - share(24)  # of the same questions
+    assert pairs.value == pytest.approx(100 * change.sum() / 24)
+    assert pairs.error == pytest.approx(interval(change).error * 100 * QUESTIONS / 24)
+    assert pairs.n == QUESTIONS
     assert scores.change("tiny", "viral", "qwen-viral", {"cv_bench": 1}) is None
 
 
@@ -113,9 +118,10 @@ def test_a_partial_evaluation_enters_no_table(root):
         ("baseline", "baseline"),
         ("qwen-viral", "qwen-baseline"),
         ("siglip2-viral", "siglip2-viral"),
+        ("viral-500", "baseline-500"),
     ],
 )
-def test_the_reference_is_the_baseline_of_the_same_models(root, run, reference):
+def test_the_reference_is_the_baseline_of_the_same_models_and_images(root, run, reference):
     assert scores.reference("tiny", run) == reference
 
 

@@ -170,12 +170,3 @@ def jackknife(
                 change = np.broadcast_to(change, (seeds, clusters))
                 influence.setdefault(key, []).append(change - change.mean(1, keepdims=True))
     return {key: Effects(value, tuple(influence[key]), n) for key, value in values.items()}
-
-
-def independent_sum(intervals: Sequence[Interval], weights: Sequence[float]) -> Interval:
-    """Weighted sum of values that share neither items nor trained models."""
-    parts = [one.scaled(weight) for one, weight in zip(intervals, weights, strict=True)]
-    variance = sum(one.error**2 for one in parts)
-    df = variance**2 / sum(one.error**4 / one.df for one in parts)
-    n, clusters = sum(one.n for one in parts), sum(one.clusters for one in parts)
-    return Interval(sum(one.value for one in parts), math.sqrt(variance), df, n, clusters, min(p.seeds for p in parts))
