@@ -28,11 +28,13 @@
 profile = "laptop"
 
 # %%
+import re
 from dataclasses import asdict
 
 import pandas as pd
 import seaborn as sns
 import torch
+from IPython.display import Markdown, display
 from matplotlib import pyplot as plt
 from transformers import AutoConfig
 
@@ -108,6 +110,7 @@ config = getattr(config, "vision_config", config)
 grid = config.image_size // config.patch_size
 features = {}
 used = dict.fromkeys(settings.systems[run].teacher for run in settings.runs)
+used |= {"clip": None} if "align-encoder" in settings.runs else {}
 for name, spec in settings.teachers.items():
     if name not in used or spec.kind == "oracle":  # which reads no pictures
         continue
@@ -160,7 +163,7 @@ plots.save(figure, out, "teachers")
 # %% [markdown]
 # ## Teachers and layers (Table 2)
 #
-# Of a teacher CLIP the target is what Eq. 4 aligns to, the features of the encoder itself: the paper prints the same
+# With CLIP as teacher the target is what Eq. 4 aligns to, the features of the encoder itself: the paper prints the same
 # numbers in both places, and one run, `align-encoder`, supplies both.
 
 # %%
@@ -212,12 +215,13 @@ plots.save(figure, out, "controls_gains")
 # gains over the run without alignment of the same models.
 
 # %%
-elsewhere = {"oracle", "next-baseline", "next-viral"} | {run for run, one in settings.systems.items() if one.images}
+elsewhere = {"oracle", "next-baseline", "next-viral"}
+elsewhere |= {run for run in settings.runs if re.fullmatch("(baseline|viral|oracle|encoder|shuffled)-[0-9]+", run)}
 own = {run: scores.reference(profile, run) for run in tables.own_runs(profile) if run not in {*controls, *elsewhere}}
 gains = scores.differences(profile, {run: reference for run, reference in own.items() if run != reference})
 gains.to_csv(out / "own_runs.csv", index=False, float_format="%.4f")
 columns = ["run", "reference", "benchmark", "difference", "low", "high", "p", "n", "seeds"]
-gains[columns].round(3) if len(gains) else "none in this profile"
+display(gains[columns].round(3) if len(gains) else Markdown("None in this profile."))
 
 # %% [markdown]
 # ## Differences and claims

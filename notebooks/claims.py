@@ -109,8 +109,18 @@ per_claim = per_claim.reindex(columns=claims.VERDICTS, fill_value=0)
 ledger.drop_duplicates("id").set_index("id")[["section", "claim"]].join(per_claim)
 
 # %% [markdown]
-# ## Premises that fail
+# ## Premises that do not hold
 #
+# A premise holds where so many of its rows are reproduced as the ledger asks of it, fails where that is no longer
+# possible, and is open else.
+
+# %%
+verdicts = ledger[ledger["section"] == "premise"].groupby("id", sort=False)["verdict"]
+premises = verdicts.value_counts().unstack(fill_value=0).reindex(columns=claims.VERDICTS, fill_value=0)
+premises.insert(0, "state", {name: claims.state(claims.ledger()[0][name], rows) for name, rows in verdicts})
+premises.join(ledger.drop_duplicates("id").set_index("id")["claim"])
+
+# %% [markdown]
 # What is decided above means something for the paper only where its premises hold: the last column of the ledger names
 # those of a claim that do not. Rows of the claims by verdict, by what becomes of the premises that they name:
 

@@ -148,8 +148,8 @@ plots.save(figure, out, "figure_3")
 
 # %% [markdown]
 # Which tokens does a token resemble? Cosine similarity of the token in the middle of the image to all others, tokens
-# centred. The loss asks that a head can turn what the third picture is drawn from into what the fourth is; that the two
-# pictures become alike is what the relation objective asks.
+# centred. The loss asks that a head can map the states behind the third picture to the features behind the fourth; that
+# the two pictures become alike is what the relation objective asks.
 
 # %%
 centre = grid * (grid // 2) + grid // 2

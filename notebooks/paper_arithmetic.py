@@ -98,8 +98,8 @@ not_improved[["run", "benchmark", "value_baseline", "value", "gain"]].round(2)
 # error $\sqrt{p (1 - p) / n}$, and the difference of two independent ones about $\sqrt{2}$ times that. Asking both
 # models the same questions makes the difference more precise, by an amount that the tables do not tell; another seed of
 # training makes it less precise. MMVP's $n$ is its 150 pairs: ten sampled answers to the same pairs add no pairs.
-# What's Up is the mean of two files, worth as many questions as $4 / (1 / n_1 + 1 / n_2)$. So is POPE, where six
-# questions share a picture, and it is worth fewer by as much as they are right and wrong together.
+# What's Up is the mean of two files, worth as many questions as $4 / (1 / n_1 + 1 / n_2)$. So is POPE; its
+# questions share pictures, and it is worth fewer by as much as they are right and wrong together.
 
 # %%
 rows = {name: known["rows"] for name, known in EXPECTED.items() if "rows" in known}
@@ -133,7 +133,7 @@ plots.save(figure, out, "gains_with_errors")
 # %% [markdown]
 # On CV-Bench2D, MMVP and MMStar no gain reaches two standard errors of an unpaired comparison except that of SigLIPv2
 # on CV-Bench2D (2.1). The gains on What's Up with CLIP are beyond noise (2.5 to 9.8 standard errors), and so is VIRAL's
-# on POPE with Vicuna-7B (4.3; shared pictures may take a third of that). A paired interval over questions and seeds is
+# on POPE with Vicuna-7B (4.2, if its questions were independent). A paired interval over questions and seeds is
 # what decides, and the main table computes one.
 #
 # ## Table 3: which 788 questions?
@@ -247,6 +247,8 @@ clip.round(2)
 #
 # > *Paper:* "DINOv2 and other VFMs demonstrating improved performance compared to CLIP" (5.3); "both ROSS (Default)
 # > and ROSS (Middle) show improvements over the baseline" (D)
+#
+# On CV-Bench2D all three are below CLIP, and both variants of ROSS below the baseline:
 
 # %%
 second, sixth = (paper.table(number).pivot_table(index="benchmark", columns="run", values="value") for number in (2, 6))
@@ -255,7 +257,7 @@ for table, runs, least in (
     (sixth, ["ross-default", "ross-middle"], "baseline"),
 ):
     below = table[runs].where(table[runs].lt(table[least], axis=0)).dropna(how="all")
-    display(below.fillna("").assign(**{f"all below: {least}": table[least]}))
+    display(below.fillna("").assign(**{f"{least} (the others are lower)": table[least]}))
 
 # %% [markdown]
 # ## A larger model that is worse

@@ -125,7 +125,7 @@ if len(cards):
     by_system = by_system.rename(columns={"seed": "seeds"}).round(
         {"seconds": 0, "lm_loss": 3, "vra_loss": 3, "megabytes": 2}
     )
-    display(Markdown(by_system.fillna("").to_html()))
+    display(Markdown(by_system.to_html(na_rep="")))
 
 # %%
 if logs:

@@ -48,8 +48,8 @@ class Features:
         return torch.stack(draw)
 
 
-def train(folder: Path, name: str, engine: str | None = None, lives: float = float("inf"), **changes) -> int:
-    """Train the tiny model into `folder/name`; how often features were asked for.  Notes the dtypes of its targets."""
+def train(folder: Path, name: str, engine: str | None = None, lives: float = float("inf"), **changes) -> None:
+    """Train the tiny model into `folder/name`, and note the dtypes of its targets."""
     places = json.loads((folder / "places.json").read_text())
     torch.manual_seed(1)
     llava, processor = assemble(Path(places["models"]) / "clip", Path(places["models"]) / "llama")
@@ -65,7 +65,6 @@ def train(folder: Path, name: str, engine: str | None = None, lives: float = flo
     train_stage2(model, processor, samples, recipe, folder / name, template=TEMPLATE, features=features)
     if distributed.is_main():
         (folder / f"{name}-targets.json").write_text(json.dumps(sorted(dtypes)))
-    return features.calls
 
 
 def rows(folder: Path) -> list[dict]:
@@ -95,7 +94,7 @@ def ask(folder: Path, out: Path, protocol: dict | None = None) -> list[list[dict
 
 
 def main() -> None:
-    folder, calls = Path(sys.argv[1]), {}
+    folder = Path(sys.argv[1])
     for task in sys.argv[2:]:
         what, _, name = task.partition(":")
         if what == "evaluate":
@@ -109,9 +108,7 @@ def main() -> None:
             continue
         lives = 4 if what == "die" else float("inf")
         label = "whole" if what == "whole" else "killed"
-        calls[task] = train(folder, f"{name}-{label}", ENGINES[name], lives)
-        if distributed.is_main():
-            (folder / "calls.json").write_text(json.dumps(calls))
+        train(folder, f"{name}-{label}", ENGINES[name], lives)
     distributed.leave()
 
 

@@ -54,7 +54,8 @@ def report_folder(tmp_path_factory):
     nbformat.write(executed(), folder / paths.notebook("pilot_study"))
     (folder / paths.run("viral", 0) / "run.json").write_text("{}", encoding="utf-8")
     row = {"id": "a", "section": "4.1", "claim": "It helps <b>here</b>.", "fails": "above-constant"}
-    first, second = row | {"verdict": "reproduced"}, row | {"verdict": "inconclusive"}
+    first = row | {"verdict": "reproduced"}
+    second = row | {"verdict": "inconclusive", "fails": "above-constant, stage2-moves"}
     premise = row | {"id": "b", "section": "premise", "claim": "It holds.", "verdict": "reproduced"}
     table = pd.DataFrame([first, second, premise])
     table.to_csv(folder / paths.results("claims") / "claims.csv", index=False)

@@ -18,7 +18,8 @@ the probability of a single false decision: the ledger is read as a whole, no co
 with over a hundred of them that bound would leave real effects undecided.
 
 A claim names the premises that it needs.  A premise is a claim as any other, whose `state` follows from its verdicts;
-where it is measured for the very part that a row is about, such as a benchmark, that verdict counts.
+where all of its rows are needed and one is about the very part that a claim's row is about, such as a benchmark, that
+verdict counts.
 """
 
 import functools
@@ -189,10 +190,8 @@ def decide(rows: pd.DataFrame) -> pd.DataFrame:
     verdicts = ["not run", "no difference", "reproduced", "contradicted"]
     table["verdict"] = np.select(conditions, verdicts, "inconclusive")
     holding = {name for name, part in table.groupby("id") if state(claims[name], part["verdict"]) == "holds"}
-    measured = table[["id", "part"]].itertuples(index=False, name=None)
-    verdict = {
-        row: word for row, word in zip(measured, table["verdict"], strict=True) if claims[row[0]].at_least is None
-    }
+    parts = zip(table["id"], table["part"], table["verdict"], strict=True)
+    verdict = {(id, part): word for id, part, word in parts if claims[id].at_least is None}
     table["fails"] = [
         ", ".join(name for name in claims[id].needs if not _holds(name, verdict.get((name, part)), holding))
         for id, part in zip(table["id"], table["part"], strict=True)

@@ -91,7 +91,7 @@ def test_strata_keep_their_sizes():
     assert mean.error < together.error / 5  # the distance between the strata is no noise
 
 
-def test_sums_share_their_seeds_or_are_independent():
+def test_sums_share_their_seeds():
     rng = RNG(0)
     seeds = rng.normal(size=(5, 1))
     a, b = (seeds + 0.1 * rng.normal(size=(5, 40)) for _ in range(2))

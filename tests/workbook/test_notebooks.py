@@ -6,6 +6,7 @@ import runpy
 
 import matplotlib.pyplot as plt
 import pytest
+from peft import get_peft_model_state_dict
 
 from workbook import notebook
 from workbook.paths import ROOT
@@ -91,6 +92,11 @@ def test_an_own_training_learns_both(own_training):
     assert losses["alignment"].iat[0] > -0.5
     assert losses["alignment"].tail(4).mean() < -0.9
     assert set(own_training["parts"].index) == {"head", "projector", "LoRA"}
+
+
+def test_an_own_training_saves_head_and_projector_with_the_adapters(own_training):
+    saved = get_peft_model_state_dict(own_training["model"])
+    assert {"alignment_head", "multi_modal_projector", "lora_A"} <= {part for name in saved for part in name.split(".")}
 
 
 def test_an_own_training_leaves_a_plain_llava(own_training):

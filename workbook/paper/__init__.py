@@ -34,7 +34,8 @@ def score(run: str, benchmark: str) -> float | None:
 def gains() -> pd.DataFrame:
     """Table 1's cells of the aligned runs beside those of the same models without alignment.
 
-    As the table's, with value_baseline, gain = value - value_baseline, and relative, 100 gain / value_baseline.
+    As the table's, with reference (the run without alignment), value_baseline, gain = value - value_baseline, and
+    relative, 100 gain / value_baseline.
     """
     cells = table(1)
     aligned = cells["run"].str.endswith("viral")

@@ -66,7 +66,8 @@ def _recorded() -> dict[str, str]:
 def _ledger(folder: Path) -> dict | None:
     """What the claims notebook decided; None where it has not run.
 
-    `forest` is its picture as base64, empty where nothing was measured; `verdicts` are of all rows but premises.
+    `forest` is its picture as base64, empty where nothing was measured; `verdicts` are of the
+    rows of the paper's claims.
     """
     file, forest = folder / "claims.csv", folder / "claims.png"
     if not file.is_file():
@@ -74,9 +75,11 @@ def _ledger(folder: Path) -> dict | None:
     table = pd.read_csv(file, dtype={"section": str}).fillna({"fails": "", "part": ""})
     return {
         "forest": base64.b64encode(forest.read_bytes()).decode() if forest.is_file() else "",
-        "verdicts": _verdicts(table[table["section"] != "premise"]),
+        "verdicts": _verdicts(table[~table["section"].isin(["premise", "control"])]),
         "claims": [
-            rows.iloc[0].to_dict() | {"verdicts": [verdict for verdict in _verdicts(rows) if verdict[1]]}
+            rows.iloc[0].to_dict()
+            | {"verdicts": [verdict for verdict in _verdicts(rows) if verdict[1]]}
+            | {"fails": ", ".join(dict.fromkeys(name for text in rows["fails"] for name in text.split(", ") if name))}
             for _, rows in table.groupby("id", sort=False)
         ],
     }
