@@ -257,7 +257,7 @@ for table, runs, least in (
     (sixth, ["ross-default", "ross-middle"], "baseline"),
 ):
     below = table[runs].where(table[runs].lt(table[least], axis=0)).dropna(how="all")
-    display(below.fillna("").assign(**{f"{least} (the others are lower)": table[least]}))
+    display(below.astype(object).fillna("").assign(**{f"{least} (the others are lower)": table[least]}))
 
 # %% [markdown]
 # ## A larger model that is worse
