@@ -59,17 +59,15 @@ def _imports(statement: str, absent: list[str]) -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_the_core_needs_neither_dvc_nor_papermill_nor_deepspeed():
+def test_the_core_needs_neither_dvc_nor_papermill_nor_deepspeed_and_only_ross_needs_diffusers():
     files = [p.relative_to(ROOT) for p in (ROOT / "viral_core").rglob("*.py") if not p.stem.startswith("_")]
+    modules = [".".join(file.with_suffix("").parts) for file in files]
+    others = [name for name in modules if name != "viral_core.ross"]
+    check = "import sys\nassert 'diffusers' not in sys.modules"
     _imports(
-        "import " + ", ".join(".".join(f.with_suffix("").parts) for f in files),
+        f"import {', '.join(others)}\n{check}\nimport viral_core.ross",
         ["workbook", "dvc", "papermill", "deepspeed", "jupytext"],
     )
-
-
-def test_only_ross_needs_diffusers():
-    modules = [p.stem for p in (ROOT / "viral_core").glob("*.py") if not p.stem.startswith("_") and p.stem != "ross"]
-    _imports("import " + ", ".join(f"viral_core.{m}" for m in modules), ["diffusers"])
 
 
 def test_the_package_itself_loads_no_torch():
