@@ -26,30 +26,74 @@ from workbook.config import Profile
 from workbook.paths import Paths
 from workbook.scale import costs
 
+# No difference of content, in `dvc status`: such as of a checkpoint that was deleted after its evaluation.
+MISSING = [("changed deps", "deleted"), ("changed outs", "deleted"), ("changed outs", "not in cache")]
 
-def graph(targets: Iterable[str]) -> dict[str, set[str]]:
-    """The stages that targets need, all without any, and those that each of them waits for; from `dvc dag`."""
-    needs: dict[str, set[str]] = {}
-    for target in targets or [""]:
-        command = ["dvc", "dag", "--dot", *filter(None, [target])]
-        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        for name in re.findall(r'^"([^"]+)";?$', text, re.M):
-            needs.setdefault(name, set())
-        for first, then in re.findall(r'^"([^"]+)" -> "([^"]+)"', text, re.M):
-            needs.setdefault(first, set())
-            needs.setdefault(then, set()).add(first)
+
+def graph(target: str = "") -> dict[str, set[str]]:
+    """The stages that a target needs, itself included, or all, and those that each waits for; from `dvc dag`."""
+    command = ["dvc", "dag", "--dot", *filter(None, [target])]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    needs: dict[str, set[str]] = {name: set() for name in re.findall(r'^"([^"]+)";?$', text, re.M)}
+    for first, then in re.findall(r'^"([^"]+)" -> "([^"]+)"', text, re.M):
+        needs.setdefault(first, set())
+        needs.setdefault(then, set()).add(first)
     return needs
 
 
 def stale(targets: Iterable[str]) -> dict[str, set[str]]:
-    """Of `graph`, the stages that have changed and those that wait for them, each with what it waits for of these."""
+    """The stages that are to run for targets, or for all, each with what it waits for of these.
+
+    Those are the stages that have changed and what depends on them.  Of stages whose outputs are only missing, those
+    that are targets themselves or are read by a stage that is to run.
+    """
     status = subprocess.run(["dvc", "status", "--json", "--with-deps", *targets], capture_output=True, text=True)
     if status.returncode:
         raise RuntimeError(status.stderr.strip().splitlines()[-1])
-    needs, found = graph(targets), set(json.loads(status.stdout))
-    while more := {name for name, before in needs.items() if before & found} - found:
-        found |= more
-    return {name: before & found for name, before in needs.items() if name in found}
+    missing, changed = set(), set()
+    for name, parts in json.loads(status.stdout).items():
+        for kind, how, file in _differences(parts):
+            if (kind, how) not in MISSING:
+                changed.add(name)
+            elif kind == "changed outs" and not Path(file).exists():
+                missing.add(name)
+    whole = graph()
+    asked = set().union(*(_stages(target, whole) for target in targets)) if targets else set(whole)
+    needs = {name: whole[name] for name in _with_needs(asked, whole)}
+    while more := {name for name, before in needs.items() if before & changed} - changed:
+        changed |= more
+
+    def due(run: set[str]) -> set[str]:
+        wanted = asked.union(*(needs[name] for name in run))
+        again = {name for name in asked if needs[name] & run}  # what is read may have become another
+        return changed | missing & wanted | again
+
+    run: set[str] = set()
+    while (more := due(run)) != run:
+        run = more
+    return {name: before & run for name, before in needs.items() if name in run}
+
+
+def _differences(parts: list[str | dict]) -> Iterator[tuple]:
+    """What `dvc status` says of a stage: (kind, how, file) of each file, or of each file of parameters."""
+    for part in parts:
+        for kind, files in part.items() if isinstance(part, dict) else [(part, {"": None})]:
+            yield from ((kind, how, file) for file, how in files.items())
+
+
+def _stages(target: str, needs: dict[str, set[str]]) -> set[str]:
+    """The stages of a target: one by its name, or whatever else DVC takes for one, as the ends of its graph."""
+    if target in needs:
+        return {target}
+    part = graph(target)
+    return set(part).difference(*part.values())
+
+
+def _with_needs(names: set[str], needs: dict[str, set[str]]) -> set[str]:
+    """Stages and all that they wait for, however far."""
+    while more := set().union(*(needs[name] for name in names)) - names:
+        names = names | more
+    return names
 
 
 class Pipeline:

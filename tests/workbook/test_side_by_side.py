@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -56,7 +57,7 @@ def pipeline(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("PATH", environment(folder)["PATH"])
-        made = side_by_side.Pipeline(SimpleNamespace(name="tiny"), side_by_side.graph([]), 2)
+        made = side_by_side.Pipeline(SimpleNamespace(name="tiny"), side_by_side.graph(), 2)
         made.logs.mkdir(parents=True)
         printed = []
         patch.setattr("builtins.print", lambda *words, **_: printed.append(" ".join(map(str, words))))
@@ -70,13 +71,23 @@ def test_the_graph_is_dvcs(pipeline, monkeypatch):
     monkeypatch.chdir(folder)
     monkeypatch.setenv("PATH", environment(folder)["PATH"])
     whole = {"first@x": set(), "broken@x": {"first@x"}, "behind@x": {"broken@x"}, "other@x": {"first@x"}}
-    assert side_by_side.graph([]) == whole
-    assert side_by_side.graph(["other@x"]) == {"first@x": set(), "other@x": {"first@x"}}
+    assert side_by_side.graph() == whole
+    assert side_by_side.graph("other@x") == {"first@x": set(), "other@x": {"first@x"}}
     assert side_by_side.stale(["other@x"]) == {}
     assert side_by_side.stale([]) == {"broken@x": set(), "behind@x": {"broken@x"}}
+
+
+def test_what_is_missing_is_made_where_it_is_read(pipeline, monkeypatch):
+    folder, _, _ = pipeline
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("PATH", environment(folder)["PATH"])
     first = folder / "first.txt"
     first.rename(folder / "aside.txt")
-    assert side_by_side.stale(["other@x"]) == {"first@x": set(), "other@x": {"first@x"}}
+    assert side_by_side.stale(["other@x"]) == {}
+    assert side_by_side.stale(["first@x", "other@x"]) == {"first@x": set(), "other@x": {"first@x"}}
+    shutil.rmtree(folder / ".dvc" / "cache")  # what is missing cannot come from there either
+    assert side_by_side.stale(["other@x"]) == {}
+    assert side_by_side.stale(["broken@x"]) == {"first@x": set(), "broken@x": {"first@x"}}
     (folder / "aside.txt").rename(first)
 
 
