@@ -28,7 +28,6 @@
 profile = "laptop"
 
 # %%
-import re
 from dataclasses import asdict
 
 import pandas as pd
@@ -215,8 +214,8 @@ plots.save(figure, out, "controls_gains")
 # gains over the run without alignment of the same models.
 
 # %%
-elsewhere = {"oracle", "next-baseline", "next-viral"}
-elsewhere |= {run for run in settings.runs if re.fullmatch("(baseline|viral|oracle|encoder|shuffled)-[0-9]+", run)}
+sizes = runs.by_images(profile, ("baseline", "viral", "oracle", "align-encoder", "shuffled-teacher"))
+elsewhere = {"oracle", "next-baseline", "next-viral", *sizes}
 own = {run: scores.reference(profile, run) for run in tables.own_runs(profile) if run not in {*controls, *elsewhere}}
 gains = scores.differences(profile, {run: reference for run, reference in own.items() if run != reference})
 gains.to_csv(out / "own_runs.csv", index=False, float_format="%.4f")

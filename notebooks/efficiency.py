@@ -63,6 +63,7 @@ show_missing(runs.not_run(profile, systems))
 logs = runs.measured(profile, "log", systems)
 last = logs.groupby("run")["step"].max() if len(logs) else {}
 benchmarks = settings.learning_curve.benchmarks if settings.learning_curve else []
+mean = {name: 1 / len(benchmarks) for name in benchmarks}
 curve = []
 for run in systems:
     steps = runs.checkpoints(profile, run)
@@ -107,7 +108,6 @@ equal = []
 for run, reference in pairs.items():
     common = sorted(set(runs.checkpoints(profile, run)) & set(runs.checkpoints(profile, reference)))
     for step in [*common, None] if common else ():
-        mean = dict.fromkeys(benchmarks, 1 / len(benchmarks))
         change = scores.change(profile, run, reference, mean, checkpoint=step, over_checkpoint=step)
         if change:
             equal.append({"run": run, "step": last[run] if step is None else step, **change.columns()})
@@ -138,8 +138,8 @@ if len(logs):
         axis.set(title=title, ylabel="")
     figure.suptitle(plots.wrap(f"{settings.label}; band: lowest and highest seed", 90), fontsize="small")
     plots.save(figure, out, "losses")
-    mean = named.pivot_table(index="step", columns="run", values="lm_loss")
-    mean.to_csv(out / "learning_curves.csv", float_format="%.5f")
+    curves = named.pivot_table(index="step", columns="run", values="lm_loss")
+    curves.to_csv(out / "learning_curves.csv", float_format="%.5f")
 else:
     pd.DataFrame(columns=["step", "baseline", "viral"]).to_csv(out / "learning_curves.csv", index=False)
 
@@ -155,7 +155,7 @@ else:
 costs = []
 for (run, seed), log in logs.groupby(["run", "seed"], sort=False) if len(logs) else ():
     spans = log[["step", "seconds"]].diff().iloc[1:]
-    sessions = runs.sessions(Paths(profile).run(run, seed))
+    sessions = runs.sessions(profile, run, seed)
     threads = "/".join(dict.fromkeys(str(session["torch_threads"]) for session in sessions))
     step_seconds = (spans["seconds"] / spans["step"]).median()
     costs.append({"run": run, "seed": seed, "threads": threads, "step_seconds": step_seconds})
@@ -264,7 +264,6 @@ for run, reference in pairs.items():
     early = min(steps, key=lambda step: abs(step / last[run] - 3 / 5.2), default=None)
     estimate = None
     if early:
-        mean = dict.fromkeys(benchmarks, 1 / len(benchmarks))
         estimate = scores.change(profile, run, reference, mean, checkpoint=early)
     claim = {"": "early-7b", "qwen-": "early-qwen", "13b-": "early-13b"}[run.removesuffix("viral")]
     missing = "" if estimate else f"checkpoints of {run}, or {reference}"

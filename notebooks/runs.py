@@ -19,7 +19,7 @@
 # > and sizes are not given.
 #
 # Everything here is read from what the runs have written themselves: `run.json` (what was trained, and on the weights
-# of which models), `environment.json` (where), `log.jsonl` (how it went), and `costs.jsonl` (what every stage took).
+# of which models), `environment.json` (where), the log (how it went), and `costs.jsonl` (what every stage took).
 
 # %% tags=["parameters"]
 profile = "laptop"
@@ -34,18 +34,17 @@ import yaml
 from IPython.display import Markdown, display
 from matplotlib import pyplot as plt
 
-from viral_core.checkpoints import read_json
+from viral_core.files import read_json
 from viral_core.run_folder import save_run
 from viral_core.trainer import train_stage2
 from workbook import plots, runs
-from workbook.logs import read_log
 from workbook.notebook import begin, show
 from workbook.paths import Paths
 
 settings, out = begin(profile, "runs")
 paths = Paths(profile)
-folders = runs.folders(profile)
-display(Markdown(f"{len(folders)} of {len(runs.names(profile))} runs of this profile are trained."))
+evaluated = runs.evaluated(profile)
+display(Markdown(f"{len(evaluated)} of {len(runs.names(profile))} runs of this profile are trained and evaluated."))
 
 # %% [markdown]
 # ## The profile
@@ -71,9 +70,9 @@ show(save_run)
 
 # %%
 card = {}
-if folders:
+if folders := runs.folders(profile):
     (run, seed), folder = next(iter(folders.items()))
-    card = read_json(folder / "run.json", "train that run again")
+    card = read_json(folder / "run.json")
     listing = sorted(path for path in folder.rglob("*") if path.is_file())
     sizes = {str(path.relative_to(folder)): path.stat().st_size for path in listing}
     display(pd.Series(sizes, name=f"bytes in {run}, seed {seed}").to_frame())
@@ -83,14 +82,13 @@ if folders:
 # %% [markdown]
 # ## Cards of all systems
 #
-# Models, objective, steps; of its seeds the number, and the mean of seconds, last losses (mean of the last entries of
-# the log) and size. A row for each seed is in `cards.csv`.
+# Models, objective, steps; of its seeds the number, and the mean of seconds and last losses (mean of the last entries
+# of the log). A row for each seed is in `cards.csv`.
 
 # %%
-cards, machines, logs = [], [], []
-for (run, seed), folder in folders.items():
-    card = read_json(folder / "run.json", "train that run again")
-    log = read_log(folder)
+cards, machines, logs = [], [], runs.measured(profile, "log")
+for (run, seed), log in logs.groupby(["run", "seed"], sort=False) if len(logs) else ():
+    card = read_json(evaluated[run, seed] / "run.json")
     align, reconstruct = card["align"] or {}, card["reconstruct"] or {}
     cards.append(
         {
@@ -111,25 +109,20 @@ for (run, seed), folder in folders.items():
             "seconds": log["seconds"].iat[-1],
             "lm_loss": log["lm_loss"].tail(3).mean(),
             "vra_loss": log["vra_loss"].tail(3).mean(),
-            "megabytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6,
         }
     )
-    logs.append(log.assign(run=run, seed=seed))
-    machines += runs.sessions(folder)
+    machines += runs.sessions(profile, run, seed)
 cards = pd.DataFrame(cards)
 cards.to_csv(out / "cards.csv", index=False, float_format="%.5f")
 if len(cards):
     same = ["language", "vision", "architecture", "objective", "target", "residual", "blocks", "steps"]
-    means = dict.fromkeys(("seconds", "lm_loss", "vra_loss", "megabytes"), "mean")
+    means = dict.fromkeys(("seconds", "lm_loss", "vra_loss"), "mean")
     by_system = cards.groupby("run", sort=False).agg({**dict.fromkeys(same, "first"), "seed": "size", **means})
-    by_system = by_system.rename(columns={"seed": "seeds"}).round(
-        {"seconds": 0, "lm_loss": 3, "vra_loss": 3, "megabytes": 2}
-    )
+    by_system = by_system.rename(columns={"seed": "seeds"}).round({"seconds": 0, "lm_loss": 3, "vra_loss": 3})
     display(Markdown(by_system.to_html(na_rep="")))
 
 # %%
-if logs:
-    logs = pd.concat(logs, ignore_index=True)
+if len(logs):
     figure, axis = plt.subplots(figsize=(6, 2.6))  # losses
     sns.lineplot(
         logs, x="step", y="lm_loss", hue="run", errorbar=None, linewidth=0.8, palette="viridis", legend=False, ax=axis

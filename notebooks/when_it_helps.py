@@ -68,18 +68,11 @@ show(Align)
 # %%
 mix = json.loads(Path(settings.data.conversations).read_text(encoding="utf-8"))
 everything = len({entry["image"] for entry in mix if "image" in entry})
-besides = {"images", "checkpoints"}  # what may differ from the run of the same kind on the full mix
-kind_of = {
-    str(settings.systems[kind].model_dump(exclude=besides)): kind
-    for kind in ("baseline", *kinds)
-    if kind in settings.systems
-}
 table = []
-for run in settings.runs:
-    system = settings.systems[run]
-    if kind := kind_of.get(str(system.model_dump(exclude=besides))):
-        seeds = len(runs.answer_files(profile, run, scores.benchmarks_of(profile)[0]))
-        table.append({"run": run, "kind": kind, "images": system.images or everything, "evaluated_seeds": seeds})
+for run, kind in runs.by_images(profile, ("baseline", *kinds)).items():
+    images = settings.systems[run].images or everything
+    seeds = len(runs.answer_files(profile, run, scores.benchmarks_of(profile)[0]))
+    table.append({"run": run, "kind": kind, "images": images, "evaluated_seeds": seeds})
 table = pd.DataFrame(table, columns=["run", "kind", "images", "evaluated_seeds"])
 table.pivot(index="images", columns="kind", values="evaluated_seeds").fillna(0).astype(int)
 

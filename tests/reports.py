@@ -49,10 +49,10 @@ def executed():
 def report_folder(tmp_path_factory):
     """Folder of the smoke profile's report: one run, one notebook, three rows of the ledger, one stage's time."""
     folder, paths = tmp_path_factory.mktemp("report"), Paths("smoke")
-    for name in (paths.run("viral", 0), paths.results("claims"), paths.notebook("x").parent):
+    for name in (paths.evaluation("viral", 0), paths.results("claims"), paths.notebook("x").parent):
         (folder / name).mkdir(parents=True)
     nbformat.write(executed(), folder / paths.notebook("pilot_study"))
-    (folder / paths.run("viral", 0) / "run.json").write_text("{}", encoding="utf-8")
+    (folder / paths.evaluation("viral", 0) / "pope_random.jsonl").touch()
     row = {"id": "a", "section": "4.1", "claim": "It helps <b>here</b>.", "fails": "above-constant"}
     first = row | {"verdict": "reproduced"}
     second = row | {"verdict": "inconclusive", "fails": "above-constant, stage2-moves"}

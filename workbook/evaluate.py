@@ -41,8 +41,9 @@ def evaluate_run(settings: Profile, run: str, folder: Path, out: Path) -> None:
 
     A curve begins at checkpoint 0, the model before stage 2, which is asked every benchmark once, for the baseline.
     Answers continue where an interrupted evaluation stopped; those of other weights or settings, which are there when
-    something has changed, are asked for again.  Beside them lie `log.csv`, the log of the training, and `scores.json`,
-    what `dvc metrics` shows: the official and the strict score of each benchmark, a fraction or MME's points.
+    something has changed, are asked for again.  Beside them lies what tables need to know of the run without its
+    weights: `run.json`, `environment.json`, `log.csv`, the log of the training; and `scores.json`, what `dvc metrics`
+    shows: the official and the strict score of each benchmark, a fraction or MME's points.
     """
     curve, system, asked = settings.learning_curve, settings.systems[run], settings.evaluation
     targets = [(partial(load, settings, folder), folder, out, asked.benchmarks)]
@@ -64,6 +65,8 @@ def evaluate_run(settings: Profile, run: str, folder: Path, out: Path) -> None:
     if distributed.is_main():
         for old in set(out.glob("checkpoint-*")) - {target for _, _, target, _ in targets}:
             shutil.rmtree(old)  # of a training with other steps
+        for file in folder.glob("*.json"):
+            write_text(out / file.name, file.read_text(encoding="utf-8"))
         write_text(out / "log.csv", read_log(folder).to_csv(index=False))
         metrics = {}
         for name in asked.benchmarks:

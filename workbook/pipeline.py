@@ -130,11 +130,15 @@ def _inputs(add, profile: Profile, system: System) -> dict:
 
 def parameters(profile: Profile) -> dict:
     """What `params.yaml` holds: settings by name, then the index of stages."""
-    settings = profile.model_dump(mode="json")
+    settings, paths = profile.model_dump(mode="json"), Paths(profile.name)
     settings = {"profile": settings.pop("name"), **settings}
     settings["seeds"] = settings.pop("runs")
     settings["runs"] = {run: entry for run, entry in settings.pop("systems").items() if run in profile.runs}
     settings["images"] = {part: _images(profile, part)["images"] for part in ("captions", "conversations")}
+    settings["weights"] = {  # of a run's first seed; an empty folder where none is trained
+        run: str(paths.run(run, profile.runs[run][0]) if run in profile.runs else paths.run(run, 0).parent)
+        for run in profile.systems
+    }
     settings["embedded"] = [profile.name] if profile.world else []  # notebooks about the embedded world run there
     return {**settings, "stages": stages(profile)}
 

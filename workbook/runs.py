@@ -1,13 +1,13 @@
 """What the stages of a profile have written, as tables; what has not been run is left out, and `not_run` names it."""
 
 import functools
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from viral_core.files import read_json
 from workbook import config
 from workbook.benchmarks import PAPER
 from workbook.benchmarks.answers import read_answers
@@ -32,27 +32,40 @@ def folders(profile: str, runs: Iterable[str] | None = None) -> dict[tuple[str, 
     return {name: folder for name, folder in places.items() if (folder / "run.json").is_file()}
 
 
-def sessions(folder: Path) -> list[dict]:
-    """Machine, versions and threads of each session of a training, from its run folder; empty where it wrote none."""
-    file = folder / "environment.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
-
-
 def trained(profile: str, runs: Iterable[str]) -> dict[str, Path]:
     """Folders of the first seed of those of `runs` that have been trained."""
     first = {(run, seeds[0]) for run, seeds in settings(profile).runs.items()}
     return {name[0]: folder for name, folder in folders(profile, runs).items() if name in first}
 
 
+def evaluated(profile: str, runs: Iterable[str] | None = None) -> dict[tuple[str, int], Path]:
+    """Folders of the evaluated ones of all runs, or of those of `runs`, by (run, seed): answers, log, `run.json`."""
+    places = {(run, seed): Paths(profile).evaluation(run, seed) for run, seed in names(profile, runs)}
+    return {name: folder for name, folder in places.items() if any(folder.glob("*.jsonl"))}
+
+
 def not_run(profile: str, runs: Iterable[str]) -> list[str]:
     """Those of `runs` that have not been evaluated, with their seeds, or without any where the profile trains none."""
-    absent = []
+    absent, there = [], evaluated(profile)
     for run in runs:
-        folders = {seed: Paths(profile).evaluation(run, seed) for _, seed in names(profile, [run])}
-        seeds = [str(seed) for seed, folder in folders.items() if not any(folder.glob("*.jsonl"))]
-        if seeds or not folders:
+        all_seeds = names(profile, [run])
+        seeds = [str(seed) for _, seed in all_seeds if (run, seed) not in there]
+        if seeds or not all_seeds:
             absent.append(f"{run} (seed {', '.join(seeds)})" if seeds else run)
     return absent
+
+
+def sessions(profile: str, run: str, seed: int) -> list[dict]:
+    """Machine, versions and threads of each session of an evaluated run's training."""
+    return read_json(Paths(profile).evaluation(run, seed) / "environment.json")
+
+
+def by_images(profile: str, kinds: Iterable[str]) -> dict[str, str]:
+    """The runs of a profile that are one of `kinds` but for how many images they are trained on; of each its kind."""
+    systems, besides = settings(profile).systems, {"images", "checkpoints"}
+    described = {str(systems[kind].model_dump(exclude=besides)): kind for kind in kinds if kind in systems}
+    found = {run: described.get(str(systems[run].model_dump(exclude=besides))) for run in settings(profile).runs}
+    return {run: kind for run, kind in found.items() if kind}
 
 
 def answer_files(profile: str, run: str, benchmark: str, checkpoint: int | None = None) -> dict[int, list[Path]]:
@@ -95,11 +108,9 @@ def answers(profile: str, run: str, benchmark: str, checkpoint: int | None = Non
 
 def checkpoints(profile: str, run: str) -> list[int]:
     """Steps of the checkpoints of a run that all its evaluated seeds have answers of; 0 is the run before stage 2."""
-    folders = [Paths(profile).evaluation(run, seed) for _, seed in names(profile, [run])]
     steps = [
         {int(checkpoint.name.split("-")[1]) for checkpoint in folder.glob("checkpoint-*")}
-        for folder in folders
-        if any(folder.glob("*.jsonl"))
+        for folder in evaluated(profile, [run]).values()
     ]
     return sorted(set.intersection(*steps)) if steps else []
 

@@ -161,7 +161,7 @@ def test_a_curve_begins_before_stage_2_and_outdated_checkpoints_go(trained, rows
     out = Paths("tiny").evaluation("baseline", 0)
     evaluation.evaluate_run(settings, "baseline", folder, out)
     assert sorted(path.name for path in out.iterdir()) == [
-        "checkpoint-0", "checkpoint-5", "cv_bench.jsonl", "log.csv", "scores.json",
+        "checkpoint-0", "checkpoint-5", "cv_bench.jsonl", "log.csv", "run.json", "scores.json",
     ]  # fmt: skip
     header, _ = read_answers(out / "checkpoint-0" / "cv_bench.jsonl")
     assert header["model"].startswith("stage1-l-v@")

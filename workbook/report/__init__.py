@@ -18,7 +18,7 @@ from workbook.lock import LOADER
 from workbook.notebook import notebooks
 from workbook.paths import Paths
 from workbook.report.pages import PARTS, POLICY, page, section
-from workbook.runs import folders, names
+from workbook.runs import evaluated, names
 
 
 def build(profile: str, out: str | Path) -> Path:
@@ -31,8 +31,8 @@ def build(profile: str, out: str | Path) -> Path:
     }
     recorded = _recorded()
     sections = [section(name, paths.notebook(name), recorded) for name in notebooks(settings)]
-    trained = folders(profile)
-    runs = {f"{run}-s{seed}": (run, seed) in trained for run, seed in names(profile)}
+    done = evaluated(profile)
+    runs = {f"{run}-s{seed}": (run, seed) in done for run, seed in names(profile)}
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader("workbook.report", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -66,8 +66,8 @@ def _recorded() -> dict[str, str]:
 def _ledger(folder: Path) -> dict | None:
     """What the claims notebook decided; None where it has not run.
 
-    `forest` is its picture as base64, empty where nothing was measured; `verdicts` are of the
-    rows of the paper's claims.
+    `forest` is its picture as base64, empty where nothing was measured; `verdicts` are of the rows of the paper's
+    claims.
     """
     file, forest = folder / "claims.csv", folder / "claims.png"
     if not file.is_file():
