@@ -99,7 +99,7 @@ summary = pd.crosstab(ledger["verdict"], pd.Series(of, ledger.index, name="claim
 summary["all"] = summary.sum(axis=1)
 summary.loc["rows"] = summary.sum()
 summary.to_csv(out / "summary.csv")
-decided = summary.loc[["reproduced", "contradicted", "no difference"], "all"].sum()
+decided = summary.loc[list(claims.DECIDED), "all"].sum()
 print(f"decided: {decided} of {len(ledger)} rows, {100 * decided / len(ledger):.1f} %")
 summary
 

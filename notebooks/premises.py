@@ -161,8 +161,8 @@ words = {
     }
     for form, text in metrics.get("text_accuracy", {}).items()
 }
-room = []
-for benchmark in ("cv_bench", "mmvp", "whats_up", "pope"):
+vision_centric, room = ("cv_bench", "mmvp", "whats_up", "pope"), []
+for benchmark in vision_centric:
     samples = list(runs.answers(profile, "baseline", benchmark).values())
     if not samples:
         missing = f"{benchmark} of baseline"
@@ -177,7 +177,8 @@ for benchmark in ("cv_bench", "mmvp", "whats_up", "pope"):
     room[-1]["single"] = 100 * of_baseline["single"].value if benchmark == "mmvp" else np.nan
     rows.append(claims.row("above-constant", replace(estimate, value=estimate.value - constant), part=benchmark))
     if words:
-        room[-1] |= {name: 100 * words[form][benchmark] for name, form in (("ceiling", "spelled"), ("described",) * 2)}
+        room[-1]["ceiling"] = 100 * words["spelled"][benchmark]
+        room[-1]["described"] = 100 * words["described"][benchmark]
         ceiling = replace(estimate, value=room[-1]["ceiling"] - estimate.value)
     missing = "" if ceiling else "the ceiling of this language model"
     rows.append(claims.row("below-ceiling", ceiling, part=benchmark, missing=missing))
@@ -191,7 +192,7 @@ room.round(1)
 # the weights, $\lVert \frac{\alpha}{r} BA \rVert$, block by block; and the language loss.
 
 # %%
-for benchmark in ("cv_bench", "mmvp", "whats_up", "pope"):
+for benchmark in vision_centric:
     before = runs.answers(profile, "baseline", benchmark, checkpoint=0)
     after = runs.answers(profile, "baseline", benchmark)
     seeds = [seed for seed in after if seed in before]

@@ -40,7 +40,8 @@ from workbook.paths import Paths
 from workbook.runs import answer_files
 
 LEDGER = Path(__file__).with_name("claims.yaml")
-VERDICTS = ("reproduced", "contradicted", "no difference", "inconclusive", "not run")
+DECIDED = ("reproduced", "contradicted", "no difference")
+VERDICTS = (*DECIDED, "inconclusive", "not run")
 COLOURS = dict(zip(VERDICTS, ("#009E73", "#D55E00", "#0072B2", "#666666", "#999999"), strict=True))
 RATE = 0.05  # of false ones among the decisions of either kind
 COLUMNS = ["id", "part", "unit", "value", "low", "high", "error", "df", "n", "clusters", "seeds", "paper", "missing"]
