@@ -14,7 +14,7 @@ $(shell test "$$(cat $(STAMP) 2>/dev/null)" = "$(ENV)" || rm -f $(STAMP))
 NEW_ENOUGH = -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
   { echo "Python 3.11 or newer is needed, and this is not:" $(1) "(make PYTHON3=python3.11 names another one)"; exit 1; }
 
-.PHONY: help setup stand-ins repro doctor plan fetch export test soak report lab lint clean
+.PHONY: help setup stand-ins repro doctor plan fetch unpack export test soak report lab lint clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -43,6 +43,9 @@ fetch: $(STAMP)  ## bring the models and data of PROFILE here, where there is a 
 
 stand-ins: $(STAMP)  ## make the embedded profiles' models again, from nothing (hours on CPUs, minutes on a GPU)
 	python -m workbook.world.stand_ins --again
+
+unpack: $(STAMP)  ## put back what the runs of PROFILE have answered and measured, from the archives in git
+	@python -m workbook unpack $(PROFILE)
 
 export: $(STAMP)  ## write the run folder RUN as a plain transformers LLaVA to the folder OUT
 	@python -m workbook export "$(RUN)" "$(OUT)"

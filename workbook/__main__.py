@@ -106,6 +106,29 @@ def score(
 
 
 @app.command()
+def pack(name: ProfileName) -> None:
+    """Keep what a profile's runs have answered and measured in an archive for git."""
+    from workbook.recorded import pack
+
+    with lock.alone(f"python -m workbook pack {name}"):
+        print(pack(name) or "nothing new")
+
+
+@app.command()
+def unpack(name: ProfileName) -> None:
+    """Put back, from the archives in git, what a profile's runs have answered and measured."""
+    from workbook.recorded import unpack
+
+    try:
+        with lock.alone(f"python -m workbook unpack {name}"):
+            pipeline.select(name)
+            back = unpack(name)
+    except FileNotFoundError as error:
+        sys.exit(f"error: {error}")
+    print(f"{len(back)} folders of profile {name} are back; what was there stays as it is")
+
+
+@app.command()
 def report(name: ProfileName) -> None:
     """Render the report of a profile from what its stages have made."""
     from workbook.report import build

@@ -18,6 +18,7 @@ class Paths:
         self.data = self.root / "data"
         self.report = self.root / "report"
         self.logs = self.root / "logs"  # what stages print
+        self.recorded = self.root / "recorded"  # archives, in git
 
     def manifest(self, part: str) -> Path:
         """Records what the images of `captions` or `conversations` are; DVC tracks it in their place."""

@@ -1,0 +1,75 @@
+"""Archives of what runs have answered: what goes in, what comes back, and that nothing is overwritten."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from workbook import recorded
+from workbook.paths import Paths
+
+PATHS = Paths("smoke")
+OUTPUTS = {
+    "stage1@smoke-vicuna-7b-clip": PATHS.stage1("vicuna-7b", "clip"),
+    "stage2@smoke-viral-s0": PATHS.run("viral", 0),
+    "stage2@smoke-residual-pre-s0": PATHS.run("residual-pre", 0),  # no notebook loads its weights
+    "evaluate@smoke-residual-pre-s0": PATHS.evaluation("residual-pre", 0),
+}
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder in which four stages have run."""
+    monkeypatch.chdir(tmp_path)
+    for name in OUTPUTS:
+        made(name, "first")
+    return tmp_path
+
+
+def made(name: str, text: str) -> None:
+    """Write a stage's output, and its entry in the lock."""
+    out, lock = OUTPUTS[name], Path("dvc.lock")
+    (out / "checkpoint-1").mkdir(parents=True, exist_ok=True)
+    (out / "checkpoint-1" / "file").write_text(f"{name} {text}")
+    stages = yaml.safe_load(lock.read_text())["stages"] if lock.is_file() else {"claims@smoke": {"cmd": "x"}}
+    stages[name] = {"cmd": "x", "outs": [{"path": str(out), "md5": text}]}
+    lock.write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}))
+
+
+def test_what_is_packed_comes_back_with_its_lock_and_in_its_last_state(here):
+    assert recorded.pack("smoke") == PATHS.recorded / "001.tar.xz"
+    assert recorded.pack("smoke") is None
+    made("evaluate@smoke-residual-pre-s0", "second")
+    assert recorded.pack("smoke") == PATHS.recorded / "002.tar.xz"
+    locked = yaml.safe_load(Path("dvc.lock").read_text())["stages"]
+    for out in OUTPUTS.values():
+        shutil.rmtree(out)
+    Path("dvc.lock").unlink()
+
+    kept = {name: out for name, out in OUTPUTS.items() if name != "stage2@smoke-residual-pre-s0"}
+    assert set(recorded.unpack("smoke")) == set(kept.values())
+    for name, out in kept.items():
+        state = "second" if name.startswith("evaluate") else "first"
+        assert (out / "checkpoint-1" / "file").read_text() == f"{name} {state}"
+    assert not OUTPUTS["stage2@smoke-residual-pre-s0"].exists()
+    del locked["claims@smoke"]
+    assert yaml.safe_load(Path("dvc.lock").read_text())["stages"] == locked
+
+
+def test_a_profile_without_archives_is_said(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert recorded.pack("smoke") is None
+    with pytest.raises(FileNotFoundError, match="runs/smoke/recorded holds no archives"):
+        recorded.unpack("smoke")
+
+
+def test_what_is_there_stays(here):
+    recorded.pack("smoke")
+    shutil.rmtree(OUTPUTS["stage2@smoke-viral-s0"])
+    made("evaluate@smoke-residual-pre-s0", "of today")
+    locked = yaml.safe_load(Path("dvc.lock").read_text())
+    assert recorded.unpack("smoke") == [OUTPUTS["stage2@smoke-viral-s0"]]
+    assert "of today" in (OUTPUTS["evaluate@smoke-residual-pre-s0"] / "checkpoint-1" / "file").read_text()
+    assert yaml.safe_load(Path("dvc.lock").read_text()) == locked
+    assert not list(PATHS.root.glob("tmp*"))

@@ -1,0 +1,106 @@
+"""What git keeps of a profile's runs, so that tables and figures are made again without a training.
+
+`pack` adds an archive to `runs/<profile>/recorded/`: what evaluations, measurements and stage 1 have written since the
+last one, and the weights that notebooks load, under the lock entries of all stages, which say how they were made.
+`unpack` puts back what is not there.  What many runs answer to the same questions takes little room in one archive.
+"""
+
+import io
+import os
+import re
+import tarfile
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import yaml
+
+from viral_core.files import replacement, write_text
+from workbook import config, pipeline
+from workbook.lock import LOADER
+from workbook.paths import ROOT, Paths
+
+LOCK = "dvc.lock"  # of the repository, and an archive's first member
+KEPT = ("stage1", "evaluate", "measure")
+
+
+def pack(profile: str) -> Path | None:
+    """Add an archive of what is there and in none yet, or has been made again since; None where there is nothing."""
+    folder, stages = Paths(profile).recorded, _locked()
+    archives = sorted(folder.glob("*.tar.xz"))
+    known = {name: entry["outs"] for archive in archives for name, entry in _entries(archive).items()}
+    new = {
+        name: entry
+        for name, entry in stages.items()
+        if re.fullmatch(rf"({'|'.join(pipeline.KINDS)})@{profile}-.+", name)
+        and entry["outs"] != known.get(name)
+        and all(out.exists() for out in _outputs(entry))
+    }
+    if not new:
+        return None
+    weights, files = _weights(profile), []
+    for name, entry in new.items():
+        for out in _outputs(entry):
+            if name.startswith(KEPT) or out in weights:
+                files += [path for path in out.rglob("*") if path.is_file()]
+    files.sort(key=lambda path: (path.name, path))  # answers to the same questions beside each other
+    archive = folder / f"{len(archives) + 1:03}.tar.xz"
+    with replacement(archive) as temporary, tarfile.open(temporary, "w:xz") as tar:
+        text = yaml.safe_dump({"schema": "2.0", "stages": new}, sort_keys=False).encode()
+        head = tarfile.TarInfo(LOCK)
+        head.size = len(text)
+        tar.addfile(head, io.BytesIO(text))
+        for path in files:
+            tar.add(path)
+    return archive
+
+
+def unpack(profile: str) -> list[Path]:
+    """Put back what is not there of what the archives hold, with its lock entries; the folders that were put back.
+
+    FileNotFoundError: the profile has no archives.
+    """
+    archives, back = sorted(Paths(profile).recorded.glob("*.tar.xz"), reverse=True), []
+    if not archives:
+        raise FileNotFoundError(f"{Paths(profile).recorded} holds no archives: nothing of this profile is recorded")
+    content = _locked()
+    for archive in archives:  # what was made last comes first
+        entries = _entries(archive)
+        with tempfile.TemporaryDirectory(dir=Paths(profile).root) as temporary:
+            with tarfile.open(archive) as tar:
+                tar.extraction_filter = getattr(tarfile, "data_filter", None)  # Python 3.11.4 and later
+                tar.extractall(temporary)
+            for out in (out for entry in entries.values() for out in _outputs(entry)):
+                if (temporary / out).exists() and not out.exists():
+                    out.parent.mkdir(parents=True, exist_ok=True)
+                    os.replace(temporary / out, out)
+                    back.append(out)
+        content = {**entries, **content}
+    write_text(LOCK, yaml.safe_dump({"schema": "2.0", "stages": content}, sort_keys=False))
+    return back
+
+
+def _locked() -> dict[str, dict]:
+    return _read(Path(LOCK).read_bytes()) if Path(LOCK).is_file() else {}
+
+
+def _read(lock: bytes) -> dict[str, dict]:
+    """The stages of a lock, by name."""
+    return yaml.load(lock, Loader=LOADER)["stages"]
+
+
+def _entries(archive: Path) -> dict[str, dict]:
+    """The lock entries of the stages that an archive is of."""
+    with tarfile.open(archive) as tar:
+        return _read(tar.extractfile(tar.next()).read())
+
+
+def _outputs(entry: dict) -> Iterable[Path]:
+    return (Path(out["path"]) for out in entry["outs"])
+
+
+def _weights(profile: str) -> set[Path]:
+    """Folders of the runs whose weights notebooks load, by what they depend on in `dvc.yaml`."""
+    loaded = re.findall(r"\$\{weights\.([^}]+)\}", (ROOT / "dvc.yaml").read_text(encoding="utf-8"))
+    places = pipeline.parameters(config.load(profile))["weights"]
+    return {Path(places[run]) for run in loaded}
