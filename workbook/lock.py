@@ -20,6 +20,7 @@ import yaml
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # dvc.lock is long
 FILE = Path(".dvc/tmp/workbook.lock")
+RECORD = Path("dvc.lock")
 
 
 class LockedError(RuntimeError):
@@ -81,6 +82,13 @@ def _take(file: TextIO, own: str) -> str:
     return ""
 
 
+def entries(text: str | bytes | None = None) -> dict[str, dict]:
+    """What DVC has recorded of each stage, by name: of the text of a lock file, or of `dvc.lock`, if there is one."""
+    if text is None:
+        text = RECORD.read_bytes() if RECORD.is_file() else b"stages: {}"
+    return yaml.load(text, Loader=LOADER)["stages"]
+
+
 def mend() -> list[str]:
     """Put away what a killed DVC has left damaged, so that it goes on; what was done.  Only `alone`.
 
@@ -94,15 +102,14 @@ def mend() -> list[str]:
         except ValueError:
             running.unlink()
             done.append(f"{running} was damaged and is removed: no stage runs")
-    record = Path("dvc.lock")
-    if record.is_file():
+    if RECORD.is_file():
         try:
-            content = yaml.load(record.read_text(encoding="utf-8"), Loader=LOADER)
+            content = yaml.load(RECORD.read_text(encoding="utf-8"), Loader=LOADER)
         except (yaml.YAMLError, UnicodeDecodeError):
             content = "damaged"
         if content is None:
-            record.unlink()
-            done.append(f"{record} was empty and is removed: stages are looked up in DVC's cache of runs, or run again")
+            RECORD.unlink()
+            done.append(f"{RECORD} was empty and is removed: stages are looked up in DVC's cache of runs, or run again")
         elif not isinstance(content, dict):
-            raise LockedError(f"{record} is damaged: restore it (git checkout {record}) or delete it, then start again")
+            raise LockedError(f"{RECORD} is damaged: restore it (git checkout {RECORD}) or delete it, then start again")
     return done

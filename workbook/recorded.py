@@ -16,17 +16,15 @@ from pathlib import Path
 import yaml
 
 from viral_core.files import replacement, write_text
-from workbook import config, pipeline
-from workbook.lock import LOADER
+from workbook import lock, pipeline, runs
 from workbook.paths import ROOT, Paths
 
-LOCK = "dvc.lock"  # of the repository, and an archive's first member
 KEPT = ("stage1", "evaluate", "measure")
 
 
 def pack(profile: str) -> Path | None:
     """Add an archive of what is there and in none yet, or has been made again since; None where there is nothing."""
-    folder, stages = Paths(profile).recorded, _locked()
+    folder, stages = Paths(profile).recorded, lock.entries()
     archives = sorted(folder.glob("*.tar.xz"))
     known = {name: entry["outs"] for archive in archives for name, entry in _entries(archive).items()}
     new = {
@@ -47,7 +45,7 @@ def pack(profile: str) -> Path | None:
     archive = folder / f"{len(archives) + 1:03}.tar.xz"
     with replacement(archive) as temporary, tarfile.open(temporary, "w:xz") as tar:
         text = yaml.safe_dump({"schema": "2.0", "stages": new}, sort_keys=False).encode()
-        head = tarfile.TarInfo(LOCK)
+        head = tarfile.TarInfo(str(lock.RECORD))
         head.size = len(text)
         tar.addfile(head, io.BytesIO(text))
         for path in files:
@@ -63,7 +61,7 @@ def unpack(profile: str) -> list[Path]:
     archives, back = sorted(Paths(profile).recorded.glob("*.tar.xz"), reverse=True), []
     if not archives:
         raise FileNotFoundError(f"{Paths(profile).recorded} holds no archives: nothing of this profile is recorded")
-    content = _locked()
+    content = lock.entries()
     for archive in archives:  # what was made last comes first
         entries = _entries(archive)
         with tempfile.TemporaryDirectory(dir=Paths(profile).root) as temporary:
@@ -76,23 +74,14 @@ def unpack(profile: str) -> list[Path]:
                     os.replace(temporary / out, out)
                     back.append(out)
         content = {**entries, **content}
-    write_text(LOCK, yaml.safe_dump({"schema": "2.0", "stages": content}, sort_keys=False))
+    write_text(lock.RECORD, yaml.safe_dump({"schema": "2.0", "stages": content}, sort_keys=False))
     return back
-
-
-def _locked() -> dict[str, dict]:
-    return _read(Path(LOCK).read_bytes()) if Path(LOCK).is_file() else {}
-
-
-def _read(lock: bytes) -> dict[str, dict]:
-    """The stages of a lock, by name."""
-    return yaml.load(lock, Loader=LOADER)["stages"]
 
 
 def _entries(archive: Path) -> dict[str, dict]:
     """The lock entries of the stages that an archive is of."""
     with tarfile.open(archive) as tar:
-        return _read(tar.extractfile(tar.next()).read())
+        return lock.entries(tar.extractfile(tar.next()).read())
 
 
 def _outputs(entry: dict) -> Iterable[Path]:
@@ -102,5 +91,4 @@ def _outputs(entry: dict) -> Iterable[Path]:
 def _weights(profile: str) -> set[Path]:
     """Folders of the runs whose weights notebooks load, by what they depend on in `dvc.yaml`."""
     loaded = re.findall(r"\$\{weights\.([^}]+)\}", (ROOT / "dvc.yaml").read_text(encoding="utf-8"))
-    places = pipeline.parameters(config.load(profile))["weights"]
-    return {Path(places[run]) for run in loaded}
+    return set(runs.trained(profile, loaded).values())

@@ -32,6 +32,7 @@ def made(name: str, text: str) -> None:
     out, lock = OUTPUTS[name], Path("dvc.lock")
     (out / "checkpoint-1").mkdir(parents=True, exist_ok=True)
     (out / "checkpoint-1" / "file").write_text(f"{name} {text}")
+    (out / "run.json").touch()
     stages = yaml.safe_load(lock.read_text())["stages"] if lock.is_file() else {"claims@smoke": {"cmd": "x"}}
     stages[name] = {"cmd": "x", "outs": [{"path": str(out), "md5": text}]}
     lock.write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}))

@@ -9,12 +9,10 @@ from pathlib import Path
 
 import jinja2
 import pandas as pd
-import yaml
 
 from viral_core import environment
 from viral_core.files import new_folder
-from workbook import claims, config
-from workbook.lock import LOADER
+from workbook import claims, config, lock
 from workbook.notebook import notebooks
 from workbook.paths import Paths
 from workbook.report.pages import PARTS, POLICY, page, section
@@ -58,9 +56,7 @@ def build(profile: str, out: str | Path) -> Path:
 
 def _recorded() -> dict[str, str]:
     """MD5 of what stages wrote, by path, as DVC has recorded it."""
-    file = Path("dvc.lock")
-    stages = yaml.load(file.read_text(encoding="utf-8"), Loader=LOADER)["stages"] if file.is_file() else {}
-    return {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", ())}
+    return {out["path"]: out["md5"] for stage in lock.entries().values() for out in stage.get("outs", ())}
 
 
 def _ledger(folder: Path) -> dict | None:
