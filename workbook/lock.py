@@ -1,7 +1,10 @@
-"""One pipeline at a time in a folder: who holds it, and what a killed DVC has left.
+"""One pipeline at a time in a folder: who holds it, what DVC records of it, and what a killed DVC has left.
 
 Stages hold the lock together, and so does `repro` for as long as it runs.  Selecting a profile needs it alone, so that
 no command changes a pipeline that is under way.
+
+For every stage DVC reads all of `dvc.lock` and writes it anew, one DVC at a time; with hundreds of stages that takes
+longer than some of them do.  While `repro` runs, the file holds little, and `WHOLE` what has been recorded besides.
 """
 
 import fcntl
@@ -9,8 +12,8 @@ import json
 import os
 import re
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TextIO
@@ -18,9 +21,13 @@ from typing import TextIO
 import psutil
 import yaml
 
+from viral_core.files import write_text
+
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # dvc.lock is long
+DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 FILE = Path(".dvc/tmp/workbook.lock")
 RECORD = Path("dvc.lock")
+WHOLE = FILE.with_name("whole.lock")
 
 
 class LockedError(RuntimeError):
@@ -83,10 +90,56 @@ def _take(file: TextIO, own: str) -> str:
 
 
 def entries(text: str | bytes | None = None) -> dict[str, dict]:
-    """What DVC has recorded of each stage, by name: of the text of a lock file, or of `dvc.lock`, if there is one."""
-    if text is None:
-        text = RECORD.read_bytes() if RECORD.is_file() else b"stages: {}"
-    return yaml.load(text, Loader=LOADER)["stages"]
+    """What DVC has recorded of each stage, by name: of the text of a lock file, or here."""
+    if text is not None:
+        return yaml.load(text, Loader=LOADER).get("stages", {})
+    files = [file for file in (WHOLE, RECORD) if file.is_file()]
+    return {name: entry for file in files for name, entry in entries(file.read_bytes()).items()}
+
+
+def write_entries(stages: dict[str, dict], file: Path = RECORD) -> None:
+    """Write a lock file that holds these entries."""
+    content = {"schema": "2.0"} | ({"stages": stages} if stages else {})
+    write_text(file, yaml.dump(content, Dumper=DUMPER, sort_keys=False, default_flow_style=False))
+
+
+def shorten(pending: Iterable[str]) -> None:
+    """Take out of `dvc.lock` what DVC does not ask for while it runs the `pending` stages.
+
+    That is all but the entries of those of them whose outputs are there: by these it sees that nothing has changed.
+    """
+
+    def move() -> None:
+        whole = entries()
+        write_entries(whole, WHOLE)
+        asked = {name: whole[name] for name in pending if name in whole}
+        write_entries({name: entry for name, entry in asked.items() if _is_there(entry)})
+
+    _while_dvc_waits(move)
+
+
+def join() -> None:
+    """Put back into `dvc.lock` what `shorten` has taken out."""
+
+    def move() -> None:
+        write_entries(entries())
+        WHOLE.unlink()
+
+    if WHOLE.is_file():
+        _while_dvc_waits(move)
+
+
+def _while_dvc_waits(move: Callable[[], None]) -> None:
+    """Change `dvc.lock` under DVC's own lock; where a DVC keeps that for seconds, nothing changes until the next time."""
+    from dvc.lock import LockError  # not for every stage: it takes a second
+    from dvc.repo import Repo
+
+    with suppress(LockError), Repo().lock:
+        move()
+
+
+def _is_there(entry: dict) -> bool:
+    return all(Path(out["path"]).exists() for out in entry["outs"])
 
 
 def mend() -> list[str]:
@@ -107,9 +160,11 @@ def mend() -> list[str]:
             content = yaml.load(RECORD.read_text(encoding="utf-8"), Loader=LOADER)
         except (yaml.YAMLError, UnicodeDecodeError):
             content = "damaged"
-        if content is None:
+        if content is None or (not isinstance(content, dict) and WHOLE.is_file()):
             RECORD.unlink()
-            done.append(f"{RECORD} was empty and is removed: stages are looked up in DVC's cache of runs, or run again")
+            fault = "empty" if content is None else "damaged"
+            done.append(f"{RECORD} was {fault} and is removed: stages are looked up in DVC's cache of runs, or run again")
         elif not isinstance(content, dict):
             raise LockedError(f"{RECORD} is damaged: restore it (git checkout {RECORD}) or delete it, then start again")
+    join()
     return done

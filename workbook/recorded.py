@@ -74,7 +74,7 @@ def unpack(profile: str) -> list[Path]:
                     os.replace(temporary / out, out)
                     back.append(out)
         content = {**entries, **content}
-    write_text(lock.RECORD, yaml.safe_dump({"schema": "2.0", "stages": content}, sort_keys=False))
+    lock.write_entries(content)
     return back
 
 

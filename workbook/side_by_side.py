@@ -26,6 +26,7 @@ from workbook.config import Profile
 from workbook.paths import Paths
 from workbook.scale import costs
 
+SHORT = 10  # after so many stages what DVC has recorded of them is moved out of its way
 # No difference of content, in `dvc status`: such as of a checkpoint that was deleted after its evaluation.
 MISSING = [("changed deps", "deleted"), ("changed outs", "deleted"), ("changed outs", "not in cache")]
 
@@ -211,6 +212,8 @@ async def run_all(run: Pipeline) -> None:
         ended, tasks = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in ended:
             task.result()
+        if len(run.done) % SHORT == 0:
+            lock.shorten(run.needs.keys() - run.done)
 
 
 @contextmanager
@@ -249,8 +252,12 @@ def reproduce(settings: Profile, targets: list[str], jobs: int | None) -> bool:
         run.logs.mkdir(parents=True, exist_ok=True)
         print(f"{len(run.needs)} stages of profile {settings.name}, {jobs} at a time; details: {run.logs}/", flush=True)
         server = _server() if jobs > 1 else nullcontext()
-        with server, Live(run, refresh_per_second=2) if sys.stdout.isatty() else nullcontext():
-            asyncio.run(run_all(run))
+        lock.shorten(run.needs)
+        try:
+            with server, Live(run, refresh_per_second=2) if sys.stdout.isatty() else nullcontext():
+                asyncio.run(run_all(run))
+        finally:
+            lock.join()
         return conclude(settings, run, began)
 
 

@@ -91,6 +91,50 @@ def test_what_is_missing_is_made_where_it_is_read(pipeline, monkeypatch):
     (folder / "aside.txt").rename(first)
 
 
+def test_the_record_is_short_while_stages_run_and_whole_afterwards(pipeline, monkeypatch):
+    folder, _, _ = pipeline
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("PATH", environment(folder)["PATH"])
+    before = lock.entries()
+    assert before.keys() == {"first@x", "other@x"}
+    lock.shorten({"other@x", "broken@x"})
+    assert lock.entries(lock.RECORD.read_bytes()).keys() == {"other@x"}
+    assert lock.entries() == before
+    (folder / "other.txt").write_text("changed")
+    run(folder, "dvc", "repro", "--single-item", "other@x")  # its entry is written into the short record
+    lock.shorten(())
+    assert lock.entries(lock.RECORD.read_bytes()) == {}
+    assert lock.mend() == []  # as after a kill
+    assert not lock.WHOLE.exists()
+    assert lock.entries(lock.RECORD.read_bytes()) == before
+    assert "up to date" in run(folder, "dvc", "status", "first@x", "other@x")
+
+
+def test_the_record_keeps_nothing_of_outputs_that_are_to_be_made(pipeline, monkeypatch):
+    folder, _, _ = pipeline
+    monkeypatch.chdir(folder)
+    before = lock.entries()
+    (folder / "other.txt").rename(folder / "aside.txt")
+    lock.shorten({"first@x", "other@x"})
+    assert lock.entries(lock.RECORD.read_bytes()).keys() == {"first@x"}
+    lock.RECORD.write_bytes(b"stages: [")  # by a DVC that was killed as it wrote
+    assert "dvc.lock was damaged and is removed" in lock.mend()[0]
+    assert lock.entries(lock.RECORD.read_bytes()) == before
+    (folder / "aside.txt").rename(folder / "other.txt")
+
+
+def test_the_record_waits_for_a_dvc_that_is_busy(pipeline, monkeypatch):
+    from dvc.repo import Repo
+
+    folder, _, _ = pipeline
+    monkeypatch.chdir(folder)
+    before = lock.RECORD.read_bytes()
+    with Repo(folder).lock:
+        lock.shorten(())
+        assert lock.RECORD.read_bytes() == before
+    assert not lock.WHOLE.exists()
+
+
 def test_a_failure_stops_what_needs_it_and_nothing_else(pipeline):
     folder, made, printed = pipeline
     assert made.done == {"first@x", "other@x"}
