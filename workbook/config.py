@@ -13,7 +13,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from workbook.paths import PROFILES
-from workbook.sections import SYSTEMS, LearningCurve, Profile, ProfileError, System, known
+from workbook.sections import MEASUREMENTS, SYSTEMS, LearningCurve, Profile, ProfileError, System, known
 
 PARAMS = "params.yaml"
 
@@ -109,7 +109,7 @@ def load(name: str) -> Profile:
         known("run", run, systems, f"{where}: learning_curve")
         systems[run]["checkpoints"] = curve.fractions
     profile = validate(Profile, {**data, "name": name, "systems": systems}, where)
-    for measurement in ("attention", "permutation", "probes"):
+    for measurement in MEASUREMENTS:
         for run in getattr(getattr(profile, measurement), "runs", ()):
             known("run", run, profile.systems, f"{where}: {measurement}")
     return profile

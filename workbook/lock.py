@@ -130,7 +130,7 @@ def join() -> None:
 
 
 def _while_dvc_waits(move: Callable[[], None]) -> None:
-    """Change `dvc.lock` under DVC's own lock; where a DVC keeps that for seconds, nothing changes until the next time."""
+    """Change `dvc.lock` under DVC's own lock; where a DVC keeps it for seconds, nothing changes until the next time."""
     from dvc.lock import LockError  # not for every stage: it takes a second
     from dvc.repo import Repo
 
@@ -163,7 +163,8 @@ def mend() -> list[str]:
         if content is None or (not isinstance(content, dict) and WHOLE.is_file()):
             RECORD.unlink()
             fault = "empty" if content is None else "damaged"
-            done.append(f"{RECORD} was {fault} and is removed: stages are looked up in DVC's cache of runs, or run again")
+            then = "stages are looked up in DVC's cache of runs, or run again"
+            done.append(f"{RECORD} was {fault} and is removed: {then}")
         elif not isinstance(content, dict):
             raise LockedError(f"{RECORD} is damaged: restore it (git checkout {RECORD}) or delete it, then start again")
     join()

@@ -29,23 +29,23 @@ PROBES = ("category", "number", "facing", "position", "extent")
 
 
 def measure_run(settings: Profile, run: str, folder: Path, out: Path) -> None:
-    """Measure the trained run in `folder`, loaded once: its CKNNA, and what the profile wants of it.
+    """Measure the trained run in `folder`, loaded once: what the profile wants of it.
 
     Writes `cknna.csv`, `attention/` (heads.csv, questions.csv, maps.npz), `permutation/` (answers, accuracy.csv) and
-    `probes.csv`; of a baseline that is probed also, of the model before stage 2, its probes (source "before") and
-    `cknna_start.csv`.
+    `probes.csv`; of a baseline that is probed also, of the model before stage 2, its probes (source "before") and its
+    CKNNA, `cknna_start.csv`.
     """
     benchmarks = settings.data.benchmarks
     options = {"batch_size": settings.evaluation.batch_size, "max_new_tokens": settings.evaluation.max_new_tokens}
-    parts = {name: getattr(settings, name) for name in ("attention", "permutation", "probes")}
-    parts = {name: section for name, section in parts.items() if section and run in section.runs}
+    parts = settings.measurements(run)
     if distributed.is_main():
         for outdated in {"attention", "permutation"} - set(parts):
             shutil.rmtree(out / outdated, ignore_errors=True)  # of a profile that had it measured
-        for file in ("probes.csv", "cknna_start.csv"):
+        for file in ("cknna.csv", "probes.csv", "cknna_start.csv"):
             (out / file).unlink(missing_ok=True)
     loaded = load(settings, folder)
-    _write(cknna(loaded, benchmarks, settings.cknna), out / "cknna.csv")
+    if "cknna" in parts:
+        _write(cknna(loaded, benchmarks, parts["cknna"]), out / "cknna.csv")
     if "attention" in parts:
         tables = attention(loaded, benchmarks, parts["attention"], **options)
         if tables is not None:
@@ -65,7 +65,8 @@ def measure_run(settings: Profile, run: str, folder: Path, out: Path) -> None:
         del loaded
         if settings.systems[run].plain:
             start = load_start(settings, run)
-            _write(cknna(start, benchmarks, settings.cknna), out / "cknna_start.csv")
+            if "cknna" in parts:
+                _write(cknna(start, benchmarks, parts["cknna"]), out / "cknna_start.csv")
             table = layer_probes(start.model, start.processor, *pictures, text)
             tables.append(table.query("source == 'model'").assign(source="before"))
         _write(pd.concat(tables, ignore_index=True), out / "probes.csv")

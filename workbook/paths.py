@@ -45,7 +45,7 @@ class Paths:
         return self.root / "evaluate" / run / f"s{seed}"
 
     def measurement(self, run: str, seed: int) -> Path:
-        """What was measured on a run: cknna.csv, and where the profile asks for it attention, permutation, probes."""
+        """What the profile wants measured on a run: CKNNA, attention, permutation, probes."""
         return self.root / "measure" / run / f"s{seed}"
 
     def notebook(self, name: str) -> Path:

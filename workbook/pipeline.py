@@ -14,8 +14,8 @@ from workbook.config import PARAMS, Profile, System, active, known, load
 from workbook.paths import Paths
 from workbook.scale import hub
 
-INDEXED = ("pretrained", "world", "cache", "stage1", "projector", "stage2")
-KINDS = (*INDEXED, "evaluate", "measure")  # the last two are of the runs that stage2 has
+INDEXED = ("pretrained", "world", "cache", "stage1", "projector", "stage2", "measure")
+KINDS = (*INDEXED, "evaluate")  # the last is of the runs that stage2 has
 HEADER = (
     "# Made from profiles/{name}.yaml and profiles/runs.yaml by `python -m workbook profile {name}`: change those.\n"
 )
@@ -58,7 +58,15 @@ def stages(profile: Profile) -> dict[str, dict[str, dict]]:
     for run, seeds in profile.runs.items():
         inputs = _inputs(add, profile, systems[run])
         for seed in seeds:
-            add("stage2", f"{run}-s{seed}", run=run, seed=seed, **inputs, out=paths.run(run, seed))
+            trained, one = paths.run(run, seed), {"run": run, "seed": seed}
+            add("stage2", f"{run}-s{seed}", **one, **inputs, out=trained)
+            if profile.measurements(run):
+                read = {
+                    "trained": trained,
+                    "projector": inputs["projector"],
+                    "probes": paths.data / "probes" if profile.world else inputs["vision_files"],
+                }
+                add("measure", f"{run}-s{seed}", **one, **read, out=paths.measurement(run, seed))
     return index
 
 
@@ -124,7 +132,6 @@ def _inputs(add, profile: Profile, system: System) -> dict:
         "latents": latents,
         "features": features,
         "projector": paths.stage1(system.language, system.vision),
-        "probes": paths.data / "probes" if profile.world else encoder,  # of its measurements
     }
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import yaml
 
-from viral_core.files import replacement, write_text
+from viral_core.files import replacement
 from workbook import lock, pipeline, runs
 from workbook.paths import ROOT, Paths
 

@@ -156,8 +156,9 @@ class LearningCurve(Section):
 
 
 class Cknna(Section):
-    """Settings of the layer-wise CKNNA (Fig. 2d), which is measured of every run: images, and neighbours counted."""
+    """Settings of the layer-wise CKNNA (Fig. 2d, 8, 9) of these runs: images, and neighbours counted."""
 
+    runs: list[str]
     benchmark: str
     images: int
     k: int = 10
@@ -251,6 +252,9 @@ class System(Section):
         return self.align.teacher if self.align else None
 
 
+MEASUREMENTS = ("cknna", "attention", "permutation", "probes")  # sections of a profile, each of some runs
+
+
 class Profile(Section):
     """A profile, checked.  `runs` says which systems are trained, and with which seeds."""
 
@@ -293,6 +297,11 @@ class Profile(Section):
         system = self.systems[run]
         changes = {"max_length": self.tiles.max_length} if system.tiled else {}
         return replace(self.stage2, seed=seed, checkpoints=tuple(system.checkpoints), **changes)
+
+    def measurements(self, run: str) -> dict[str, Section]:
+        """Settings of what is measured of a run, by name."""
+        sections = {name: getattr(self, name) for name in MEASUREMENTS}
+        return {name: section for name, section in sections.items() if section and run in section.runs}
 
     @model_validator(mode="after")
     def _check_names(self):

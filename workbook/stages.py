@@ -144,6 +144,5 @@ def evaluate(settings: Profile, item: dict) -> None:
 
 
 def measure(settings: Profile, item: dict) -> None:
-    """Measure one run, loaded once: CKNNA, and what the profile asks of it: attention, permutation, probes."""
-    out = Paths(settings.name).measurement(item["run"], item["seed"])
-    measure_run(settings, item["run"], Path(item["out"]), out)
+    """Measure one run, loaded once: what the profile asks of it of CKNNA, attention, permutation and probes."""
+    measure_run(settings, item["run"], Path(item["trained"]), Path(item["out"]))

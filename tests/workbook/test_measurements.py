@@ -123,10 +123,11 @@ def trained(tiny, tmp_path_factory):
         data=SimpleNamespace(benchmarks="rows"),
         compute=SimpleNamespace(dtype="float32", attention="sdpa"),
         evaluation=SimpleNamespace(benchmarks=["cv_bench"], batch_size=4, max_new_tokens=2, sampled={}),
-        cknna=SimpleNamespace(benchmark="mmvp", images=3, k=2),
-        attention=SimpleNamespace(runs=["baseline"], benchmark="cv_bench", category="Count", questions=2, maps=1),
-        permutation=None,
-        probes=SimpleNamespace(runs=["baseline"], scenes=6),
+        measurements=lambda run: {
+            "cknna": SimpleNamespace(benchmark="mmvp", images=3, k=2),
+            "attention": SimpleNamespace(benchmark="cv_bench", category="Count", questions=2, maps=1),
+            "probes": SimpleNamespace(scenes=6),
+        },
         learning_curve=SimpleNamespace(runs=["baseline"], benchmarks=["cv_bench"]),
     )
     return settings, root, folder

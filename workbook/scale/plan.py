@@ -87,8 +87,6 @@ def jobs(profile: Profile) -> Iterator[Job]:
             out = Path(item["out"])
             if stage == "evaluate":
                 out = paths.evaluation(item["run"], item["seed"]) / "log.csv"
-            elif stage == "measure":
-                out = paths.measurement(item["run"], item["seed"])
             work = _work(profile, stage, item, samples["images"])
             operations = count * work.operations if count and work else (None if count else 0.0)
             name = key.removeprefix(f"{profile.name}-")
