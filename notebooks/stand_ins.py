@@ -232,5 +232,8 @@ pd.DataFrame(metrics).T.reindex(columns=columns).fillna("")
 # - DINOv2's objective without crops, on pairs of views before different photographs: patches are told apart by where
 #   they are and what lies around; category stays at .27, extent at .64 after 1,000 steps. With crops: .33 and .71 after
 #   250 (`trials_dinov2.csv`).
+# - What the baseline can do without at the laptop's size, on the laptop's benchmarks: of eight questions a picture
+#   three, and of a batch a quarter (POPE .662 against .675, CV-Bench .600 against .602). Half of a batch costs POPE 5
+#   to 7 points, two fifths of the steps 5, half of stage 1 another 2 to 6 (`trials_laptop.csv`, mostly one seed).
 # - A patch embedding that starts from the principal components of patches tells sprites apart much earlier than one
 #   that starts at random.
