@@ -23,11 +23,21 @@ import yaml
 
 from viral_core.files import write_text
 
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # dvc.lock is long
-DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 FILE = Path(".dvc/tmp/workbook.lock")
 RECORD = Path("dvc.lock")
 WHOLE = FILE.with_name("whole.lock")
+
+
+class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # in C, for dvc.lock is long
+    pass
+
+
+class Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):
+    pass
+
+
+for kind in (Loader, Dumper):  # DVC writes YAML 1.2, where these are numbers too, and a sum of such digits is quoted
+    kind.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
 
 
 class LockedError(RuntimeError):
@@ -92,7 +102,7 @@ def _take(file: TextIO, own: str) -> str:
 def entries(text: str | bytes | None = None) -> dict[str, dict]:
     """What DVC has recorded of each stage, by name: of the text of a lock file, or here."""
     if text is not None:
-        return yaml.load(text, Loader=LOADER).get("stages", {})
+        return yaml.load(text, Loader=Loader).get("stages", {})
     files = [file for file in (WHOLE, RECORD) if file.is_file()]
     return {name: entry for file in files for name, entry in entries(file.read_bytes()).items()}
 
@@ -100,7 +110,7 @@ def entries(text: str | bytes | None = None) -> dict[str, dict]:
 def write_entries(stages: dict[str, dict], file: Path = RECORD) -> None:
     """Write a lock file that holds these entries."""
     content = {"schema": "2.0"} | ({"stages": stages} if stages else {})
-    write_text(file, yaml.dump(content, Dumper=DUMPER, sort_keys=False, default_flow_style=False))
+    write_text(file, yaml.dump(content, Dumper=Dumper, sort_keys=False, default_flow_style=False))
 
 
 def shorten(pending: Iterable[str]) -> None:
@@ -157,7 +167,7 @@ def mend() -> list[str]:
             done.append(f"{running} was damaged and is removed: no stage runs")
     if RECORD.is_file():
         try:
-            content = yaml.load(RECORD.read_text(encoding="utf-8"), Loader=LOADER)
+            content = yaml.load(RECORD.read_text(encoding="utf-8"), Loader=Loader)
         except (yaml.YAMLError, UnicodeDecodeError):
             content = "damaged"
         if content is None or (not isinstance(content, dict) and WHOLE.is_file()):

@@ -123,6 +123,21 @@ def test_the_record_keeps_nothing_of_outputs_that_are_to_be_made(pipeline, monke
     (folder / "aside.txt").rename(folder / "other.txt")
 
 
+def test_dvc_reads_the_record_as_it_was_written(tmp_path):
+    from dvc.utils.serialize import load_yaml
+
+    file = tmp_path / "dvc.lock"
+    entry = {
+        "md5": "12e45678901234567890123456789012",
+        "cmd": "true",
+        "params": {"lr": 1e-05, "none": None, "no": "0123"},
+    }
+    lock.write_entries({"a@x": entry}, file)
+    assert load_yaml(str(file)) == {"schema": "2.0", "stages": {"a@x": entry}}
+    assert lock.entries(file.read_bytes()) == {"a@x": entry}
+    assert lock.entries("stages: {a@x: {lr: 1e-05}}") == {"a@x": {"lr": 1e-05}}  # as DVC writes it
+
+
 def test_the_record_waits_for_a_dvc_that_is_busy(pipeline, monkeypatch):
     from dvc.repo import Repo
 
