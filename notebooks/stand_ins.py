@@ -235,5 +235,10 @@ pd.DataFrame(metrics).T.reindex(columns=columns).fillna("")
 # - What the baseline can do without at the laptop's size, on the laptop's benchmarks: of eight questions a picture
 #   three, and of a batch a quarter (POPE .662 against .675, CV-Bench .600 against .602). Half of a batch costs POPE 5
 #   to 7 points, two fifths of the steps 5, half of stage 1 another 2 to 6 (`trials_laptop.csv`, mostly one seed).
+# - MMVP with pairs that differ in number, side or relation, as some of the original's do, would stand above chance more
+#   easily than facing alone. The language models know MMVP's form from facing only: asked in it for anything else, the
+#   study's baseline (seed 0, 300 validation scenes each) says left or right, .00 of numbers right, .23 of sides, .30
+#   of relations, and no more with the scene in words before the question (`trials_mmvp.csv`). It would take other
+#   language models.
 # - A patch embedding that starts from the principal components of patches tells sprites apart much earlier than one
 #   that starts at random.
