@@ -104,8 +104,9 @@ class Pipeline:
         self.needs, self.jobs, self.paths = needs, jobs, Paths(settings.name)
         self.logs = self.paths.logs
         self.inherited = inherited  # the lock: a DVC that outlives this process holds it to its end
-        # What a finished training allows comes before the next training.
-        self.waiting = sorted(needs, key=lambda name: not name.startswith(("evaluate@", "measure@")))
+        # What a finished training allows comes before the next training, and notebooks last: little waits for them.
+        turns = {kind: 1 for kind in pipeline.KINDS} | {"evaluate": 0, "measure": 0}
+        self.waiting = sorted(needs, key=lambda name: turns.get(name.partition("@")[0], 2))
         self.running: dict[str, float] = {}
         self.done: set[str] = set()
         self.ran: list[str] = []
