@@ -60,7 +60,7 @@ def tiny_profile(tiny, conversations, tmp_path_factory):
         "lora": {"r": 4, "alpha": 8, "dropout": 0.0},
         "align": {"hidden": 16, "init_std": 0.2},
         "evaluation": {"benchmarks": []},
-        "cknna": {"benchmark": "none", "images": 1},
+        "cknna": {"runs": [], "benchmark": "none", "images": 1},
         "runs": {run: [0] for run in RUNS} | {"as-released": [0, 1]},
         "learning_curve": {"runs": ["viral"], "fractions": [0.5], "benchmarks": []},
     }  # fmt: skip
