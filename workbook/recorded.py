@@ -23,21 +23,26 @@ KEPT = ("stage1", "evaluate", "measure")
 
 
 def pack(profile: str) -> Path | None:
-    """Add an archive of what is there and in none yet, or has been made again since; None where there is nothing."""
+    """Add an archive of what is there and in none yet, or has been made again since; None where there is nothing.
+
+    Of what came out the same when it was made again the new entry alone.
+    """
     folder, stages = Paths(profile).recorded, lock.entries()
     archives = sorted(folder.glob("*.tar.xz"))
-    known = {name: entry["outs"] for archive in archives for name, entry in _entries(archive).items()}
+    known = {name: entry for archive in archives for name, entry in _entries(archive).items()}
     new = {
         name: entry
         for name, entry in stages.items()
         if re.fullmatch(rf"({'|'.join(pipeline.KINDS)})@{profile}-.+", name)
-        and entry["outs"] != known.get(name)
+        and entry != known.get(name)
         and all(out.exists() for out in _outputs(entry))
     }
     if not new:
         return None
     weights, files = _weights(profile), []
     for name, entry in new.items():
+        if name in known and known[name]["outs"] == entry["outs"]:
+            continue
         for out in _outputs(entry):
             if name.startswith(KEPT) or out in weights:
                 files += [path for path in out.rglob("*") if path.is_file()]

@@ -1,6 +1,7 @@
 """Archives of what runs have answered: what goes in, what comes back, and that nothing is overwritten."""
 
 import shutil
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,21 @@ def test_what_is_packed_comes_back_with_its_lock_and_in_its_last_state(here):
     assert not OUTPUTS["stage2@smoke-residual-pre-s0"].exists()
     del locked["claims@smoke"]
     assert yaml.safe_load(Path("dvc.lock").read_text())["stages"] == locked
+
+
+def test_what_came_out_the_same_has_its_new_entry(here):
+    recorded.pack("smoke")
+    name = "evaluate@smoke-residual-pre-s0"
+    locked = yaml.safe_load(Path("dvc.lock").read_text())
+    locked["stages"][name]["cmd"] = "y"
+    Path("dvc.lock").write_text(yaml.safe_dump(locked))
+    second = recorded.pack("smoke")
+    with tarfile.open(second) as tar:
+        assert tar.getnames() == ["dvc.lock"]
+    shutil.rmtree(OUTPUTS[name])
+    Path("dvc.lock").unlink()
+    assert recorded.unpack("smoke") == [OUTPUTS[name]]
+    assert yaml.safe_load(Path("dvc.lock").read_text())["stages"][name]["cmd"] == "y"
 
 
 def test_a_profile_without_archives_is_said(tmp_path, monkeypatch):
