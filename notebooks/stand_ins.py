@@ -233,12 +233,12 @@ pd.DataFrame(metrics).T.reindex(columns=columns).fillna("")
 #   they are and what lies around; category stays at .27, extent at .64 after 1,000 steps. With crops: .33 and .71 after
 #   250 (`trials_dinov2.csv`).
 # - What the baseline can do without at the laptop's size, on the laptop's benchmarks: of eight questions a picture
-#   three, and of a batch a quarter (POPE .662 against .675, CV-Bench .600 against .602). Half of a batch costs POPE 5
+#   three, and of a batch a quarter (POPE .662 against .675, CV-Bench .600 against .602). Half of a batch costs POPE 4
 #   to 7 points, two fifths of the steps 5, half of stage 1 another 2 to 6 (`trials_laptop.csv`, mostly one seed).
 # - MMVP with pairs that differ in number, side or relation, as some of the original's do, would stand above chance more
 #   easily than facing alone. The language models know MMVP's form from facing only: asked in it for anything else, the
-#   study's baseline (seed 0, 300 validation scenes each) says left or right, .00 of numbers right, .23 of sides, .30
-#   of relations, and no more with the scene in words before the question (`trials_mmvp.csv`). It would take other
+#   study's baseline (seed 0, 300 validation scenes each) answers .00 of numbers right, .23 of sides and .30 of
+#   relations, with the scene in words before the question .01, .26 and .24 (`trials_mmvp.csv`). It would take other
 #   language models.
 # - A patch embedding that starts from the principal components of patches tells sprites apart much earlier than one
 #   that starts at random.

@@ -107,45 +107,47 @@ def entries(text: str | bytes | None = None) -> dict[str, dict]:
     return {name: entry for file in files for name, entry in entries(file.read_bytes()).items()}
 
 
-def write_entries(stages: dict[str, dict], file: Path = RECORD) -> None:
-    """Write a lock file that holds these entries."""
+def text_of(stages: dict[str, dict]) -> str:
+    """The text of a lock file that holds these entries."""
     content = {"schema": "2.0"} | ({"stages": stages} if stages else {})
-    write_text(file, yaml.dump(content, Dumper=Dumper, sort_keys=False, default_flow_style=False))
+    return yaml.dump(content, Dumper=Dumper, sort_keys=False, default_flow_style=False)
 
 
 def shorten(pending: Iterable[str]) -> None:
-    """Take out of `dvc.lock` what DVC does not ask for while it runs the `pending` stages.
+    """Take out of `dvc.lock` what DVC does not ask for while it runs the `pending` stages, unless a DVC is busy.
 
     That is all but the entries of those of them whose outputs are there: by these it sees that nothing has changed.
     """
-
-    def move() -> None:
+    with suppress(LockedError), _dvc_waits():
         whole = entries()
-        write_entries(whole, WHOLE)
+        write_text(WHOLE, text_of(whole))
         asked = {name: whole[name] for name in pending if name in whole}
-        write_entries({name: entry for name, entry in asked.items() if _is_there(entry)})
-
-    _while_dvc_waits(move)
+        write_text(RECORD, text_of({name: entry for name, entry in asked.items() if _is_there(entry)}))
 
 
 def join() -> None:
-    """Put back into `dvc.lock` what `shorten` has taken out."""
-
-    def move() -> None:
-        write_entries(entries())
-        WHOLE.unlink()
-
+    """Put back into `dvc.lock` what `shorten` has taken out; LockedError if a DVC is busy."""
     if WHOLE.is_file():
-        _while_dvc_waits(move)
+        with _dvc_waits():
+            write_text(RECORD, text_of(entries()))
+            WHOLE.unlink()
 
 
-def _while_dvc_waits(move: Callable[[], None]) -> None:
-    """Change `dvc.lock` under DVC's own lock; where a DVC keeps it for seconds, nothing changes until the next time."""
+@contextmanager
+def _dvc_waits() -> Iterator[None]:
+    """Hold DVC's own lock, in which it reads and writes `dvc.lock`; LockedError if a DVC keeps it for seconds."""
     from dvc.lock import LockError  # not for every stage: it takes a second
     from dvc.repo import Repo
 
-    with suppress(LockError), Repo().lock:
-        move()
+    held = Repo().lock
+    try:
+        held.lock()
+    except LockError as error:
+        raise LockedError(f"a DVC is busy here, and {RECORD} is not whole: wait for it, and start again") from error
+    try:
+        yield
+    finally:
+        held.unlock()
 
 
 def _is_there(entry: dict) -> bool:

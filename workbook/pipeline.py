@@ -58,15 +58,12 @@ def stages(profile: Profile) -> dict[str, dict[str, dict]]:
     for run, seeds in profile.runs.items():
         inputs = _inputs(add, profile, systems[run])
         for seed in seeds:
-            trained, one = paths.run(run, seed), {"run": run, "seed": seed}
-            add("stage2", f"{run}-s{seed}", **one, **inputs, out=trained)
+            name, one, trained = f"{run}-s{seed}", {"run": run, "seed": seed}, paths.run(run, seed)
+            add("stage2", name, **one, **inputs, out=trained)
             if profile.measurements(run):
-                read = {
-                    "trained": trained,
-                    "projector": inputs["projector"],
-                    "probes": paths.data / "probes" if profile.world else inputs["vision_files"],
-                }
-                add("measure", f"{run}-s{seed}", **one, **read, out=paths.measurement(run, seed))
+                probes = paths.data / "probes" if profile.world else inputs["vision_files"]
+                read = {"trained": trained, "projector": inputs["projector"], "probes": probes}
+                add("measure", name, **one, **read, out=paths.measurement(run, seed))
     return index
 
 

@@ -13,9 +13,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-import yaml
-
-from viral_core.files import replacement
+from viral_core.files import replacement, write_text
 from workbook import lock, pipeline, runs
 from workbook.paths import ROOT, Paths
 
@@ -49,7 +47,7 @@ def pack(profile: str) -> Path | None:
     files.sort(key=lambda path: (path.name, path))  # answers to the same questions beside each other
     archive = folder / f"{len(archives) + 1:03}.tar.xz"
     with replacement(archive) as temporary, tarfile.open(temporary, "w:xz") as tar:
-        text = yaml.safe_dump({"schema": "2.0", "stages": new}, sort_keys=False).encode()
+        text = lock.text_of(new).encode()
         head = tarfile.TarInfo(str(lock.RECORD))
         head.size = len(text)
         tar.addfile(head, io.BytesIO(text))
@@ -79,7 +77,7 @@ def unpack(profile: str) -> list[Path]:
                     os.replace(temporary / out, out)
                     back.append(out)
         content = {**entries, **content}
-    lock.write_entries(content)
+    write_text(lock.RECORD, lock.text_of(content))
     return back
 
 

@@ -210,6 +210,16 @@ def test_smoke_has_every_kind_of_stage_that_laptop_has():
     assert {kind for kind in laptop if laptop[kind]} == {kind for kind in smoke if smoke[kind]}
 
 
+def test_a_run_is_measured_where_the_profile_names_it():
+    laptop = config.load("laptop")
+    assert set(laptop.measurements("baseline")) == {"cknna", "attention", "permutation", "probes"}
+    assert set(laptop.measurements("siglip2-viral")) == {"permutation"}
+    assert laptop.measurements("layer-8") == {}
+    measured = {item["run"] for item in pipeline.stages(laptop)["measure"].values()}
+    assert measured == {run for run in laptop.runs if laptop.measurements(run)}
+    assert "layer-8" not in measured
+
+
 def test_a_missing_stage_lists_those_there_are(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ProfileError, match="no params.yaml: select a profile first"):

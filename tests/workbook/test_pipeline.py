@@ -27,7 +27,7 @@ def test_every_stage_leaves_its_output(smoke):
     stages = yaml.safe_load((smoke / "params.yaml").read_text())["stages"]
     outs = [item["out"] for entries in stages.values() for item in entries.values()]
     outs += [f"runs/smoke/evaluate/{item['run']}/s{item['seed']}" for item in stages["stage2"].values()]
-    assert len(outs) >= 25
+    assert len(outs) == 27
     assert all((smoke / out).exists() for out in outs)
     results = smoke / "runs/smoke/results/pilot_study"
     assert {file.suffix for file in results.iterdir()} >= {".png", ".svg", ".csv"}

@@ -132,7 +132,7 @@ def test_dvc_reads_the_record_as_it_was_written(tmp_path):
         "cmd": "true",
         "params": {"lr": 1e-05, "none": None, "no": "0123"},
     }
-    lock.write_entries({"a@x": entry}, file)
+    file.write_text(lock.text_of({"a@x": entry}))
     assert load_yaml(str(file)) == {"schema": "2.0", "stages": {"a@x": entry}}
     assert lock.entries(file.read_bytes()) == {"a@x": entry}
     assert lock.entries("stages: {a@x: {lr: 1e-05}}") == {"a@x": {"lr": 1e-05}}  # as DVC writes it
@@ -148,6 +148,11 @@ def test_the_record_waits_for_a_dvc_that_is_busy(pipeline, monkeypatch):
         lock.shorten(())
         assert lock.RECORD.read_bytes() == before
     assert not lock.WHOLE.exists()
+    lock.shorten(())
+    with Repo(folder).lock, pytest.raises(lock.LockedError, match="dvc.lock is not whole: wait for it"):
+        lock.mend()  # or every stage would seem to be new
+    assert lock.mend() == []
+    assert lock.entries() == lock.entries(before)
 
 
 def test_a_failure_stops_what_needs_it_and_nothing_else(pipeline):
