@@ -27,7 +27,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-import yaml
 from soak_damage import NOTEBOOK, damage, read_damaged
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,7 +60,7 @@ class Kind:
     """A kind of stage: the command, what it writes in `runs/`, of 30 kills its share, whose turn it is to die."""
 
     name: str
-    command: list[str] | str  # of `python -m workbook`, or for the shell
+    command: list[str]  # of `python -m workbook`
     outputs: list[str]
     share: int
     victims: tuple[str, ...] = ("",)  # words of a command line of one of its processes; "" is the first one
@@ -69,8 +68,6 @@ class Kind:
 
 
 def kinds() -> list[Kind]:
-    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-    notebook = stages[NOTEBOOK]["do"]["cmd"].replace("${item}", "soak")
     run = "soak-viral-s0"
     features = [["cache", f"soak-encoder-clip-{part}"] for part in ("captions", "conversations")]
     again = ["repro", "soak", "cache@soak-encoder-clip-captions", "--jobs", "2"]
@@ -81,8 +78,8 @@ def kinds() -> list[Kind]:
         Kind("stage2", ["stage2", run], ["soak/stage2/viral/s0"], 8),
         Kind("evaluate", ["evaluate", run], ["soak/evaluate/viral/s0"], 4),
         Kind("measure", ["measure", run], ["soak/measure/viral/s0"], 2),
-        Kind("notebook", notebook, [f"soak/notebooks/{NOTEBOOK}.ipynb", f"soak/results/{NOTEBOOK}"], 1,
-             ("", "papermill")),
+        Kind("notebook", ["notebook", NOTEBOOK, "soak"],
+             [f"soak/notebooks/{NOTEBOOK}.ipynb", f"soak/results/{NOTEBOOK}"], 1, ("", "ipykernel")),
         Kind("report", ["report", "soak"], ["soak/report"], 1),
         Kind("repro", again, ["soak/data", "soak/cache/encoder-clip-captions"], 2, ("", "dvc")),
         Kind("torchrun", ["stage1", "soak_pair-vicuna-7b-clip"], ["soak_pair/stage1/vicuna-7b-clip"], 1,
@@ -167,13 +164,11 @@ class Soak:
             (folder / f"profiles/{name}.yaml").write_text(content, encoding="utf-8")
         subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
 
-    def start(self, command: list[str] | str, log: Path | None = None) -> int:
+    def start(self, command: list[str], log: Path | None = None) -> int:
         def work() -> None:
             os.chdir(self.folder)
             os.environ.update(PYTHONPATH=str(self.folder), OMP_NUM_THREADS="1", OMP_WAIT_POLICY="passive",
                               PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")  # fmt: skip
-            if isinstance(command, str):
-                os.execvp("sh", ["sh", "-c", command])
             sys.path.insert(0, str(self.folder))
             sys.argv = ["workbook", *command]
             runpy.run_module("workbook", run_name="__main__", alter_sys=True)
@@ -184,7 +179,7 @@ class Soak:
         """What a command printed."""
         return (log or self.log).read_text(encoding="utf-8", errors="replace").strip()
 
-    def run(self, command: list[str] | str, tries: int = 1) -> int:
+    def run(self, command: list[str], tries: int = 1) -> int:
         """Run a command, again while others that live on have the lock; how often it was refused."""
         for refused in range(tries):
             if wait(self.start(command)) == 0:

@@ -152,6 +152,21 @@ _stage("evaluate", "ask one run, and the checkpoints it has kept, the benchmarks
 
 
 @app.command()
+def notebook(name: Annotated[str, typer.Argument(help="such as main_table")], profile: ProfileName) -> None:
+    """Stage: execute a notebook for a profile."""
+    from papermill.exceptions import PapermillExecutionError
+
+    from workbook.notebook import execute, notebooks
+
+    config.known("notebook", name, notebooks(config.load(profile)), "dvc.yaml")
+    with lock.stage(f"{name}@{profile}"):
+        try:
+            execute(name, profile)
+        except PapermillExecutionError as error:
+            sys.exit(f"{error}\nThe notebook up to there: {Paths(profile).notebook(name)}")
+
+
+@app.command()
 def measure(
     what: Annotated[str, typer.Argument(help="a stage's key; or cknna, attention, permutation or pca of a model")],
     model: Annotated[str | None, typer.Argument(help="folder or hub id of a LLaVA or LLaVA-NeXT")] = None,
@@ -209,5 +224,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    status = fork_server.handed_over() if sys.argv[1:2] and sys.argv[1] in pipeline.KINDS else None
+    status = fork_server.handed_over() if sys.argv[1:2] and sys.argv[1] in (*pipeline.KINDS, "notebook") else None
     main() if status is None else sys.exit(status)

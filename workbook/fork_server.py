@@ -29,6 +29,8 @@ LIBRARIES = (
     "sklearn.linear_model",
     "pydantic",
     "typer",
+    "jupytext",
+    "papermill",
 )
 
 

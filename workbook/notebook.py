@@ -1,4 +1,4 @@
-"""What notebooks begin and end with, and which there are."""
+"""Notebooks: which there are, how they are executed, and what they begin with."""
 
 import inspect
 import os
@@ -21,6 +21,20 @@ def notebooks(settings: Profile) -> list[str]:
     everywhere = {name for name, stage in stages.items() if "embedded" not in stage["foreach"]}
     there = [name for name in stages if (ROOT / "notebooks" / f"{name}.py").is_file()]
     return [name for name in there if settings.world or name in everywhere]
+
+
+def execute(name: str, profile: str) -> None:
+    """Execute the notebook `name` for a profile by papermill, into the profile's folder, where it also is if it fails.
+
+    PapermillExecutionError: a cell failed.
+    """
+    import jupytext
+    import papermill
+
+    os.environ["JUPYTER_PATH"] = ""  # no foreign kernel of the same name comes before this environment's own
+    file = Paths(profile).notebook(name)
+    jupytext.write(jupytext.read(ROOT / "notebooks" / f"{name}.py"), file)
+    papermill.execute_notebook(file, file, {"profile": profile}, kernel_name="python3", progress_bar=False)
 
 
 def begin(profile: str, name: str) -> tuple[Profile, Path]:

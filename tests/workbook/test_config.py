@@ -290,7 +290,7 @@ def test_every_notebook_is_a_stage_that_depends_on_what_it_imports(name):
     tree = ast.parse((ROOT / f"notebooks/{name}.py").read_text(encoding="utf-8"))
     stage = DVC[name]
     assert f"notebooks/{name}.py" in stage["do"]["deps"]
-    assert stage["do"]["cmd"].startswith(f"jupytext --to ipynb -o - notebooks/{name}.py")
+    assert stage["do"]["cmd"] == f"python -m workbook notebook {name} ${{item}}"
     assert missing(imports(tree), stage) == set()
 
 
