@@ -134,8 +134,9 @@ pd.DataFrame(
 # ## What the teachers see (live)
 #
 # Similarity of the token in the middle to all others, tokens centred, as each teacher has it, and as DINOv2 has it
-# after what the released code does to it: its linear layers drawn anew, since the loader re-initialises what the
-# language model's checkpoint lacks.
+# after what the released code (github.com/cvlab-kaist/VIRAL, commit adc0791) does to it. It makes the teacher in the
+# constructor of the language model (`llava/model/language_model/llava_llama.py`), and `from_pretrained` then draws anew
+# what the language model's checkpoint lacks: every linear layer of the teacher.
 
 # %%
 show(randomise_linears)
@@ -174,7 +175,8 @@ tables.styled(second, f"Table 2, the paper's numbers beside ours. Ours: {setting
 once = second.drop_duplicates(["run", "benchmark"])
 figure = plots.score_panels(once[once["run"] != "baseline"], scores.TITLES, "gain")  # table_2_gains
 figure.suptitle(
-    plots.wrap(f"{settings.label}; gain over the baseline; filled: this interval excludes 0", 90), fontsize="small"
+    plots.wrap(f"{settings.label}; paired gain over the baseline; filled: this interval excludes 0", 90),
+    fontsize="small",
 )
 plots.save(figure, out, "table_2_gains")
 
@@ -190,7 +192,7 @@ tables.styled(fifth, f"Table 5, the paper's numbers beside ours. Ours: {settings
 # ## Our controls
 #
 # - `as-released`: what the released code trains: the teacher above, which is given pixels in CLIP's normalisation, and
-#   a head that never learns.
+#   a head that never learns: peft freezes it with the rest, and `llava/train/train.py` sets only the projector free.
 # - `shuffled-teacher`: the right teacher's features of the wrong image. A gain that stays is not the teacher's content.
 # - `lambda-...`: the weight of the alignment loss; `viral` has 0.5.
 
@@ -203,7 +205,8 @@ tables.styled(table, f"Controls of ours; only the first two rows are the paper's
 # %%
 figure = plots.score_panels(table[table["run"] != "baseline"], scores.TITLES, "gain")  # controls_gains
 figure.suptitle(
-    plots.wrap(f"{settings.label}; gain over the baseline; filled: this interval excludes 0", 90), fontsize="small"
+    plots.wrap(f"{settings.label}; paired gain over the baseline; filled: this interval excludes 0", 90),
+    fontsize="small",
 )
 plots.save(figure, out, "controls_gains")
 

@@ -89,7 +89,7 @@ if trained:
         dtype=getattr(torch, settings.compute.dtype),
     )
     question = prompt(run.template, f"{IMAGE_MARKER}\n{row['prompt']}")
-    [(_, inputs)] = batches(run.model, run.processor, [picture], question, 1, "attention")
+    [(_, inputs)] = batches(run.model, run.processor, [picture], question, 1, "")
     stop = stop_token_id(run.processor.tokenizer, run.template)
     [answer] = generate_with_attention(run.model, inputs, settings.evaluation.max_new_tokens, stop)
     print(f"{row['prompt']}\n{trained}: {run.processor.tokenizer.decode(answer.tokens)}  | right: {row['answer']}")

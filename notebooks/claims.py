@@ -45,6 +45,11 @@ settings, out = begin(profile, "claims")
 # - else **reproduced** if $d$ differs from 0 on the claimed side, **contradicted** on the other;
 # - else **inconclusive**; **not run** if something is missing.
 #
+# Two things to keep in mind. What is reproduced or contradicted differs from the threshold, but its estimate may be
+# smaller than $\delta$, where larger values are not excluded: more data may turn it into no difference. And with one
+# seed (column *seeds*; hollow in the figure) the interval is over questions or images alone: what another seed would
+# give may lie outside it.
+#
 # Two one-sided tests at 5 % ask whether the 90 % interval lies within $\delta$; tables and figures show the 95 %
 # interval, which is wider.
 
@@ -53,8 +58,8 @@ show(p_difference)
 show(p_equivalence)
 
 # %% [markdown]
-# A ledger of a hundred rows at 5 % would decide several by chance alone. The rate of false ones is controlled over the
-# whole ledger, among the differences and among the cases of no difference:
+# A ledger of close to two hundred rows at 5 % would decide several by chance alone. The rate of false ones is
+# controlled over the whole ledger, among the differences and among the cases of no difference:
 
 # %%
 show(claims.decide)
@@ -77,26 +82,29 @@ claims.styled(ledger, settings.label)
 # %%
 smallest = ledger["unit"].map(claims.ledger()[1])
 side = ledger["expect"].map({"above": 1, "below": -1})
-effects = ledger[["claim", "verdict"]].copy()
+families = {"premise": "premises", "": "the paper's claims", "control": "our controls"}
+family = ledger["section"].where(ledger["section"].isin(families), "").map(families)
+ledger["family"] = pd.Categorical(family, families.values())
+effects = ledger[["family", "claim", "verdict", "seeds"]].copy()
 for column in ("value", "low", "high", "paper"):
     effects[column] = side * (ledger[column] - ledger["threshold"]) / smallest
-effects = effects[effects["value"].notna()]
+effects = effects[effects["value"].notna()].sort_values("family", kind="stable")
 
 # %%
 if len(effects):
-    plots.save(plots.forest(effects, claims.COLOURS), out, "claims")  # claims
+    figure = plots.forest(effects, claims.COLOURS)  # claims
+    caption = f"{settings.label}; 95 % intervals, {plots.seeds(effects['seeds'])} (hollow: one)"
+    figure.suptitle(plots.wrap(caption, 100), fontsize="small")
+    plots.save(figure, out, "claims")
 
 # %% [markdown]
 # ## How many were decided
 
 # %%
-of = np.select(
-    [ledger["section"] == "premise", ledger["section"] == "control"], ["premises", "controls"], "the paper's"
-)
-summary = pd.crosstab(ledger["verdict"], pd.Series(of, ledger.index, name="claims")).reindex(
-    claims.VERDICTS, fill_value=0
-)
+summary = pd.crosstab(ledger["verdict"], ledger["family"]).reindex(claims.VERDICTS, fill_value=0)
 summary["all"] = summary.sum(axis=1)
+summary["of these with one seed"] = ledger.loc[ledger["seeds"] == 1, "verdict"].value_counts()
+summary = summary.fillna(0).astype(int)
 summary.loc["rows"] = summary.sum()
 summary.to_csv(out / "summary.csv")
 decided = summary.loc[list(claims.DECIDED), "all"].sum()

@@ -34,6 +34,7 @@ from viral_core import tiles
 from viral_core.conversations import load_conversations
 from viral_core.measure.cknna import cknna
 from viral_core.measure.intervals import interval
+from viral_core.measure.states import layerwise_cknna
 from workbook import claims, plots, runs
 from workbook.notebook import begin, show, show_missing
 
@@ -84,6 +85,7 @@ pd.Series(tile.tolist(), name="tokens").value_counts().rename(index={-1: "newlin
 
 # %%
 show(cknna)
+show(layerwise_cknna)
 
 # %%
 similarity = runs.measured(profile, "cknna", systems)
@@ -137,7 +139,8 @@ if len(curve):
 # %% [markdown]
 # ## With alignment, against without
 #
-# The same images and seeds, layer by layer.
+# The same images and seeds, layer by layer. An interval of one seed is over images alone: another seed may fall
+# outside.
 
 # %%
 rows = []
@@ -147,7 +150,7 @@ if len(similarity) and set(systems) <= set(similarity["run"]):
         rows.append({"comparison": f"aligned - baseline, layer {layer}", **interval(change).columns()})
 differences = pd.DataFrame(rows, columns=["comparison", "value", "low", "high", "n", "seeds", "p"])
 differences.to_csv(out / "differences.csv", index=False, float_format="%.5f")
-differences.round(4)
+differences.style.hide(axis="index").format(precision=4).set_uuid("differences")
 
 # %% [markdown]
 # ## The claim of this section

@@ -34,6 +34,7 @@ from IPython.display import display
 from workbook import paper, plots
 from workbook.benchmarks import EXPECTED
 from workbook.notebook import begin
+from workbook.scores import TITLES
 
 _, out = begin(profile, "paper_arithmetic")
 
@@ -125,7 +126,7 @@ for axis, benchmark in zip(axes, sizes, strict=True):
     sns.scatterplot(rows, x="gain", y="run", color="black", ax=axis)
     axis.errorbar(rows["gain"], rows["run"], xerr=1.96 * rows["error"], fmt="none", color="black", capsize=2)
     axis.axvline(0, color="grey", linewidth=0.8)
-    axis.set(title=f"{benchmark}, n = {sizes[benchmark]}", xlabel="printed gain (points)", ylabel="")
+    axis.set(title=f"{TITLES[benchmark]}, n = {sizes[benchmark]}", xlabel="printed gain (points)", ylabel="")
     axis.margins(y=0.15)
 figure.suptitle("Table 1's gains with the 95 % interval of two independent accuracies", fontsize="small")
 plots.save(figure, out, "gains_with_errors")
@@ -260,7 +261,7 @@ for table, runs, least in (
     display(below.astype(object).fillna("").assign(**{f"{least} (the others are lower)": table[least]}))
 
 # %% [markdown]
-# ## A larger model that is worse
+# ## A larger model that is worse on MME
 #
 # > *Paper:* "to examine whether our method follows a scaling trend" (5.2)
 

@@ -42,7 +42,6 @@ from viral_core.templates import IMAGE_MARKER, prompt
 from workbook import claims, plots, runs, scores, tables
 from workbook.benchmarks import load_rows, open_image
 from workbook.notebook import begin, show, show_missing
-from workbook.paths import Paths
 
 settings, out = begin(profile, "pilot_study")
 systems = {
@@ -81,14 +80,11 @@ show(_hsic)
 rows = load_rows(settings.cknna.benchmark, settings.data.benchmarks)
 picture = pad_to_square(open_image(rows[0]["image"]))
 one = []
-for run in systems:
-    folder = Paths(profile).run(run, settings.runs[run][0]) if run in settings.runs else None
-    if folder is None or not (folder / "run.json").is_file():
-        continue
+for run, folder in runs.trained(profile, systems).items():
     trained = load_run(folder, dtype=getattr(torch, settings.compute.dtype), device=distributed.device())
     layers = range(trained.model.config.text_config.num_hidden_layers + 1)
     question = prompt(trained.template, IMAGE_MARKER)
-    [image] = stream_states(trained.model, trained.processor, [picture], question, layers, 1, run)
+    [image] = stream_states(trained.model, trained.processor, [picture], question, layers, 1, "")
     order = torch.from_numpy(patch_order(0, "chance", len(image.features)))
     for name, target in ((systems[run], image.features), ("chance", image.features[order])):
         values = cknna(image.states.float(), target.float(), settings.cknna.k)
@@ -157,10 +153,12 @@ show(clamp_outliers)
 cells = []
 for (run, clamp, layer), group in similarity.groupby(["run", "clamp", "layer"]) if len(similarity) else ():
     if layer in (middle[0], similarity["layer"].max()):
-        cells.append({"run": run, "layer": layer, "clamp": clamp, "cknna": group["cknna"].mean()})
-cells = pd.DataFrame(cells, columns=["run", "layer", "clamp", "cknna"])
+        cell = group.pivot(index="seed", columns="image", values="cknna")
+        cell = cell[:1] if run == "before stage 2" else cell
+        cells.append({"run": run, "layer": layer, "clamp": clamp, **interval(cell).columns()})
+cells = pd.DataFrame(cells, columns=["run", "layer", "clamp", "value", "low", "high", "n", "seeds"])
 cells.to_csv(out / "clamps.csv", index=False, float_format="%.5f")
-cells.pivot(index="run", columns=["layer", "clamp"], values="cknna").round(3)
+cells.round(3)
 
 # %% [markdown]
 # ## Benchmarks of the same runs (Figure 2e)
@@ -176,7 +174,7 @@ tables.styled(table, f"Numbers of Figure 2e, the paper's beside ours. Ours: {set
 
 # %%
 figure = plots.score_panels(table, scores.TITLES)  # figure_2e
-figure.suptitle(plots.wrap(f"{settings.label}; dotted: best constant answer", 70), fontsize="small")
+figure.suptitle(plots.wrap(f"{settings.label}; 95 % intervals; dotted: best constant answer", 90), fontsize="small")
 plots.save(figure, out, "figure_2e")
 
 # %% [markdown]

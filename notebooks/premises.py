@@ -21,9 +21,8 @@
 # > text prediction, discarding other potentially useful cues" -- a hypothesis that it supports by CKNNA and never
 # > measures directly.
 #
-# Every premise gets a number, a 95 % interval, a threshold, and the ledger's verdict: "no difference" says that the
-# number is at the threshold, within the smallest effect of interest. What holds follows in the notebook `claims`, from
-# all rows together: a claim that rests on a premise that does not hold says nothing about the paper.
+# Every premise gets a number, a 95 % interval and a threshold here. Its verdict depends on all rows of the ledger and
+# is in the notebook `claims`: a claim that rests on a premise that does not hold says nothing about the paper.
 
 # %% tags=["parameters"]
 profile = "laptop"
@@ -82,8 +81,9 @@ shares.describe().loc[["mean", "std", "min", "max"]].round(3)
 # ## 2. The teacher knows what the encoder does not
 #
 # Linear probes on a token's feature: category of the object at the token, how many of it there are, which way it faces,
-# where its centre lies, how large it is. Fitted on the probe set's training scenes, asked about its test scenes (the
-# probes of layers in section 5 about its validation scenes). Grey: always the same answer.
+# where its centre lies (nine directions), how large it is (three sizes). Fitted on the probe set's training scenes,
+# asked about its test scenes (the probes of layers in section 5 about its validation scenes). Grey: always the same
+# answer.
 
 # %%
 show(probe)
@@ -263,9 +263,9 @@ if len(curves):
 # %% [markdown]
 # Two things may be meant by *discards*, and each is a claim. With depth: what the last layer of the baseline holds,
 # minus what its input (layer 0) holds, as in Figure 2 (d). By training on text: what the last layer holds, minus what
-# it held before stage 2. And what the middle layer of VIRAL holds, minus that of the baseline. Where less than the
-# smallest effect of interest can be read from the input, nothing can be lost: a premise of all three, property by
-# property.
+# it held before stage 2. And what the middle layer of VIRAL holds, minus that of the baseline: where the baseline's has
+# not lost it, that is something that alignment has added, not kept. Where less than the smallest effect of interest can
+# be read from the input, nothing can be lost: a premise of all three, property by property.
 
 # %%
 for kind in kinds:
@@ -288,15 +288,13 @@ for kind in kinds:
     rows.append(claims.row("alignment-keeps-detail", kept, part=kind, missing="" if kept else "probes of viral"))
 
 # %% [markdown]
-# ## The verdicts
+# ## All of them
 #
-# By the rule of the notebook `claims`; here the family of tests is these rows, there the whole ledger. `q` decides on a
-# difference from the threshold, `q_equivalence` on there being none. Shares are fractions, everything else is in points
-# of accuracy.
+# Shares are fractions, everything else is in points of accuracy.
 
 # %%
-decided = claims.decide(claims.write(out, rows).fillna({"missing": ""}))
-decided.to_csv(out / "premises.csv", index=False, float_format="%.4f")
-decided[
-    ["id", "part", "expect", "threshold", "value", "low", "high", "n", "seeds", "q", "q_equivalence", "verdict"]
-].round(3)
+table = claims.write(out, rows)
+asked = pd.DataFrame(
+    [{"expect": one.expect, "threshold": one.threshold} for one in map(claims.ledger()[0].get, table["id"])]
+)
+table[["id", "part"]].join(asked).join(table[["value", "low", "high", "n", "seeds", "missing"]]).round(3)

@@ -20,8 +20,8 @@
 # > [...] frequently fails."
 #
 # The paper's examples are chosen. Here a rule chooses them: the first questions of CV-Bench2D that the aligned model
-# answers right and the baseline wrong, and as many the other way round. Pictures are no evidence; a number stands
-# beside each kind of picture.
+# answers right and the baseline wrong, and as many the other way round. Pictures are no evidence: the table at the end
+# has CKNNA of what they show.
 
 # %% tags=["parameters"]
 profile = "laptop"
@@ -46,7 +46,6 @@ from workbook import plots, runs
 from workbook.benchmarks import load_rows, open_image
 from workbook.benchmarks.registry import read
 from workbook.notebook import begin, show, show_missing
-from workbook.paths import Paths
 
 settings, out = begin(profile, "qualitative")
 teachers = {
@@ -97,10 +96,11 @@ examples
 # ## Tokens as colours
 #
 # Three principal components of the $N$ tokens, each scaled robustly, $x \mapsto (x - \mathrm{median}) / \mathrm{IQR}$,
-# and squashed into a colour channel by $(1 + \tanh x) / 2$. Every map has a basis of its own: a colour means nothing
-# across maps.
+# and squashed into a colour channel by $(1 + \tanh x) / 2$. Every map has a basis of its own (`pca_map`): a colour
+# means nothing across maps.
 
 # %%
+show(pca_map)
 show(pca_maps)
 
 # %% [markdown]
@@ -108,14 +108,11 @@ show(pca_maps)
 
 # %%
 states, features = {}, None
-for run in systems:
-    folder = Paths(profile).run(run, settings.runs[run][0]) if run in settings.runs else None
-    if folder is None or not (folder / "run.json").is_file():
-        continue
+for run, folder in runs.trained(profile, systems).items():
     loaded = load_run(folder, dtype=getattr(torch, settings.compute.dtype), device=distributed.device())
     layers = range(settings.blocks(run) + 1)
     question = prompt(loaded.template, IMAGE_MARKER)
-    images = list(stream_states(loaded.model, loaded.processor, pictures, question, layers, 8, run))
+    images = list(stream_states(loaded.model, loaded.processor, pictures, question, layers, 8, ""))
     states[run] = [image.states.float().cpu() for image in images]  # each (layers, N, D)
     features = [image.features.float().cpu() for image in images]  # each (N, Dz): the encoder's z
     del loaded, images

@@ -80,7 +80,7 @@ head_projected = AlignmentHead(width, width).to(device)
 row = load_rows(settings.cknna.benchmark, settings.data.benchmarks)[0]
 picture = pad_to_square(open_image(row["image"]))
 question = prompt(start.template, IMAGE_MARKER)
-[(_, inputs)] = batches(llava, processor, [picture], question, 1, "image")
+[(_, inputs)] = batches(llava, processor, [picture], question, 1, "")
 image_ids = torch.zeros(view_of(processor).tokens(), dtype=torch.long)
 
 # %%
@@ -106,8 +106,9 @@ print(f"losses of new heads: (c) {loss_c.item():.4f}, (e) {loss_e.item():.4f}")
 
 # %% [markdown]
 # In the library a residual belongs to the model, active in every training step and every answer; only the visual
-# positions are changed, never text. Its adapter and the heads of a run start from the profile's `init_std` and width.
-# The target of Eq. 8 passes no gradient on to the projector, which trains: our choice, the paper does not say.
+# positions are changed, never text. Its adapter starts from the deviation below, the head of an alignment from the
+# profile's `init_std` and width. The target of Eq. 8 passes no gradient on to the projector, which trains: our choice,
+# the paper does not say.
 
 # %%
 show(AlignedModel._add_residual)
@@ -167,7 +168,10 @@ for layer, group in similarity.groupby("layer") if len(similarity) else ():
             rows.append({"comparison": f"{run} - baseline", "layer": layer, **change.columns()})
 change = pd.DataFrame(rows, columns=["comparison", "layer", "value", "low", "high", "n", "seeds", "p"])
 change.to_csv(out / "cknna_differences.csv", index=False, float_format="%.5f")
-change.pivot(index="layer", columns="comparison", values="value").round(3)
+shown = change.assign(difference=[
+    f"{row.value:+.3f} [{row.low:+.3f}, {row.high:+.3f}], {plots.seeds([row.seeds])}" for row in change.itertuples()
+])  # fmt: skip
+shown.pivot(index="layer", columns="comparison", values="difference")
 
 # %% [markdown]
 # ## Benchmarks (Table 4)
@@ -181,7 +185,7 @@ tables.styled(table, f"Table 4, the paper's numbers beside ours. Ours: {settings
 
 # %%
 figure = plots.score_panels(table, scores.TITLES)  # table_4
-figure.suptitle(plots.wrap(f"{settings.label}; dotted: best constant answer", 70), fontsize="small")
+figure.suptitle(plots.wrap(f"{settings.label}; 95 % intervals; dotted: best constant answer", 90), fontsize="small")
 plots.save(figure, out, "table_4")
 
 # %% [markdown]

@@ -125,8 +125,8 @@ if trained:
 #
 # For each question: whether the answer in order is right (official rule), and the share of permutations under which it
 # is right. Their difference, the *loss*, is averaged over questions; intervals are over questions and seeds. Counts are
-# of all questions of the category, as the paper prints them, and `drop_percent` is of those that were right before; in
-# the figure and in the ledger losses are shares of all questions.
+# of all questions of the category, and `drop_percent` is of those that were right before, which is the paper's number
+# that ours can stand beside; in the figure and in the ledger losses are shares of all questions.
 
 # %%
 answers = runs.measured(profile, "permutation/accuracy", systems)
@@ -155,10 +155,9 @@ for (category, run), loss in losses.items():
             "original": original,
             "shuffled": original - n * estimate.value,
             "drop": n * estimate.value,
-            "low": n * estimate.low,
-            "high": n * estimate.high,
+            "drop_low": n * estimate.low,
+            "drop_high": n * estimate.high,
             "drop_percent": 100 * n * estimate.value / max(original, 1),
-            "paper_drop": printed["drop"].get(run) if category == "Relation" else None,
             "paper_drop_percent": printed["drop_percent"].get(run) if category == "Relation" else None,
         }
     )
@@ -172,10 +171,9 @@ table = pd.DataFrame(
         "original",
         "shuffled",
         "drop",
-        "low",
-        "high",
+        "drop_low",
+        "drop_high",
         "drop_percent",
-        "paper_drop",
         "paper_drop_percent",
     ],
 )
@@ -188,9 +186,9 @@ if len(table):
     figure, axes = plt.subplots(1, len(categories), figsize=(7.2, 2.2), sharey=True, squeeze=False)  # table_3
     for axis, category in zip(axes[0], categories, strict=True):
         part = table[table["category"] == category].set_index("run").reindex(systems)
-        share = 100 * part[["drop", "low", "high"]].div(part["n"], axis=0)
+        share = 100 * part[["drop", "drop_low", "drop_high"]].div(part["n"], axis=0)
         y = range(len(systems))
-        axis.hlines(y, share["low"], share["high"], color="black")
+        axis.hlines(y, share["drop_low"], share["drop_high"], color="black")
         sns.scatterplot(x=share["drop"], y=list(y), color="black", ax=axis)
         for place in (i for i, run in enumerate(systems) if pd.isna(share.loc[run, "drop"])):
             axis.annotate("not run", (0, place), color="grey", va="center")

@@ -102,7 +102,7 @@ else:
     clean = vae(images)  # (8, N, d)
     question = prompt(run.template, IMAGE_MARKER)
     with torch.inference_mode():
-        [(_, inputs)] = batches(run.model, run.processor, images, question, len(images), "states")
+        [(_, inputs)] = batches(run.model, run.processor, images, question, len(images), "")
         run.model(**inputs, use_cache=False, logits_to_keep=1)
         tap, last = run.aligned.tap, run.aligned.config.text_config.num_hidden_layers
         hidden = tap.post_norm(last) if reconstruct.layer == last else tap.states[reconstruct.layer]  # (8 * N, D)
@@ -159,7 +159,7 @@ losses = pd.DataFrame(losses, columns=["t", "condition", "image", "loss"])
 losses.to_csv(out / "conditions.csv", index=False, float_format="%.5f")
 if len(losses):
     figure, axis = plt.subplots(figsize=(4.6, 2.6))  # conditions
-    sns.lineplot(losses, x="t", y="loss", hue="condition", style="condition", markers=True, ax=axis)
+    sns.lineplot(losses, x="t", y="loss", hue="condition", style="condition", markers=True, errorbar=None, ax=axis)
     axis.set(xlabel="timestep t of 1000", ylabel="squared error of the noise")
     axis.set_title(
         plots.wrap(
@@ -185,7 +185,7 @@ tables.styled(table, f"Table 6, the paper's numbers beside ours. Ours: {settings
 
 # %%
 figure = plots.score_panels(table, scores.TITLES)  # table_6
-figure.suptitle(plots.wrap(f"{settings.label}; dotted: best constant answer", 90), fontsize="small")
+figure.suptitle(plots.wrap(f"{settings.label}; 95 % intervals; dotted: best constant answer", 90), fontsize="small")
 plots.save(figure, out, "table_6")
 
 # %% [markdown]

@@ -21,7 +21,7 @@
 # > a CLIP vision encoder", and DINOv2, SAM, Depth Anything v2 and RADIOv2.5 as teachers.
 #
 # A language model that cannot count, or an encoder that cannot tell a dog from a cat, would turn all that is measured
-# later into noise. What has to hold in numbers is in the notebook `premises`.
+# later into noise. What has to hold in numbers is in the notebook `premises`; not all of it does.
 
 # %% tags=["parameters"]
 profile = "laptop"
@@ -170,9 +170,9 @@ print(
 
 # %% [markdown]
 # The same for all of them, as measured when they were made: fitted to 2,000 scenes, asked about up to 1,000 others.
-# `occupied` is whether a token shows an object, `facing` left or right (chance 0.5), `position` the direction of the
-# object's centre, `extent` its size. The notebook `premises` measures them again on the profile's own scenes, beside
-# always the same answer and with intervals.
+# `occupied` is whether a token shows an object, `facing` left or right, `position` the direction of the object's
+# centre, one of nine, `extent` its size, one of three. The notebook `premises` measures them again on the profile's own
+# scenes, beside always the same answer and with intervals.
 
 # %%
 probes = pd.DataFrame({name: metric["probe"] for name, metric in metrics.items() if metric.get("probe")}).T
@@ -191,6 +191,10 @@ if len(probes):
 # %%
 columns = ["parameters", "steps", "batch", "seconds", "device", "torch", "commit"]
 pd.DataFrame(metrics).T.reindex(columns=columns).fillna("")
+
+# %% [markdown]
+# The larger of the two Vicuna was taught for fewer steps than the smaller one, and answers less (above): a run with it
+# is one with another language model, not with a better one.
 
 # %% [markdown]
 # ## Laboratory diary
@@ -215,6 +219,9 @@ pd.DataFrame(metrics).T.reindex(columns=columns).fillna("")
 # | oracle | 9,000 | 0 | .885 | .635 | .409 | .270 | .472 |
 # | none | 1,000 | 0 | .849 | .536 | .275 | .246 | .471 |
 # | dense teacher | 1,000 | 0 | .857 | .548 | .342 | .263 | .495 |
+#
+# All of this is of that earlier world and its denser teacher. In the one of the profiles, most premises do not hold,
+# and whether the content of the teacher's features matters is a question of the notebook `when_it_helps`.
 #
 # - A teacher that knows more than the encoder brings *side* from chance (.25) to about .5 and *number* up by 4 points,
 #   in both seeds; existence does not move; the encoder as its own teacher brings nothing; the teacher's content

@@ -23,7 +23,7 @@
 # $-\frac{1}{N} \sum_i \cos(P_\pi(e_{\ell,i}), y_i)$ (Eq. 6), added to the language loss with $\lambda = 0.5$ (Eq. 5).
 # Nothing else of the training changes, and nothing of the model's code. This notebook needs `pip install .`, for its
 # pictures seaborn, and no more of this repository; it trains a LLaVA that is small enough for any CPU, so that it runs
-# as it stands. Where the real models go is in the comments.
+# as it stands. Where the real models go is said above the cell that makes the tiny ones.
 
 # %% tags=["parameters"]
 profile = "laptop"  # every notebook has it; nothing here depends on it
@@ -48,10 +48,11 @@ print(inspect.getsource(cosine))
 #
 # ```python
 # llava = LlavaForConditionalGeneration.from_pretrained("llava-hf/llava-1.5-7b-hf", dtype=torch.bfloat16)
-# teacher = Dinov2Model.from_pretrained("facebook/dinov2-base")
+# teacher = Dinov2Model.from_pretrained("facebook/dinov2-base").eval()
 # ```
 #
-# and `data` is your dataset with one more entry, `teacher_features`.
+# and `data` is your dataset with one more entry, `teacher_features`: the teacher's, of the same padded square, prepared
+# as it wants it (see the end).
 
 # %%
 import matplotlib.pyplot as plt
@@ -111,7 +112,8 @@ print(f"{len(data)} pictures, {features.shape[1]} visual tokens each, teacher fe
 # %% tags=["training"]
 LAYER, WEIGHT = 2, 0.5  # of 4 blocks; the paper: 16 of 32, and lambda = 0.5
 
-llava.alignment_head = AlignmentHead(text_config.hidden_size, features.shape[-1], hidden=128, std=0.1)  # VIRAL
+width = llava.config.text_config.hidden_size
+llava.alignment_head = AlignmentHead(width, features.shape[-1], hidden=128, std=0.1)  # VIRAL
 lora = LoraConfig(
     r=8,
     lora_alpha=16,

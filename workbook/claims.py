@@ -156,7 +156,7 @@ def read(profile: str) -> pd.DataFrame:
     tables = []
     for claim in ledger()[0].values():
         file = Paths(profile).results(claim.notebook) / "claims.csv"
-        table = pd.read_csv(file, keep_default_na=True) if file.is_file() else pd.DataFrame(columns=COLUMNS)
+        table = pd.read_csv(file) if file.is_file() else pd.DataFrame(columns=COLUMNS)
         table = table[table["id"] == claim.id].fillna({"part": "", "missing": ""})
         if table.empty:
             table = pd.DataFrame([row(claim.id, None, missing=f"notebook {claim.notebook}")], columns=COLUMNS)
@@ -223,7 +223,7 @@ def styled(table: pd.DataFrame, caption: str):
         "part": table["part"].map(lambda part: scores.TITLES.get(part, part)),
         "claimed": table["expect"] + table["threshold"].map(" {:g}".format),
         "paper": table["paper"],
-        "ours": table["value"],
+        "ours": table["value"].round(9),  # of equal scores some 1e-16 is left
         "low": table["low"],
         "high": table["high"],
         "unit": table["unit"],

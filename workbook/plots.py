@@ -78,11 +78,13 @@ def mark_layers(axis: plt.Axes, layers: list[int], chance: float | None = None) 
 def score_panels(table: pd.DataFrame, titles: dict[str, str], value: str = "ours") -> plt.Figure:
     """What `tables.side_by_side` returns, a panel per benchmark and a line of text per run: dots with intervals.
 
-    `value`: "ours", beside the dotted score of the best constant answer, or "gain", beside zero.
+    `value`: "ours", beside the dotted score of the best constant answer, or "gain", beside zero.  The number of seeds
+    stands behind a run's label: scores of rows with other seeds are not to be subtracted, the gains are paired.
     """
-    low, high = ("low", "high") if value == "ours" else ("gain_low", "gain_high")
+    low, high, counted = ("low", "high", "seeds") if value == "ours" else ("gain_low", "gain_high", "gain_seeds")
     runs, benchmarks = list(dict.fromkeys(table["run"])), list(dict.fromkeys(table["benchmark"]))
-    size = (2.2 + 1.7 * len(benchmarks), 0.9 + 0.3 * len(runs))
+    labels, of_run = table.drop_duplicates("run").set_index("run")["row"], table.groupby("run")[counted].max()
+    size = (3.4 + 1.6 * len(benchmarks), 0.9 + 0.32 * len(runs))
     figure, axes = plt.subplots(1, len(benchmarks), figsize=size, sharey=True, squeeze=False)
     for axis, benchmark in zip(axes[0], benchmarks, strict=True):
         rows = table[table["benchmark"] == benchmark].set_index("run").loc[runs]
@@ -105,34 +107,44 @@ def score_panels(table: pd.DataFrame, titles: dict[str, str], value: str = "ours
         axis.set_xlabel("points" if benchmark == "mme" or value == "gain" else "%", fontsize="small")
         axis.tick_params(labelsize="small")
         axis.set(yticks=range(len(runs)), ylim=(len(runs) - 0.5, -0.5))
-    axes[0, 0].set_yticklabels(runs)
+    axes[0, 0].set_yticklabels(
+        wrap(labels[run] + (f", {seeds([of_run[run]])}" if of_run[run] else ""), 34) for run in runs
+    )
     return figure
 
 
 def forest(effects: pd.DataFrame, colours: dict[str, str], limit: float = 6) -> plt.Figure:
     """All claims in one picture: a line of text each, and beside it a dot with its interval for every part.
 
-    `effects` has a row per claim and part, in order: claim (text), verdict, and value, low, high and paper in multiples
-    of the smallest effect of interest, positive where the effect is on the claimed side.  Those beyond `limit` are
-    drawn there, as arrows.
+    `effects` has a row per claim and part, in order: family (of claims), claim (text), verdict, seeds, and value, low,
+    high and paper in multiples of the smallest effect of interest, positive where the effect is on the claimed side.
+    Values beyond `limit` are drawn there, as arrows; dots of a single seed are hollow.
     """
     inch, gap, least = 0.07, 0.1, 0.26  # of a part, between claims, of a claim: two lines of text
     claims = effects.groupby("claim", sort=False)
     height = sum(max(inch * len(rows), least) + gap for _, rows in claims)
     figure, axis = plt.subplots(figsize=(9.6, height + 0.8))
     paper = {"marker": "D", "linestyle": "", "color": "black", "markersize": 3, "markerfacecolor": "white"}
-    y, ticks = 0.0, {}
+    y, ticks, family = 0.0, {}, ""
     for claim, rows in claims:
         band = max(inch * len(rows), least)
+        if rows["family"].iat[0] != family:
+            family = rows["family"].iat[0]
+            axis.axhline(y - gap / 2, color="black", linewidth=0.8)
+            place = {"xycoords": ("axes fraction", "data"), "rotation": -90, "va": "top"}
+            axis.annotate(family, (1.01, y), fontsize="small", **place)
         ticks[wrap(claim, 64)] = y + band / 2
         places = y + band / 2 + inch * (np.arange(len(rows)) - (len(rows) - 1) / 2)
         for place, row in zip(places, rows.itertuples(), strict=True):
             colour = colours[row.verdict]
-            axis.plot(np.clip([row.low, row.high], -limit, limit), [place] * 2, color=colour, linewidth=1)
-            beyond = abs(row.value) > limit
-            marker = ">" if row.value > limit else "<" if beyond else "o"
-            axis.plot(np.clip(row.value, -limit, limit), place, marker, color=colour, markersize=4)
-            axis.plot(np.clip(row.paper, -limit, limit), place, **paper)
+            axis.plot([row.low, row.high], [place] * 2, color=colour, linewidth=1)  # on beyond the edge
+            inside = "white" if row.seeds == 1 else colour
+            for value, look in (
+                (row.value, {"marker": "o", "color": colour, "markersize": 4, "markerfacecolor": inside}),
+                (row.paper, paper),
+            ):
+                arrow = {"marker": ">" if value > limit else "<"} if abs(value) > limit else {}
+                axis.plot(np.clip(value, -limit, limit), place, **(look | arrow))
         y += band + gap
         axis.axhline(y - gap / 2, color="#e6e6e6", linewidth=0.6, zorder=0)
     axis.axvspan(-1, 1, color="#f0f0f0", zorder=0)

@@ -89,7 +89,8 @@ def scores(
 ) -> pd.DataFrame:
     """Official scores of runs that have been evaluated, or of their `checkpoint`; one without answers has no rows.
 
-    `runs` and `benchmarks` are all of the profile by default; `parts`: the sub-scores, too.  Columns: run, benchmark,
+    `runs` and `benchmarks` are all of the profile by default; `parts`: the sub-scores, too.  Intervals end where the
+    scale does.  Columns: run, benchmark,
     part ("official" or a sub-score), score, low, high, strict (the same by the strict reading of answers), n
     (questions), clusters, seeds, constant (official score of the best constant answer).
     """
@@ -106,6 +107,9 @@ def scores(
                 if parts or part == "official":
                     row = {"run": run, "benchmark": benchmark, "part": part}
                     row |= one.interval().scaled(unit(benchmark)).columns()
+                    row["low"], row["high"] = np.clip(
+                        [row["low"], row["high"]], 0, np.inf if benchmark == "mme" else 100
+                    )
                     row["strict"] = unit(benchmark) * np.mean([seed.effects[part].seeds for seed in strict])
                     row["constant"] = constant
                     rows.append(row)

@@ -88,7 +88,7 @@ def styled(frame: pd.DataFrame, caption: str) -> Styler:
     weights = pd.DataFrame(bold, index=index).reindex(columns=table.columns, fill_value="")
     caption += (
         " Gains are paired: of the questions and seeds that a row and its reference share; bold where this one interval"
-        " excludes zero, for all of them together see the ledger."
+        " excludes zero, for all of them together see the ledger; without an interval where all answers are the same."
     )
     style = table.style.apply(lambda _: weights, axis=None).set_caption(caption)
     style = style.set_uuid("scores")  # else the page would differ every time

@@ -25,16 +25,28 @@ def test_a_caption_says_how_many_seeds():
 
 
 def test_a_forest_has_a_line_per_claim_and_an_arrow_for_what_lies_beyond():
-    row = {"claim": "It helps.", "verdict": "reproduced", "value": 2, "low": 1, "high": 3, "paper": 2.5}
+    row = {"family": "the paper's claims", "claim": "It helps.", "verdict": "reproduced", "seeds": 5,
+           "value": 2, "low": 1, "high": 3, "paper": 2.5}  # fmt: skip
     far = row | {"value": 9, "low": 8, "high": 10, "paper": float("nan")}
-    other = row | {"claim": "It costs nothing.", "verdict": "contradicted"}
+    other = row | {
+        "family": "controls",
+        "claim": "It costs nothing.",
+        "verdict": "contradicted",
+        "seeds": 1,
+        "paper": 7,
+    }
     effects = pd.DataFrame([row, far, other])
     figure = plots.forest(effects, {"reproduced": "green", "contradicted": "red"}, limit=6)
     (axis,) = figure.axes
     assert [label.get_text() for label in axis.get_yticklabels()] == ["It helps.", "It costs nothing."]
-    dots = [line for line in axis.get_lines() if line.get_marker() in ("o", ">") and len(line.get_xdata())]
+    marks = [line for line in axis.get_lines() if line.get_marker() in ("o", ">", "D") and len(line.get_xdata())]
+    dots = [line for line in marks if line.get_color() != "black"]
     assert [(line.get_marker(), line.get_color()) for line in dots] == [("o", "green"), (">", "green"), ("o", "red")]
     assert [line.get_xdata()[0] for line in dots] == [2, 6, 2]
+    assert [line.get_markerfacecolor() for line in dots] == ["green", "green", "white"]
+    of_paper = [(line.get_marker(), line.get_xdata()[0]) for line in marks if line.get_color() == "black"]
+    assert [mark for mark in of_paper if mark[1] == mark[1]] == [("D", 2.5), (">", 6)]
+    assert [text.get_text() for text in axis.texts] == ["the paper's claims", "controls"]
     plt.close(figure)
 
 
