@@ -93,7 +93,7 @@ effects = effects[effects["value"].notna()].sort_values("family", kind="stable")
 # %%
 if len(effects):
     figure = plots.forest(effects, claims.COLOURS)  # claims
-    caption = f"{settings.label}; 95 % intervals, {plots.seeds(effects['seeds'])} (hollow: one)"
+    caption = f"{settings.label}; 95 % intervals, {plots.seeds(effects['seeds'])} (hollow: one, or no training in it)"
     figure.suptitle(plots.wrap(caption, 100), fontsize="small")
     plots.save(figure, out, "claims")
 

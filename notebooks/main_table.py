@@ -157,7 +157,9 @@ if len(noise):
 # ## Kinds of questions
 #
 # Where a benchmark has kinds of questions: the scores of each, in the same units, with its number of questions. Their
-# intervals are in `sub_scores.csv`.
+# intervals are in `sub_scores.csv`. Of CV-Bench `source_mean` is the mean over its sources of pictures, of which the
+# embedded world is one; of MMVP `single` counts questions in place of pairs, `corrected` is by the key with its known
+# errors mended; `yes_ratio` is the share of answers that are yes.
 
 # %%
 kinds = scores.scores(profile, systems, parts=True)

@@ -85,7 +85,17 @@ if folders := runs.folders(profile):
 # Models, objective, steps; of its seeds the number, and the mean of seconds and last losses (mean of the last entries
 # of the log). A row for each seed is in `cards.csv`.
 
+
 # %%
+def besides(align: dict) -> dict[str, bool]:
+    """What is unlike VIRAL in an alignment, but for target, layers and weight."""
+    return {
+        "features of another image": align.get("shuffled", False),
+        "teacher as released": align.get("teacher_state", "intact") != "intact",
+        "head not trained": not align.get("train_head", True),
+    }
+
+
 cards, machines, logs = [], [], runs.measured(profile, "log")
 for (run, seed), log in logs.groupby(["run", "seed"], sort=False) if len(logs) else ():
     card = read_json(evaluated[run, seed] / "run.json")
@@ -98,7 +108,10 @@ for (run, seed), log in logs.groupby(["run", "seed"], sort=False) if len(logs) e
             "vision": Path(card["base"]["vision"]).name,
             "architecture": card["architecture"],
             "objective": align.get("objective") or ("reconstruction" if reconstruct else "language only"),
-            "target": align.get("target", ""),
+            "target": align.get("teacher") if align.get("target") == "teacher" else align.get("target", ""),
+            "weight": align.get("weight", ""),
+            "besides": ", ".join(words for words, so in besides(align).items() if so),
+            "images": settings.systems[run].images or "all",
             "residual": ", ".join(one["source"] for one in card["residuals"]),
             "blocks": [
                 *align.get("layers", ()),
@@ -115,7 +128,8 @@ for (run, seed), log in logs.groupby(["run", "seed"], sort=False) if len(logs) e
 cards = pd.DataFrame(cards)
 cards.to_csv(out / "cards.csv", index=False, float_format="%.5f")
 if len(cards):
-    same = ["language", "vision", "architecture", "objective", "target", "residual", "blocks", "steps"]
+    same = ["language", "vision", "architecture", "objective", "target", "weight", "besides", "images", "residual"]
+    same += ["blocks", "steps"]
     means = dict.fromkeys(("seconds", "lm_loss", "vra_loss"), "mean")
     by_system = cards.groupby("run", sort=False).agg({**dict.fromkeys(same, "first"), "seed": "size", **means})
     by_system = by_system.rename(columns={"seed": "seeds"}).round({"seconds": 0, "lm_loss": 3, "vra_loss": 3})
@@ -124,9 +138,14 @@ if len(cards):
 # %%
 if len(logs):
     figure, axis = plt.subplots(figsize=(6, 2.6))  # losses
+    models = {run: f"{system.language}, {system.vision}" for run, system in settings.systems.items()}
+    models = {run: name + ", tiles" * settings.systems[run].tiled for run, name in models.items()}
+    lines = logs.groupby(["run", "step"], sort=False, as_index=False)["lm_loss"].mean()
+    lines["models"] = lines["run"].map(models)
     sns.lineplot(
-        logs, x="step", y="lm_loss", hue="run", errorbar=None, linewidth=0.8, palette="viridis", legend=False, ax=axis
+        lines, x="step", y="lm_loss", hue="models", style="models", units="run", estimator=None, linewidth=0.8, ax=axis
     )
+    axis.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1))
     axis.set(ylabel="language loss")
     axis.set_title(
         plots.wrap(f"{settings.label}; a line a system, the mean of its seeds; {logs['run'].nunique()} systems"),

@@ -38,6 +38,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from IPython.display import Markdown, display
 from matplotlib import pyplot as plt
 
 from viral_core.specs import Align
@@ -86,7 +87,11 @@ baselines = table[table["kind"] == "baseline"].set_index("images")["run"]
 pairs = {row.run: baselines[row.images] for row in table.itertuples() if row.kind in kinds and row.images in baselines}
 gains = scores.differences(profile, pairs).merge(table, on="run")
 gains.to_csv(out / "gains.csv", index=False, float_format="%.4f")
-gains.pivot_table(index=["benchmark", "images"], columns="kind", values="difference", sort=False).round(1)
+sizes = sorted(set(gains["images"]))
+if len(sizes) < 2:
+    display(Markdown("This profile trains on one number of images: nothing here says how the gain depends on it."))
+shown = ["benchmark", "images", "kind", "difference", "low", "high", "n", "seeds"]
+gains[shown].sort_values(shown[:3]).round(1).style.hide(axis="index").format(precision=1).set_uuid("gains")
 
 # %%
 if len(gains):
@@ -96,13 +101,15 @@ if len(gains):
         part = gains[gains["benchmark"] == benchmark]
         for i, (kind, name) in enumerate(kinds.items()):
             rows = part[part["kind"] == kind].sort_values("images")
-            label, side = name if len(rows) else f"{name} (not run)", 1.06 ** (i - 1.5)  # beside each other
-            axis.vlines(rows["images"] * side, rows["low"], rows["high"], color=plots.COLOURS[i], linewidth=0.9)
-            axis.plot(rows["images"] * side, rows["difference"], label=label, markersize=4, **plots.line(i))
+            label, places = (
+                name if len(rows) else f"{name} (not run)",
+                rows["images"].map(sizes.index) + 0.12 * (i - 1.5),
+            )
+            axis.vlines(places, rows["low"], rows["high"], color=plots.COLOURS[i], linewidth=0.9)
+            axis.plot(places, rows["difference"], label=label, markersize=4, **plots.line(i))
         axis.axhline(0, color="black", linewidth=0.8, zorder=0)
-        axis.set(xscale="log", title=scores.TITLES[benchmark], xlabel="instruction images")
-        axis.set_xticks(sorted(set(part["images"])), sorted(set(part["images"])), rotation=45, fontsize="x-small")
-        axis.minorticks_off()
+        axis.set(xlim=(-0.5, len(sizes) - 0.5), title=scores.TITLES[benchmark], xlabel="instruction images")
+        axis.set_xticks(range(len(sizes)), sizes, rotation=45, fontsize="x-small")
     axes[0, 0].set_ylabel("gain over the baseline\nof the same images (points)")
     axes[0, -1].legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1))
     caption = f"{settings.label}; n = {gains['n'].max()} questions at the most, {plots.seeds(gains['seeds'])}"
@@ -116,17 +123,19 @@ if len(gains):
 # on its features (notebook `stand_ins`) of category, number, facing and position, which questions ask for. The oracle
 # knows everything.
 
+
 # %%
+def knows(path: str) -> float:
+    """Mean probe accuracy (%) of a model, NaN for one that is no stand-in."""
+    file = ROOT / path / "metrics.json"
+    probes = json.loads(file.read_text(encoding="utf-8")).get("probe") if file.is_file() else None
+    return 100 * np.mean([probes[kind] for kind in ("category", "number", "facing", "position")]) if probes else np.nan
+
+
 teachers = {name: spec for name, spec in settings.teachers.items() if spec.kind not in ("clip", "vae", "oracle")}
-folders = {name: ROOT / spec.path for name, spec in teachers.items()}
-folders["the encoder"] = ROOT / settings.visions["clip"].path
-known = {}
-for name, folder in folders.items():
-    file = folder / "metrics.json"
-    metric = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    if metric.get("probe"):
-        known[name] = 100 * np.mean([metric["probe"][kind] for kind in ("category", "number", "facing", "position")])
-known["oracle"] = 100.0
+known = {name: knows(spec.path) for name, spec in teachers.items()}
+known |= {"the encoder": knows(settings.visions["clip"].path), "oracle": 100.0}
+known = {name: accuracy for name, accuracy in known.items() if accuracy == accuracy}
 pd.Series(known, name="mean probe accuracy (%)").round(1).to_frame()
 
 # %%
@@ -166,14 +175,18 @@ if len(by_teacher):
 # %% [markdown]
 # ## Gain against what the encoder knows
 #
-# The same teacher on two encoders: the stronger the encoder, the less there is to add, if content is what matters.
+# The same teacher on two encoders: the more the encoder knows (probes as above), the less there is to add, if content
+# is what matters.
 
 # %%
 encoders = {"viral": "baseline", "siglip2-viral": "siglip2-baseline"}
 by_encoder = scores.differences(profile, encoders, scores.benchmarks_of(profile))
 by_encoder["encoder"] = by_encoder["run"].map(lambda run: settings.systems[run].vision)
+by_encoder["known"] = by_encoder["encoder"].map(lambda encoder: knows(settings.visions[encoder].path))
 by_encoder.to_csv(out / "encoders.csv", index=False, float_format="%.4f")
-by_encoder.pivot_table(index="encoder", columns="benchmark", values="difference", sort=False).round(1)
+by_encoder.set_index(["benchmark", "encoder"])[["known", "difference", "low", "high", "n", "seeds"]].sort_index().round(
+    1
+)
 
 # %% [markdown]
 # ## Content or regularisation: the differences

@@ -108,7 +108,7 @@ def score_panels(table: pd.DataFrame, titles: dict[str, str], value: str = "ours
         axis.tick_params(labelsize="small")
         axis.set(yticks=range(len(runs)), ylim=(len(runs) - 0.5, -0.5))
     axes[0, 0].set_yticklabels(
-        wrap(labels[run] + (f", {seeds([of_run[run]])}" if of_run[run] else ""), 34) for run in runs
+        wrap(labels[run] + (f", {seeds([of_run[run]])}" if of_run[run] else ""), 42) for run in runs
     )
     return figure
 
@@ -158,7 +158,7 @@ def forest(effects: pd.DataFrame, colours: dict[str, str], limit: float = 6) -> 
     axis.set_xlabel(
         f"effect, in smallest effects of interest (arrow: beyond {limit:g}); right: as claimed", fontsize="small"
     )
-    figure.legend(loc="outside upper right", ncols=6, fontsize="x-small")
+    figure.legend(loc="outside lower right", ncols=6, fontsize="x-small")
     return figure
 
 
