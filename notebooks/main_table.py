@@ -105,8 +105,8 @@ show(intervals.Effects.interval)
 # ## Table 1
 #
 # The paper's numbers are grey and italic. MMVP's best constant answer gets none of the pairs; coins would get 25 %. (In
-# the embedded profiles the larger of the two Vicuna was taught for fewer steps and knows less than the smaller one, see
-# `stand_ins`: what is gained *at a larger size* is not tested there.)
+# the embedded profiles the larger of the two Vicuna was taught for fewer steps and knows no more than the smaller one,
+# see `stand_ins`: what is gained *at a larger size* is not tested there.)
 
 # %%
 table = tables.side_by_side(profile, 1)

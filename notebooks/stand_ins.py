@@ -193,8 +193,8 @@ columns = ["parameters", "steps", "batch", "seconds", "device", "torch", "commit
 pd.DataFrame(metrics).T.reindex(columns=columns).fillna("")
 
 # %% [markdown]
-# The larger of the two Vicuna was taught for fewer steps than the smaller one, and answers less (above): a run with it
-# is one with another language model, not with a better one.
+# The larger of the two Vicuna was taught for fewer steps than the smaller one, and answers no more (above): a run with
+# it is one with another language model, not with a better one.
 
 # %% [markdown]
 # ## Laboratory diary
