@@ -31,10 +31,8 @@ profile = "laptop"
 from dataclasses import asdict
 
 import pandas as pd
-import seaborn as sns
 import torch
 from IPython.display import Markdown, display
-from matplotlib import pyplot as plt
 from transformers import AutoConfig
 
 from viral_core import distributed, losses
@@ -146,18 +144,7 @@ spec = settings.teachers["dinov2"]
 released = load_teacher(spec.kind, spec.path, grid, revision=spec.revision, clip_pixels=True)
 randomise_linears(released, seed=0)
 features["dinov2, as released"] = released([image])[0]
-similar = {}
-for name, values in features.items():
-    values = torch.nn.functional.normalize(values - values.mean(0), dim=-1)
-    similar[name] = (values @ values[grid * (grid // 2) + grid // 2]).view(grid, grid)
-figure, axes = plt.subplots(1, 1 + len(similar), figsize=(1.25 * (1 + len(similar)), 1.6))  # teachers
-axes[0].imshow(plots.pixels(image))
-axes[0].set_axis_off()
-for axis, (name, values) in zip(axes[1:], similar.items(), strict=True):
-    sns.heatmap(
-        values, vmin=-1, vmax=1, cmap="vlag", square=True, cbar=False, ax=axis, xticklabels=False, yticklabels=False
-    )
-    axis.set_title(plots.wrap(name, 14), fontsize="x-small")
+figure = plots.similarities(image, features)  # teachers
 plots.save(figure, out, "teachers")
 
 # %% [markdown]

@@ -30,11 +30,9 @@ profile = "laptop"
 from dataclasses import replace
 
 import pandas as pd
-import seaborn as sns
 import torch
 import torch.nn.functional as F
 from IPython.display import display
-from matplotlib import pyplot as plt
 
 from viral_core import distributed, losses
 from viral_core.aligned import AlignedModel
@@ -148,29 +146,11 @@ plots.save(figure, out, "figure_3")
 
 # %% [markdown]
 # Which tokens does a token resemble? Cosine similarity of the token in the middle of the image to all others, tokens
-# centred. The loss asks that a head can map the states behind the third picture to the features behind the fourth; that
+# centred. The loss asks that a head can map the states behind the fourth picture to the features behind the fifth; that
 # the two pictures become alike is what the relation objective asks.
 
 # %%
-centre = grid * (grid // 2) + grid // 2
-similar = {}
-for name, values in tokens.items():
-    values = F.normalize(values - values.mean(0), dim=-1)
-    similar[name] = (values @ values[centre]).view(grid, grid).cpu()
-figure, axes = plt.subplots(1, 4, figsize=(6.4, 1.8))  # similarity
-for axis, (name, values) in zip(axes, similar.items(), strict=True):
-    sns.heatmap(
-        values,
-        vmin=-1,
-        vmax=1,
-        cmap="vlag",
-        square=True,
-        cbar=axis is axes[-1],
-        ax=axis,
-        xticklabels=False,
-        yticklabels=False,
-    )
-    axis.set_title(name, fontsize="small")
+figure = plots.similarities(image, {name: values.cpu() for name, values in tokens.items()})  # similarity
 plots.save(figure, out, "similarity")
 
 # %% [markdown]

@@ -28,10 +28,7 @@ profile = "laptop"
 
 # %%
 import pandas as pd
-import seaborn as sns
 import torch
-import torch.nn.functional as F
-from matplotlib import pyplot as plt
 
 from viral_core import distributed
 from viral_core.images import pad_to_square
@@ -179,15 +176,7 @@ plots.save(figure, out, "figure_11")
 sources = {"encoder z": features[0]} if features else {}
 sources |= {run: states[run][0][middle] for run in ("baseline", "viral") if run in states}
 sources |= {"teacher dinov2": seen["dinov2"][0]} if "dinov2" in seen else {}
-figure, axes = plt.subplots(1, 1 + len(sources), figsize=(1.5 * (1 + len(sources)), 1.8), squeeze=False)  # similarity
-axes[0, 0].imshow(plots.pixels(pictures[0]))
-axes[0, 0].set_axis_off()
-for axis, (name, values) in zip(axes[0, 1:], sources.items(), strict=True):
-    values = F.normalize(values - values.mean(0), dim=-1)
-    similar = (values @ values[grid * (grid // 2) + grid // 2]).view(grid, grid)
-    ticks = {"xticklabels": False, "yticklabels": False}
-    sns.heatmap(similar, vmin=-1, vmax=1, cmap="vlag", square=True, cbar=False, ax=axis, **ticks)
-    axis.set_title(name, fontsize="x-small")
+figure = plots.similarities(pictures[0], sources)  # similarity
 plots.save(figure, out, "similarity")
 
 # %% [markdown]

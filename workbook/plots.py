@@ -194,6 +194,22 @@ def tiles(columns: dict[str, list], rows: list[str], side: float = 1.15) -> plt.
     return figure
 
 
+def similarities(image: Image.Image, tokens: dict[str, np.ndarray]) -> plt.Figure:
+    """An image, and a map for each set of tokens (N, D): cosine of the token in the middle to all, tokens centred."""
+    figure, axes = plt.subplots(1, 1 + len(tokens), figsize=(1.4 * (1 + len(tokens)) + 0.4, 1.8), squeeze=False)
+    axes[0, 0].imshow(pixels(image))
+    axes[0, 0].set_axis_off()
+    for axis, (name, values) in zip(axes[0, 1:], tokens.items(), strict=True):
+        centred = np.asarray(values, float) - np.mean(np.asarray(values, float), 0)
+        unit = centred / np.linalg.norm(centred, axis=1, keepdims=True)
+        side = round(len(unit) ** 0.5)
+        similar = (unit @ unit[side * (side // 2) + side // 2]).reshape(side, side)
+        look = {"vmin": -1, "vmax": 1, "cmap": "vlag", "square": True, "xticklabels": False, "yticklabels": False}
+        sns.heatmap(similar, cbar=axis is axes[0, -1], ax=axis, **look)
+        axis.set_title(wrap(name, 14), fontsize="x-small")
+    return figure
+
+
 def wrap(text: str, width: int = 70) -> str:
     """Break a title into lines."""
     return textwrap.fill(text, width)
