@@ -25,7 +25,6 @@
 profile = "laptop"
 
 # %%
-import json
 from pathlib import Path
 
 import pandas as pd
@@ -40,6 +39,7 @@ from viral_core.trainer import train_stage2
 from workbook import plots, runs
 from workbook.notebook import begin, show
 from workbook.paths import Paths
+from workbook.scale.costs import read_costs
 
 settings, out = begin(profile, "runs")
 paths = Paths(profile)
@@ -169,12 +169,7 @@ if len(machines):
 # side too; `began` to `ended` is what one waits, with the pauses between.
 
 # %%
-file = paths.root / "costs.jsonl"
-lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
-stages = pd.DataFrame(lines, columns=["stage", "key", "began", "seconds", "done"])
-stages["began"] = pd.to_datetime(stages["began"])
-stages["ended"] = stages["began"] + pd.to_timedelta(stages["seconds"], unit="s")
-finished = stages[stages["done"].astype(bool)].drop_duplicates(["stage", "key"], keep="last")
+finished = pd.DataFrame(read_costs(paths.root), columns=["stage", "key", "began", "ended", "seconds"])
 times = finished.groupby("stage", sort=False).agg(
     stages=("key", "size"), minutes=("seconds", "sum"), began=("began", "min"), ended=("ended", "max")
 )

@@ -4,7 +4,8 @@
 environment, it hands over its arguments, environment and output, and waits; the server forks a process that runs the
 stage.  Without a server a stage runs by itself, and does the same.
 
-Nothing of this project is imported before the fork: each stage reads the code as it is when it begins.
+Of this project only the packages' `__init__`, with what they import, is loaded before the fork: each stage reads the
+code as it is when it begins.
 """
 
 import importlib
@@ -15,7 +16,6 @@ import select
 import signal
 import socket
 import sys
-from pathlib import Path
 
 VARIABLE = "WORKBOOK_FORK_SERVER"
 LIBRARIES = (
@@ -107,4 +107,4 @@ def _answer(connection: socket.socket) -> None:
 
 
 if __name__ == "__main__":
-    serve(str(Path(sys.argv[1])))
+    serve(sys.argv[1])

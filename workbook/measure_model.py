@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from viral_core import distributed
 from viral_core.files import write_text
@@ -49,11 +49,12 @@ def measure(
     files = sorted(file for file in images.glob("*") if file.suffix.lower() in Image.registered_extensions())
     if not files:
         raise ValueError(f"{images} holds no image (a folder of .jpg, .png, ... is expected)")
+    kind = AutoConfig.from_pretrained(model_id).model_type
+    if kind not in ("llava", "llava_next"):
+        raise ValueError(f"{model_id} is a {kind}; llava and llava_next can be measured")
     processor = AutoProcessor.from_pretrained(model_id)
     text = _prompt(processor, question, template)
     model = AutoModelForImageTextToText.from_pretrained(model_id, dtype="auto")
-    if model.config.model_type not in ("llava", "llava_next"):
-        raise ValueError(f"{model_id} is a {model.config.model_type}; llava and llava_next can be measured")
     model = model.to(distributed.device()).eval()
     out.mkdir(parents=True, exist_ok=True)
     options = {"ids": [file.name for file in files], "batch_size": BATCH_SIZE}

@@ -23,11 +23,14 @@ KEPT = ("stage1", "evaluate", "measure")
 def pack(profile: str) -> Path | None:
     """Add an archive of what is there and in none yet, or has been made again since; None where there is nothing.
 
-    Of what came out the same when it was made again the new entry alone.
+    Of what came out the same when it was made again the new entry alone.  ProfileError: no such profile.
     """
-    folder, stages = Paths(profile).recorded, lock.entries()
+    folder, stages, weights, files = Paths(profile).recorded, lock.entries(), _weights(profile), []
     archives = sorted(folder.glob("*.tar.xz"))
+    held = {path for archive in archives for path in _paths(archive)}
+    lacking = {out for out in weights if out / "run.json" not in held}  # a notebook loads them that did not before
     known = {name: entry for archive in archives for name, entry in _entries(archive).items()}
+    known = {name: entry for name, entry in known.items() if lacking.isdisjoint(_outputs(entry))}
     new = {
         name: entry
         for name, entry in stages.items()
@@ -37,7 +40,6 @@ def pack(profile: str) -> Path | None:
     }
     if not new:
         return None
-    weights, files = _weights(profile), []
     for name, entry in new.items():
         if name in known and known[name]["outs"] == entry["outs"]:
             continue
@@ -85,6 +87,12 @@ def _entries(archive: Path) -> dict[str, dict]:
     """The lock entries of the stages that an archive is of."""
     with tarfile.open(archive) as tar:
         return lock.entries(tar.extractfile(tar.next()).read())
+
+
+def _paths(archive: Path) -> list[Path]:
+    """The files that an archive holds."""
+    with tarfile.open(archive) as tar:
+        return [Path(name) for name in tar.getnames()]
 
 
 def _outputs(entry: dict) -> Iterable[Path]:

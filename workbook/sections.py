@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from viral_core.recipe import Recipe
 from viral_core.specs import Align, Reconstruct, Residual
+from viral_core.templates import TEMPLATES
 from workbook.paths import DEEPSPEED
 from workbook.scale import hub
 
@@ -19,6 +20,7 @@ Name = Annotated[str, Field(pattern=r"^[\w-]+$")]
 Count = Annotated[int, Field(gt=0)]
 Grid = Annotated[list[Count], Field(min_length=2, max_length=2)]  # rows, columns
 CacheType = Literal["float32", "float16", "int8"]
+TemplateName = Literal[*TEMPLATES]
 
 
 class ProfileError(ValueError):
@@ -94,7 +96,7 @@ class LanguageModel(Section):
     """A language model: hub id or folder, and the template it is trained and asked with."""
 
     path: str
-    template: str
+    template: TemplateName
     blocks: int  # which layers a run aligns follows from it
     revision: str | None = None
     package: str | None = None  # pip requirement of a package that ships the model as GGUF (workbook.scale.pretrained)
@@ -110,7 +112,7 @@ class VisionEncoder(Section):
 
 
 class TeacherModel(Section):
-    """A vision foundation model, or ROSS's VAE, and how its features are kept: online, or cached as float16 or int8."""
+    """A vision foundation model, or ROSS's VAE, and how its features are kept: online, or cached."""
 
     kind: str
     path: str
@@ -151,7 +153,7 @@ class LearningCurve(Section):
     """Learning curves (Fig. 6): `runs` keep checkpoints after these fractions of stage 2, and are asked."""
 
     runs: list[str]
-    fractions: list[float]
+    fractions: list[Annotated[float, Field(gt=0, le=1)]]
     benchmarks: list[str]
 
 
@@ -272,7 +274,7 @@ class Profile(Section):
     runs: dict[str, Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]]
     systems: dict[Name, System] = Field(repr=False)
     world: World | None = None
-    template: str | None = None  # of stage 1; null: the language model's own
+    template: TemplateName | None = None  # of stage 1; null: the language model's own
     projector_scale: float = 1.0  # of the projector that stage 1 starts from
     tiles: Tiles = Tiles()
     learning_curve: LearningCurve | None = None

@@ -22,7 +22,7 @@ from rich.live import Live
 from rich.text import Text
 
 from workbook import fork_server, lock, pipeline
-from workbook.config import Profile
+from workbook.config import Profile, ProfileError
 from workbook.paths import Paths
 from workbook.scale import costs
 
@@ -46,11 +46,12 @@ def stale(targets: Iterable[str]) -> dict[str, set[str]]:
     """The stages that are to run for targets, or for all, each with what it waits for of these.
 
     Those are the stages that have changed and what depends on them.  Of stages whose outputs are only missing, those
-    that are targets themselves or are read by a stage that is to run.
+    that are targets themselves or are read by a stage that is to run.  ProfileError, in DVC's words: no such stage, or
+    a pipeline that it cannot read.
     """
     status = subprocess.run(["dvc", "status", "--json", "--with-deps", *targets], capture_output=True, text=True)
     if status.returncode:
-        raise RuntimeError(status.stderr.strip().splitlines()[-1])
+        raise ProfileError(status.stderr.strip().removeprefix("ERROR: ") or "dvc status failed without a word")
     missing, changed = set(), set()
     for name, parts in json.loads(status.stdout).items():
         for kind, how, file in _differences(parts):
@@ -102,7 +103,6 @@ class Pipeline:
 
     def __init__(self, settings: Profile, needs: dict[str, set[str]], jobs: int, inherited: tuple[int, ...] = ()):
         self.needs, self.jobs, self.paths = needs, jobs, Paths(settings.name)
-        self.logs = self.paths.logs
         self.inherited = inherited  # the lock: a DVC that outlives this process holds it to its end
         # What a finished training allows comes before the next training, and notebooks last: little waits for them.
         turns = {kind: 1 for kind in pipeline.KINDS} | {"evaluate": 0, "measure": 0}
@@ -111,7 +111,8 @@ class Pipeline:
         self.done: set[str] = set()
         self.ran: list[str] = []
         self.failed: dict[str, str] = {}
-        self.seconds = {f"{kind}@{key}": s for (kind, key), s in costs.read_costs(self.paths.root).items()}
+        timed = costs.read_costs(self.paths.root)
+        self.seconds = {f"{cost['stage']}@{cost['key']}": cost["seconds"] for cost in timed}
 
     def next_stage(self) -> str | None:
         """A stage that can run; it no longer waits."""
@@ -163,10 +164,10 @@ class Pipeline:
 
     def log(self, name: str) -> Path:
         """What a stage prints."""
-        return self.logs / f"{name}.log"
+        return self.paths.logs / f"{name}.log"
 
     def say(self, text: str) -> None:
-        """A line for an event, with the state of the whole; a terminal shows `lines` instead."""
+        """A line for an event, with the state of the whole; a terminal shows `__rich__` instead."""
         if not sys.stdout.isatty():
             print(f"{datetime.now():%H:%M:%S}  {text:60}  {self.whole()}", flush=True)
 
@@ -250,8 +251,9 @@ def reproduce(settings: Profile, targets: list[str], jobs: int | None) -> bool:
         run = Pipeline(settings, stale(targets), jobs, (share(),))
         if not run.needs:
             return conclude(settings, run, began)
-        run.logs.mkdir(parents=True, exist_ok=True)
-        print(f"{len(run.needs)} stages of profile {settings.name}, {jobs} at a time; details: {run.logs}/", flush=True)
+        logs = run.paths.logs
+        logs.mkdir(parents=True, exist_ok=True)
+        print(f"{len(run.needs)} stages of profile {settings.name}, {jobs} at a time; details: {logs}/", flush=True)
         server = _server() if jobs > 1 else nullcontext()
         lock.shorten(run.needs)
         try:

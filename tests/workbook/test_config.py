@@ -172,6 +172,10 @@ def test_committed_params_are_the_laptop_profile():
         ),
         ({"tiles": {"grids": [[2]]}}, r"mine.yaml: tiles.grids.0: .*at least 2"),
         ({"tiles": {"grids": []}}, r"mine.yaml: tiles.grids: .*at least 1"),
+        ({"template": "plainn"}, r"mine.yaml: template: .*'vicuna_v1', 'qwen' or 'plain', found 'plainn'"),
+        ({"languages": {"vicuna-7b": {"template": "vicuna"}}}, r"languages.vicuna-7b.template: .*found 'vicuna'"),
+        ({"learning_curve": {"fractions": [0.5, 20.0]}}, r"learning_curve: fractions.1: .*equal to 1, found 20.0"),
+        ({"learning_curve": {"fractions": [0.0]}}, r"learning_curve: fractions.0: .*greater than 0, found 0.0"),
         ({"compute": {"dtype": "int8"}}, r"mine.yaml: compute.dtype: .*'float32' or 'bfloat16', found 'int8'"),
         ({"launch": {"gpus": 0}}, r"mine.yaml: launch.gpus: .*greater than 0"),
         ({"launch": {"deepspeed": "zero9"}}, r"no DeepSpeed configuration 'zero9'; there are: zero2, zero3"),
@@ -223,6 +227,9 @@ def test_a_run_is_measured_where_the_profile_names_it():
 def test_a_missing_stage_lists_those_there_are(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ProfileError, match="no params.yaml: select a profile first"):
+        config.active()
+    (tmp_path / "params.yaml").write_text("profile: smoke\nstages: {}")
+    with pytest.raises(ProfileError, match=r"params.yaml: missing key runs"):
         config.active()
     pipeline.select("smoke")
     assert pipeline.stage("measure", "smoke-viral-s0")[1]["run"] == "viral"

@@ -16,9 +16,9 @@ from PIL import Image
 
 from workbook import config as profiles
 from workbook.paths import ROOT
-from workbook.scale import doctor, hub
+from workbook.scale import doctor, estimates, hub
 from workbook.scale.doctor import MISSING, OK
-from workbook.sections import Launch
+from workbook.sections import Launch, ProfileError
 
 PAPER = replace(profiles.load("paper"), runs={"baseline": [0], "viral": [0]}, learning_curve=None,
                 launch=Launch(gpus=2, deepspeed="zero2"))  # fmt: skip
@@ -141,8 +141,42 @@ def test_files_and_disk(here, monkeypatch):
     short = findings(doctor.resources, PAPER)[-1]
     assert "caches 670.3" in short.what  # 378797 images x 576 x 768 x 2 bytes, and DVC's copy
     assert "`cache: int8` the caches take 337 GB" in short.remedy
+    states = 3 * 3 * 4 * estimates.stage2(PAPER, "viral").parameters  # three states of weights and two moments
+    assert f"resume states {states / 1e9:.1f}" in short.what
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: SimpleNamespace(free=5000e9))
     assert not findings(doctor.resources, PAPER)
+
+
+@pytest.mark.parametrize("name", profiles.names())
+def test_every_profile_names_what_there_is(name):
+    doctor.check_benchmarks(profiles.load(name))
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "message"),
+    [
+        (
+            "evaluation",
+            {"benchmarks": ["cv_benchh"]},
+            "evaluation.benchmarks: no benchmark 'cv_benchh'; there are: cv",
+        ),
+        ("evaluation", {"sampled": {"mmpv": 3}}, "evaluation.sampled: no benchmark 'mmpv'"),
+        ("learning_curve", {"benchmarks": ["mmpv"]}, "learning_curve.benchmarks: no benchmark 'mmpv'"),
+        ("cknna", {"benchmark": "popee"}, "cknna.benchmark: no benchmark 'popee'"),
+        ("permutation", {"benchmark": "whats_up"}, "permutation.benchmark: no benchmark 'whats_up'"),
+        (
+            "attention",
+            {"category": "Relatoin"},
+            "attention.category: no category 'Relatoin'; there are: Count, Rel",
+        ),
+        ("world", {"benchmarks": {"cv_bench": 4}}, "evaluation.benchmarks: no benchmark 'mmvp'; there are: cv_bench$"),
+    ],
+)
+def test_a_name_that_there_is_not_is_said_before_anything_long(section, change, message):
+    laptop = profiles.load("laptop")
+    wrong = replace(laptop, **{section: replace(getattr(laptop, section), **change)})
+    with pytest.raises(ProfileError, match=f"profiles/laptop.yaml: {message}"):
+        list(doctor.files(wrong))
 
 
 def test_images_last_and_only_when_the_rest_is_there(here, monkeypatch, capsys):
@@ -192,13 +226,15 @@ def test_faults_are_listed_in_any_locale(here):
         Path(folder).mkdir(parents=True)
         Path(getattr(data, part)).write_text(json.dumps(entries), encoding="utf-8")
     code = """
-from workbook import config
+import sys
+from workbook import __main__
 from workbook.scale import doctor
 for check in ("packages", "gpus", "models", "files", "resources"):
     setattr(doctor, check, lambda profile: iter(()))
-doctor.run(config.load("paper"))
+sys.argv = ["workbook", "doctor", "paper"]
+__main__.main()
 """
     plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **plain})
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 1, done.stderr
     assert all(done.stdout.count(fault) == 2 for _, fault in FAULTY)

@@ -1,4 +1,4 @@
-"""The runner on tiny random models: batches, order, continuation, protocols, trials, summaries."""
+"""The runner on tiny random models: batches, order, continuation, settings, sampling, hooks."""
 
 from types import SimpleNamespace
 

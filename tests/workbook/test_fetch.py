@@ -82,7 +82,9 @@ def test_a_file_with_another_checksum_is_removed(here, server):
     assert list(here.iterdir()) == []
 
 
-def test_an_archive_is_unpacked_where_the_recipe_wants_it(here, server):
+def test_an_archive_is_unpacked_where_the_recipe_wants_it(here, server, monkeypatch):
+    hashed, sha256 = [], fetch.sha256
+    monkeypatch.setattr(fetch, "sha256", lambda file: (hashed.append(file), sha256(file))[1])
     outside = ["train2017/../../outside.txt", "/outside.txt", "__MACOSX/x"]
     (server.folder / "t.zip").write_bytes(archive(["train2017/1.jpg", "train2017/2.jpg", *outside]))
     source = Source("coco", "images/coco/train2017", 0, url=server.url + "t.zip", unzip=True, strip=1)
@@ -94,6 +96,7 @@ def test_an_archive_is_unpacked_where_the_recipe_wants_it(here, server):
     assert not (here / "images/coco/train2017.zip").exists()
     record = json.loads((here / "images/coco/train2017.zip.json").read_text())
     assert record["sha256"] == hashlib.sha256((server.folder / "t.zip").read_bytes()).hexdigest()
+    assert len(hashed) == 1  # which takes a while at its real size
     assert source.present
 
 
@@ -102,9 +105,11 @@ def test_a_half_unpacked_archive_is_finished_without_a_new_download(here, server
     (folder / "train2017").mkdir(parents=True)
     (folder / "train2017.zip").write_bytes(archive(["train2017/1.jpg", "train2017/2.jpg"]))
     (folder / "train2017/1.jpg").write_bytes(b"train2017/1.jpg" * 40)
+    checksum = fetch.sha256(folder / "train2017.zip")
     source = Source("coco", "images/coco/train2017", 0, url=server.url + "t.zip", unzip=True, strip=1)
     assert not source.present
     fetch.bring(source)
+    assert json.loads((folder / "train2017.zip.json").read_text())["sha256"] == checksum
     assert source.present
     assert server.requests == []
 

@@ -83,7 +83,7 @@ def test_an_interrupted_pass_goes_on(mix, monkeypatch):
     assert len(again) == 6 - kept
 
 
-def test_all_faults_in_one_error(mix):
+def test_all_faults_in_one_error(mix, monkeypatch):
     """A missing image, a truncated one, one that is no image, and an empty answer: listed together, with the remedy."""
     (mix / "images/coco/train2017/0.jpg").unlink()
     cut = mix / "images/gqa/images/1.jpg"
@@ -100,6 +100,12 @@ def test_all_faults_in_one_error(mix):
     assert not (mix / "manifest/conversations.json").exists()
     assert len((mix / "manifest/conversations.faults.jsonl").read_text().splitlines()) == 5
 
+    kept = (mix / "mix.json").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest, "write_text", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            check(mix, drop_faulty=True)
+    assert (mix / "mix.json").read_bytes() == kept
     assert check(mix, drop_faulty=True)["dropped"] == 5
     assert [entry["id"] for entry in json.loads((mix / "mix.json").read_text())] == ["s2", "s3", "s5"]
     assert len(json.loads((mix / "mix.json.original").read_text())) == 8

@@ -68,5 +68,12 @@ def test_what_cannot_be_measured_is_said_before_the_model_is_loaded(folders, tmp
     options = {"quantity": "cknna", "template": "vicuna_v1"} | change
     with pytest.raises(ValueError, match=message):
         measure(options["quantity"], str(llava), images, tmp_path, template=options["template"])
+
+
+def test_a_folder_without_images_and_another_kind_of_model_are_refused(folders, tmp_path):
+    llava, _, images = folders
     with pytest.raises(ValueError, match="holds no image"):
         measure("cknna", str(llava), tmp_path, tmp_path, template="vicuna_v1")
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')  # all that is read of it
+    with pytest.raises(ValueError, match="is a llama; llava and llava_next can be measured"):
+        measure("cknna", str(tmp_path), images, tmp_path, template="vicuna_v1")

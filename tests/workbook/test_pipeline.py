@@ -124,7 +124,6 @@ def test_a_saved_run_answers_as_it_was_evaluated(smoke):
     """Load the run from its folder and ask again: the same answers as in its evaluation."""
     from viral_core.run_folder import load_run
     from workbook.benchmarks import load_rows
-    from workbook.benchmarks.answers import read_answers
     from workbook.evaluate import evaluate
 
     here = Path.cwd()

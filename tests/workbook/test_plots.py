@@ -1,4 +1,4 @@
-"""Figures name what has not been run, and the notebooks that draw curves stand where nothing has been run."""
+"""Figures: what has not been run is named, captions, the forest, and the size of a saved picture."""
 
 import matplotlib.pyplot as plt
 import pandas as pd

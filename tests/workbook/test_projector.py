@@ -60,6 +60,9 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path):
     with pytest.raises(ValueError, match="no file of weights alone"):
         read_projector(tmp_path / "plain.bin")
     assert not (tmp_path / "sprung").exists()
+    (tmp_path / "damaged.safetensors").write_bytes(b"damaged" * 9)
+    with pytest.raises(ValueError, match="no file of weights alone"):
+        read_projector(tmp_path / "damaged.safetensors")
 
 
 @pytest.mark.parametrize(

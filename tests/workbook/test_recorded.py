@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from workbook import recorded
+from workbook.config import ProfileError
 from workbook.paths import Paths
 
 PATHS = Paths("smoke")
@@ -74,9 +75,20 @@ def test_what_came_out_the_same_has_its_new_entry(here):
     assert yaml.safe_load(Path("dvc.lock").read_text())["stages"][name]["cmd"] == "y"
 
 
+def test_weights_that_a_notebook_comes_to_load_are_packed_then(here, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(recorded, "_weights", lambda profile: set())
+        recorded.pack("smoke")
+    with tarfile.open(recorded.pack("smoke")) as tar:
+        assert tar.getnames()[1:] == [f"{PATHS.run('viral', 0)}/{file}" for file in ("checkpoint-1/file", "run.json")]
+    assert recorded.pack("smoke") is None
+
+
 def test_a_profile_without_archives_is_said(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert recorded.pack("smoke") is None
+    with pytest.raises(ProfileError, match="no profile 'smoek'; there are: gpu, laptop"):
+        recorded.pack("smoek")
     with pytest.raises(FileNotFoundError, match="runs/smoke/recorded holds no archives"):
         recorded.unpack("smoke")
 

@@ -15,6 +15,7 @@ from commands import environment, run
 from safetensors import SafetensorError
 
 from workbook import __main__, fork_server, lock, side_by_side
+from workbook.config import ProfileError
 from workbook.paths import ROOT
 
 pytest.importorskip("dvc")
@@ -58,7 +59,7 @@ def pipeline(tmp_path_factory):
         patch.chdir(folder)
         patch.setenv("PATH", environment(folder)["PATH"])
         made = side_by_side.Pipeline(SimpleNamespace(name="tiny"), side_by_side.graph(), 2)
-        made.logs.mkdir(parents=True)
+        made.paths.logs.mkdir(parents=True)
         printed = []
         patch.setattr("builtins.print", lambda *words, **_: printed.append(" ".join(map(str, words))))
         asyncio.run(side_by_side.run_all(made))
@@ -75,6 +76,8 @@ def test_the_graph_is_dvcs(pipeline, monkeypatch):
     assert side_by_side.graph("other@x") == {"first@x": set(), "other@x": {"first@x"}}
     assert side_by_side.stale(["other@x"]) == {}
     assert side_by_side.stale([]) == {"broken@x": set(), "behind@x": {"broken@x"}}
+    with pytest.raises(ProfileError, match="frist@x"):
+        side_by_side.stale(["frist@x"])
 
 
 def test_what_is_missing_is_made_where_it_is_read(pipeline, monkeypatch):

@@ -23,7 +23,7 @@ from viral_core.measure.pca import pca_maps
 from viral_core.run_folder import Run, load_run
 from viral_core.teachers import KINDS, Teacher, load_teacher
 from workbook import config, runs
-from workbook.benchmarks import BENCHMARKS, load_rows, open_image
+from workbook.benchmarks import load_rows, open_image
 from workbook.explorer.look import Look, look, shown, similarity, word_map
 from workbook.paths import Paths
 from workbook.sections import known
@@ -212,9 +212,9 @@ class Session:
         return {"words": words, "word": word, "lens": levels(lens, from_zero=True)}
 
 
-def levels(maps: torch.Tensor | np.ndarray, from_zero: bool = False) -> dict:
+def levels(maps: torch.Tensor, from_zero: bool = False) -> dict:
     """Maps (layers, N) as they travel: bytes, 0 to 255 between each layer's own `low` (or zero) and `high`."""
-    maps = np.asarray(maps.cpu() if isinstance(maps, torch.Tensor) else maps, dtype=np.float64)
+    maps = np.asarray(maps.cpu(), dtype=np.float64)
     low = np.zeros(len(maps)) if from_zero else maps.min(1)
     high = maps.max(1)
     span = np.where(high > low, high - low, 1)
@@ -283,7 +283,7 @@ def of_profile(profile: str) -> Session:
     return Session(
         whole,
         teachers,
-        [name for name in settings.evaluation.benchmarks if name in BENCHMARKS],
+        settings.evaluation.benchmarks,
         lambda benchmark: load_rows(benchmark, settings.data.benchmarks),
         paths.results("explorer"),
         settings.cknna.k,

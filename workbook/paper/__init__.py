@@ -6,6 +6,7 @@ drop_percent) and value (percent; MME in points; Table 3 as printed). Table 1 al
 brackets. Figure 2e repeats numbers of Table 4.
 """
 
+import functools
 from pathlib import Path
 
 import pandas as pd
@@ -26,9 +27,13 @@ def tables() -> pd.DataFrame:
 
 def score(run: str, benchmark: str) -> float | None:
     """The paper's score of a run on a benchmark: percent, MME in points; None where it prints none."""
-    cells = tables()
-    values = cells[(cells["run"] == run) & (cells["benchmark"] == benchmark)]["value"]
-    return None if values.empty else float(values.iat[0])
+    return _scores().get((run, benchmark))
+
+
+@functools.cache
+def _scores() -> dict[tuple[str, str], float]:
+    cells = tables().drop_duplicates(["run", "benchmark"])
+    return cells.set_index(["run", "benchmark"])["value"].astype(float).to_dict()
 
 
 def gains() -> pd.DataFrame:

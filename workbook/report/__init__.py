@@ -48,7 +48,7 @@ def build(profile: str, out: str | Path) -> Path:
         (folder / "notebooks").mkdir()
         for part in sections:
             if part.ran:
-                body = page(paths.notebook(part.name), shared | {"title": part.title})
+                body = page(part.notebook, shared | {"title": part.title})
                 (folder / "notebooks" / f"{part.name}.html").write_text(body, encoding="utf-8")
         (folder / "index.html").write_text(text, encoding="utf-8")
     return Path(out) / "index.html"

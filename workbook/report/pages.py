@@ -26,14 +26,18 @@ _MATH = re.compile(r"(`[^`]*`)|\$\$(.+?)\$\$|\$(?!\s)([^$\n]+?)(?<!\s)\$", re.DO
 
 @dataclass
 class Section:
-    """A notebook in the report; all but name and title are HTML, in the notebook's order."""
+    """A notebook in the report: its parts as HTML, in its order; without a notebook it has not run."""
 
     name: str
     title: str
     question: str = ""  # and the paper's answer
     figures: list[str] = field(default_factory=list)  # the paper's own first
     rest: list[str] = field(default_factory=list)  # headings, tables and texts
-    ran: bool = False
+    notebook: nbformat.NotebookNode | None = None
+
+    @property
+    def ran(self) -> bool:
+        return self.notebook is not None
 
 
 def formulas(markdown: str) -> str:
@@ -57,17 +61,18 @@ def section(name: str, file: Path, recorded: Mapping[str, str]) -> Section:
     `recorded`: MD5 of files, by path. A notebook that differs is left out, as is one that was cut; a line says so.
     """
     data = file.read_bytes() if file.is_file() else b""
+    digest = hashlib.md5(data).hexdigest()
     try:
-        if hashlib.md5(data).hexdigest() != recorded.get(str(file), hashlib.md5(data).hexdigest()):
+        if digest != recorded.get(str(file), digest):
             raise ValueError("it is not what its stage wrote")
-        cells = nbformat.reads(data.decode(), as_version=4).cells
+        notebook = nbformat.reads(data.decode(), as_version=4)
     except ValueError as error:
         if data:
             print(f"{file} is left out: changed, damaged or being made ({error}); make repro TARGETS={name} makes it")
         return Section(name, name.replace("_", " ").capitalize())
-    part = Section(name, name, ran=True)
+    part = Section(name, name, notebook=notebook)
     heading, own = "", 0
-    for cell in cells:
+    for cell in notebook.cells:
         if cell.cell_type == "markdown" and cell.source.startswith("# "):
             title, _, text = cell.source.partition("\n")
             part.title = title.removeprefix("# ").strip()
@@ -102,9 +107,8 @@ def _html(data: dict, caption: str) -> str:
     return render(data["text/markdown"]) if "text/markdown" in data else ""
 
 
-def page(file: Path, shared: dict[str, str]) -> str:
+def page(notebook: nbformat.NotebookNode, shared: dict[str, str]) -> str:
     """A whole notebook, code included, as a page; `shared`: title, profile, label and style."""
-    notebook = nbformat.read(file, as_version=4)
     body, _ = _exporter().from_notebook_node(notebook, resources={**shared, "policy": POLICY})
     return body
 

@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 FILE = "costs.jsonl"
@@ -38,18 +38,19 @@ def note(folder: str | Path, stage: str, key: str, seconds: float, done: bool = 
         file.write(json.dumps(line) + "\n")
 
 
-def read_costs(folder: str | Path) -> dict[tuple[str, str], float]:
-    """Seconds of each stage as it last finished, the attempts that it continued included, by (stage, key)."""
+def read_costs(folder: str | Path) -> list[dict]:
+    """Each stage as it last finished, attempts that it continued included: stage, key, began, ended, its seconds."""
     file = Path(folder) / FILE
-    finished: dict[tuple[str, str], float] = {}
-    attempts: dict[tuple[str, str], float] = {}
+    finished: dict[tuple[str, str], dict] = {}
+    attempts: dict[tuple[str, str], dict] = {}
     for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
         try:
             entry = json.loads(line)
         except json.JSONDecodeError:  # half a line, of a full disk; of times nothing else depends
             continue
-        name = entry["stage"], entry["key"]
-        attempts[name] = attempts.get(name, 0.0) + entry["seconds"]
+        name, began = (entry["stage"], entry["key"]), datetime.fromisoformat(entry["began"])
+        cost = attempts.setdefault(name, {"stage": name[0], "key": name[1], "began": began, "seconds": 0.0})
+        cost["seconds"] += entry["seconds"]
         if entry["done"]:
-            finished[name] = attempts.pop(name)
-    return finished
+            finished[name] = attempts.pop(name) | {"ended": began + timedelta(seconds=entry["seconds"])}
+    return list(finished.values())

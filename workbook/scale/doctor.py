@@ -19,12 +19,14 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from workbook.benchmarks import load_rows
+from viral_core.files import write_text
+from workbook.benchmarks import BENCHMARKS, load_rows
+from workbook.benchmarks.registry import FAMILIES, family
 from workbook.paths import ROOT, Paths
 from workbook.scale import estimates, fetch, hub, manifest, plan
 from workbook.scale.launch import TRAININGS
 from workbook.scale.plan import GB
-from workbook.sections import Profile
+from workbook.sections import Profile, known
 
 OK, NOTE, MISSING = "ok", "note", "missing"
 
@@ -45,7 +47,6 @@ class Finding:
 
 def run(profile: Profile, drop_faulty: bool = False) -> bool:
     """Print the findings of all checks, training data last; whether nothing is missing."""
-    sys.stdout.reconfigure(errors="backslashreplace")  # names of samples may have letters that a terminal lacks
     print(f"doctor: profile {profile.name} ({profile.label})")
     missing = sum(_show(check(profile)) for check in (packages, gpus, models, files, resources))
     if not profile.world and missing:
@@ -157,7 +158,7 @@ def memory(profile: Profile, jobs: list[plan.Job]) -> Iterator[Finding]:
 def disk(profile: Profile, jobs: list[plan.Job]) -> Finding:
     """Room for what is not there yet: caches, runs with their checkpoints, resume states, downloads.
 
-    Two resume states are kept, and a third may be being written.
+    Of resume states, each weight with AdamW's two moments, two are kept, and a third may be being written.
     """
     missing = [job for job in jobs if not job.done and job.work]
     trainings = [job for job in missing if job.stage in TRAININGS]
@@ -165,7 +166,7 @@ def disk(profile: Profile, jobs: list[plan.Job]) -> Finding:
     sizes = {
         "runs": sum(job.bytes for job in trainings),
         "caches": sum(job.bytes for job in caches),
-        "resume states": 3 * 4 * max((job.work.parameters for job in trainings), default=0),
+        "resume states": 3 * 12 * max((job.work.parameters for job in trainings), default=0),
     }
     if profile.data.downloads:
         sizes["data"] = int(sum(source.gb * GB for source in fetch.sources(profile) if not source.present))
@@ -196,8 +197,25 @@ def models(profile: Profile) -> Iterator[Finding]:
         yield _finding(Path(source).is_file(), f"projector {source}", f"no projector {source}", remedy)
 
 
+def check_benchmarks(profile: Profile) -> None:
+    """ProfileError where a profile names a benchmark, or a category of one, that there is not."""
+    where, evaluation, curve = f"profiles/{profile.name}.yaml", profile.evaluation, profile.learning_curve
+    valid = [name for name in BENCHMARKS if not profile.world or name in profile.world.benchmarks]
+    named = {"evaluation.benchmarks": evaluation.benchmarks, "evaluation.sampled": evaluation.sampled}
+    named |= {"learning_curve.benchmarks": curve.benchmarks} if curve else {}
+    measured = {name: getattr(profile, name) for name in ("cknna", "attention", "permutation")}
+    named |= {f"{name}.benchmark": [section.benchmark] for name, section in measured.items() if section}
+    for place, names in named.items():
+        for name in names:
+            known("benchmark", name, valid, f"{where}: {place}")
+    if attention := profile.attention:
+        categories = FAMILIES[family(attention.benchmark)].categories
+        known("category", attention.category, categories, f"{where}: attention.category")
+
+
 def files(profile: Profile) -> Iterator[Finding]:
     """Training json, image folders and benchmarks of a profile that does not draw them itself."""
+    check_benchmarks(profile)
     if profile.world:
         yield Finding(OK, "data: drawn by the pipeline")
         return
@@ -250,23 +268,23 @@ def lengths(profile: Profile, content: str) -> Iterator[Finding]:
 
     hub.go_offline(hub.models(profile))
     file = Paths(profile.name).manifest("conversations").with_suffix(".lengths.json")
-    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     samples, systems = None, [profile.systems[run] for run in profile.runs]
     for words, view, tiled in dict.fromkeys((system.language, system.vision, system.tiled) for system in systems):
         language, vision = profile.languages[words], profile.visions[view]
         max_length = profile.tiles.max_length if tiled else profile.stage2.max_length
         name = f"conversations with {words}, {view}{' in tiles' if tiled else ''}"
         key = f"{language} {vision} {profile.tiles if tiled else ''} {max_length} {content}"
-        if key not in known:
+        if key not in found:
             samples = samples or load_conversations(profile.data.conversations, profile.data.conversation_images)
             options = {"vision_revision": vision.revision, "language_revision": language.revision}
             options["tile_grids"] = profile.tiles.grids if tiled else None
             try:
                 processor = load_processor(vision.path, language.path, **options)
-                known[key] = ConversationDataset(samples, processor, TEMPLATES[language.template], max_length).cut
+                found[key] = ConversationDataset(samples, processor, TEMPLATES[language.template], max_length).cut
             except ValueError as error:
                 yield Finding(MISSING, f"{name}: {error}", "correct the entry, or the language model's template")
                 continue
-            file.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
-        what = ", ".join(f"{count} {part}" for part, count in known[key].items())
-        yield Finding(NOTE if any(known[key].values()) else OK, f"{name}: cut at {max_length} tokens: {what}")
+            write_text(file, json.dumps(found, indent=1) + "\n")
+        what = ", ".join(f"{count} {part}" for part, count in found[key].items())
+        yield Finding(NOTE if any(found[key].values()) else OK, f"{name}: cut at {max_length} tokens: {what}")

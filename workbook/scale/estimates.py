@@ -18,7 +18,7 @@ from workbook.scale import hub
 from workbook.sections import Launch, Profile
 
 GIB = 2**30
-CACHED_BYTES = {"float16": 2, "int8": 1}  # of a feature; int8 has 4 bytes more per token
+CACHED_BYTES = {"float32": 4, "float16": 2, "int8": 1}  # of a feature; int8 has 4 bytes more per token
 DVC_COPIES = 2  # DVC keeps a copy of what stages write
 LOGIT_BYTES = 10  # beside the logit itself: its float32 copy, log-softmax and gradients, at their peak
 TEACHER_WIDTH = 768  # of most teachers' features
@@ -173,7 +173,7 @@ class Cache:
 
     @property
     def bytes(self) -> int:
-        """Features as float16, or int8 with one float32 scale per token."""
+        """Features as they are kept; int8 has one float32 scale per token."""
         return self.images * self.tokens * (self.dim * CACHED_BYTES[self.dtype] + (4 if self.dtype == "int8" else 0))
 
 

@@ -124,18 +124,20 @@ def bring(source: Source) -> None:
         huggingface_hub.snapshot_download(source.hub, repo_type="dataset", **options)
         unfinished.unlink()
     elif source.unzip:
-        if not unfinished.exists():
-            download(source, unfinished)
+        checksum = sha256(unfinished) if unfinished.exists() else download(source, unfinished)
         _unpack(unfinished, target, source.strip)
-        record = json.dumps({"url": source.url, "sha256": sha256(unfinished)}, indent=2)
+        record = json.dumps({"url": source.url, "sha256": checksum}, indent=2)
         Path(f"{unfinished}.json").write_text(f"{record}\n", encoding="utf-8")
         unfinished.unlink()
     else:
         download(source, target)
 
 
-def download(source: Source, file: Path) -> None:
-    """Download to `file` through `<file>.part`, from where an earlier call has stopped; errors as of `bring`."""
+def download(source: Source, file: Path) -> str:
+    """Download to `file` through `<file>.part`, from where an earlier call has stopped; its sha256.
+
+    Errors as of `bring`.
+    """
     part = Path(f"{file}.part")
     with part.open("ab") as out:
         try:
@@ -148,6 +150,7 @@ def download(source: Source, file: Path) -> None:
         part.unlink()
         raise ValueError(f"{source.url} has sha256 {received}, not {stated}: it was removed, call again to download it")
     part.rename(file)
+    return received
 
 
 def hub_checksum(url: str) -> str | None:

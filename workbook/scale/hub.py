@@ -12,7 +12,7 @@ from pathlib import Path
 
 import huggingface_hub
 from huggingface_hub import constants
-from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 # Safetensors where there are any, as transformers chooses; `download` adds .bin weights where there are none.
 FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.safetensors")
@@ -81,7 +81,7 @@ def snapshot(model) -> Path | None:
     """The folder of a model's repository in the local hub cache, None if the model is not there as a whole."""
     try:
         path = _snapshot(model, local_files_only=True)
-    except (LocalEntryNotFoundError, FileNotFoundError):  # the former also for a download that has broken off
+    except FileNotFoundError:  # also for a download that has broken off
         return None
     return None if missing_files(path / subfolder(model)) else path
 

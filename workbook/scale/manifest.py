@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from viral_core.conversations import check_conversations, describe_faults
-from viral_core.files import read_entries, write_text
+from viral_core.files import read_entries, replacement, write_text
 from viral_core.images import find_image
 from workbook.scale.fetch import sha256
 
@@ -53,8 +54,9 @@ def write_manifest(conversations: Path, folder: Path, out: Path, drop_faulty: bo
         good = [entry for position, entry in enumerate(read_entries(conversations)) if position not in faults]
         original = conversations.with_name(conversations.name + ".original")
         if not original.exists():
-            conversations.rename(original)
-        conversations.write_text(json.dumps(good), encoding="utf-8")
+            with replacement(original) as temporary:
+                shutil.copyfile(conversations, temporary)
+        write_text(conversations, json.dumps(good))
         return {**write_manifest(conversations, folder, out), "dropped": len(faults)}
     digest = hashlib.sha256()
     for image in images:
@@ -72,7 +74,7 @@ def write_manifest(conversations: Path, folder: Path, out: Path, drop_faulty: bo
     }
     text = json.dumps(summary, indent=2) + "\n"
     if not out.is_file() or out.read_text(encoding="utf-8") != text:  # a new time would have DVC read it again
-        out.write_text(text, encoding="utf-8")
+        write_text(out, text)
     return {**summary, "dropped": 0}
 
 

@@ -50,8 +50,8 @@ class Job:
 def samples_of(profile: Profile) -> dict[str, int]:
     """Samples of the two training files and distinct images of the second: as drawn, counted, or else stated."""
     if profile.world:
-        mix = profile.world.conversations
-        return {"captions": profile.world.captions, "conversations": mix, "images": mix - profile.world.text_only}
+        world, images = profile.world, profile.world.conversations
+        return {"captions": world.captions, "conversations": images + world.text_only, "images": images}
     stated, samples = estimates.reference("hardware")["data"], {}
     for part in ("captions", "conversations"):
         manifest = Paths(profile.name).manifest(part)
@@ -75,28 +75,32 @@ def _count(conversations: Path) -> dict[str, int]:
 def jobs(profile: Profile) -> Iterator[Job]:
     """Every stage of a profile that takes a GPU, with its cost."""
     index, samples, paths = pipeline.stages(profile), samples_of(profile), Paths(profile.name)
-    seconds, answers = read_costs(paths.root), estimates.reference("hardware")["data"]["answers"]
+    seconds = {(cost["stage"], cost["key"]): cost["seconds"] for cost in read_costs(paths.root)}
+    data = estimates.reference("hardware")["data"]
     steps = {
         "cache": 0,
         "stage1": profile.stage1.total_steps(samples["captions"]),
         "stage2": profile.stage2.total_steps(samples["conversations"]),
     }
-    steps |= {"evaluate": answers * steps["stage2"], "measure": 0}
-    for stage, count in steps.items():
+    steps |= {"evaluate": data["answers"] * steps["stage2"], "measure": 0}
+    for stage, all_steps in steps.items():
         for key, item in index.get(stage, index["stage2"]).items():
-            out = Path(item["out"])
+            out, count = Path(item["out"]), all_steps
             if stage == "evaluate":
                 out = paths.evaluation(item["run"], item["seed"]) / "log.csv"
-            work = _work(profile, stage, item, samples["images"])
+            elif stage == "stage2" and (images := profile.systems[item["run"]].images):
+                count = profile.stage2.total_steps(round(images / data["with_image"]))
+            work = _work(profile, stage, item, samples)
             operations = count * work.operations if count and work else (None if count else 0.0)
             name = key.removeprefix(f"{profile.name}-")
             yield Job(stage, name, item, out.exists(), work, operations, seconds.get((stage, key)))
 
 
-def _work(profile: Profile, stage: str, item: dict, images: int) -> Cache | Training | None:
+def _work(profile: Profile, stage: str, item: dict, samples: dict[str, int]) -> Cache | Training | None:
     """What a stage computes; None where it takes a model that is not made yet."""
     try:
         if stage == "cache":
+            images = samples["captions" if item["part"] == "captions" else "images"]
             return estimates.feature_cache(profile, item, images)
         if stage == "stage1":
             return estimates.stage1(profile, item["language"], item["vision"])
