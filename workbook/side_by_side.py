@@ -32,9 +32,11 @@ MISSING = [("changed deps", "deleted"), ("changed outs", "deleted"), ("changed o
 
 
 def graph(target: str = "") -> dict[str, set[str]]:
-    """The stages that a target needs, itself included, or all, and those that each waits for; from `dvc dag`."""
-    command = ["dvc", "dag", "--dot", *filter(None, [target])]
-    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    """The stages that a target needs, itself included, or all, and those that each waits for; from `dvc dag`.
+
+    ProfileError, in DVC's words: no such stage, or a pipeline that it cannot read.
+    """
+    text = _dvc("dag", "--dot", *filter(None, [target]))
     needs: dict[str, set[str]] = {name: set() for name in re.findall(r'^"([^"]+)";?$', text, re.M)}
     for first, then in re.findall(r'^"([^"]+)" -> "([^"]+)"', text, re.M):
         needs.setdefault(first, set())
@@ -42,26 +44,29 @@ def graph(target: str = "") -> dict[str, set[str]]:
     return needs
 
 
+def _dvc(*command: str) -> str:
+    done = subprocess.run(["dvc", *command], capture_output=True, text=True)
+    if done.returncode:
+        raise ProfileError(done.stderr.strip().removeprefix("ERROR: ") or f"dvc {command[0]} failed without a word")
+    return done.stdout
+
+
 def stale(targets: Iterable[str]) -> dict[str, set[str]]:
     """The stages that are to run for targets, or for all, each with what it waits for of these.
 
     Those are the stages that have changed and what depends on them.  Of stages whose outputs are only missing, those
-    that are targets themselves or are read by a stage that is to run.  ProfileError, in DVC's words: no such stage, or
-    a pipeline that it cannot read.
+    that are targets themselves or are read by a stage that is to run.  ProfileError as of `graph`.
     """
-    status = subprocess.run(["dvc", "status", "--json", "--with-deps", *targets], capture_output=True, text=True)
-    if status.returncode:
-        raise ProfileError(status.stderr.strip().removeprefix("ERROR: ") or "dvc status failed without a word")
+    whole = graph()
+    asked = set().union(*(_stages(target, whole) for target in targets)) if targets else set(whole)
+    needs = {name: whole[name] for name in _with_needs(asked, whole)}
     missing, changed = set(), set()
-    for name, parts in json.loads(status.stdout).items():
+    for name, parts in json.loads(_dvc("status", "--json", *(needs if targets else ()))).items():
         for kind, how, file in _differences(parts):
             if (kind, how) not in MISSING:
                 changed.add(name)
             elif kind == "changed outs" and not Path(file).exists():
                 missing.add(name)
-    whole = graph()
-    asked = set().union(*(_stages(target, whole) for target in targets)) if targets else set(whole)
-    needs = {name: whole[name] for name in _with_needs(asked, whole)}
     while more := {name for name, before in needs.items() if before & changed} - changed:
         changed |= more
 
