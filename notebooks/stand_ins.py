@@ -241,7 +241,8 @@ pd.DataFrame(metrics).T.reindex(columns=columns).fillna("")
 #   250 (`trials_dinov2.csv`).
 # - What the baseline can do without at the laptop's size, on the laptop's benchmarks: of eight questions a picture
 #   three, and of a batch a quarter (POPE .662 against .675, CV-Bench .600 against .602). Half of a batch costs POPE 4
-#   to 7 points, two fifths of the steps 5, half of stage 1 another 2 to 6 (`trials_laptop.csv`, mostly one seed).
+#   to 7 points, two fifths of the steps 5, one fifth 2, half of stage 1 another 2 to 6 (`trials_laptop.csv`, one seed
+#   to three). The laptop does without that fifth, to keep to its hour.
 # - MMVP with pairs that differ in number, side or relation, as some of the original's do, would stand above chance more
 #   easily than facing alone. The language models know MMVP's form from facing only: asked in it for anything else, the
 #   study's baseline (seed 0, 300 validation scenes each) answers .00 of numbers right, .23 of sides and .30 of
