@@ -94,11 +94,11 @@ def test_epochs_of_a_part_of_the_mix_are_as_long_as_it():
 
 
 def test_samples_of_a_world():
-    laptop = profiles.load("laptop")
-    assert plan.samples_of(laptop) == {"captions": 4000, "conversations": 2420, "images": 2200}
-    caches = {job.key: job.work.images for job in plan.jobs(laptop) if job.stage == "cache" and job.work}
-    assert caches["encoder-clip-captions"] == 4000
-    assert caches["encoder-clip-conversations"] == caches["dinov2-clip"] == 2200
+    smoke = profiles.load("smoke")
+    assert plan.samples_of(smoke) == {"captions": 64, "conversations": 96 + 8, "images": 96}
+    caches = {job.key: job.work.images for job in plan.jobs(smoke) if job.stage == "cache" and job.work}
+    assert caches["encoder-clip-captions"] == 64
+    assert caches["encoder-clip-conversations"] == caches["dinov2-clip"] == 96
 
 
 def test_the_stated_utilisation_follows_from_llavas_times():
