@@ -224,5 +224,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    status = fork_server.handed_over() if sys.argv[1:2] and sys.argv[1] in (*pipeline.KINDS, "notebook") else None
+    status = fork_server.handed_over()  # only stages that `repro` starts find a server
     main() if status is None else sys.exit(status)
