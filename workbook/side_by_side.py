@@ -60,13 +60,14 @@ def stale(targets: Iterable[str]) -> dict[str, set[str]]:
     whole = graph()
     asked = set().union(*(_stages(target, whole) for target in targets)) if targets else set(whole)
     needs = {name: whole[name] for name in _with_needs(asked, whole)}
-    missing, changed = set(), set()
+    missing, changed, unknown = set(), set(), set()
     for name, parts in json.loads(_dvc("status", "--json", *(needs if targets else ()))).items():
         for kind, how, file in _differences(parts):
             if (kind, how) not in MISSING:
                 changed.add(name)
-            elif kind == "changed outs" and not Path(file).exists():
-                missing.add(name)
+            elif kind == "changed outs":
+                (unknown if Path(file).exists() else missing).add(name)
+    changed |= _modified(unknown)
     while more := {name for name, before in needs.items() if before & changed} - changed:
         changed |= more
 
@@ -86,6 +87,20 @@ def _differences(parts: list[str | dict]) -> Iterator[tuple]:
     for part in parts:
         for kind, files in part.items() if isinstance(part, dict) else [(part, {"": None})]:
             yield from ((kind, how, file) for file, how in files.items())
+
+
+def _modified(names: set[str]) -> set[str]:
+    """Those of the stages whose outputs are not what is recorded: `dvc status` compares none that its cache lacks.
+
+    Such are outputs that were unpacked, and halves that a killed stage has left in place of a recorded one.
+    """
+    if not names:
+        return names
+    from dvc.repo import Repo  # it takes a second
+
+    with Repo() as repo:
+        outputs = ((name, out) for name in names for stage in repo.stage.collect(name) for out in stage.outs)
+        return {name for name, out in outputs if "modified" in out.workspace_status().values()}
 
 
 def _stages(target: str, needs: dict[str, set[str]]) -> set[str]:

@@ -91,7 +91,10 @@ def test_what_is_missing_is_made_where_it_is_read(pipeline, monkeypatch):
     shutil.rmtree(folder / ".dvc" / "cache")  # what is missing cannot come from there either
     assert side_by_side.stale(["other@x"]) == {}
     assert side_by_side.stale(["broken@x"]) == {"first@x": set(), "broken@x": {"first@x"}}
+    first.write_text("")  # as a kill leaves it
+    assert side_by_side.stale(["other@x"]) == {"first@x": set(), "other@x": {"first@x"}}
     (folder / "aside.txt").rename(first)
+    assert side_by_side.stale(["other@x"]) == {}
 
 
 def test_the_record_is_short_while_stages_run_and_whole_afterwards(pipeline, monkeypatch):
