@@ -15,8 +15,8 @@
 #
 # **Question.** Which of the paper's claims do the runs of this profile reproduce? The ledger `workbook/claims.yaml`
 # lists them in our words, each with its section, the quantity that decides it, the side of a threshold that it is
-# claimed on and the *smallest effect of interest*. The smallest effects, but for the overhead's, were fixed before any
-# result; claims were added, narrowed and reworded later, after a second reading of the paper, with results known.
+# claimed on and the *smallest effect of interest*. It also says which of them were fixed before the first results of
+# this world; claims were added, narrowed and reworded later, after a second reading of the paper, with results known.
 #
 # > *The paper's own value* of a quantity stands beside ours, grey. It has no interval.
 #
@@ -39,7 +39,7 @@ settings, out = begin(profile, "claims")
 # ## The rule
 #
 # With $d$ the measured quantity minus the threshold, $\mathrm{se}$ its standard error over questions and seeds, and
-# $\delta$ the smallest effect of interest (2 points of accuracy, 40 of MME, 0.02 CKNNA, 5 % of an entropy):
+# $\delta$ the smallest effect of interest (2 points of accuracy, 0.02 CKNNA, 5 % of an entropy, ...; the table below):
 #
 # - **no difference** if $|d| \ge \delta$ can be excluded (two one-sided tests), whether or not $d$ differs from 0;
 # - else **reproduced** if $d$ differs from 0 on the claimed side, **contradicted** on the other;
@@ -48,7 +48,7 @@ settings, out = begin(profile, "claims")
 # Two things to keep in mind. What is reproduced or contradicted differs from the threshold, but its estimate may be
 # smaller than $\delta$, where larger values are not excluded: more data may turn it into no difference. And with one
 # seed (column *seeds*; hollow in the figure) the interval is over questions or images alone: what another seed would
-# give may lie outside it.
+# give may lie outside it, so that nothing is decided, unless no training enters the quantity.
 #
 # Two one-sided tests at 5 % ask whether the 90 % interval lies within $\delta$; tables and figures show the 95 %
 # interval, which is wider.
@@ -59,7 +59,8 @@ show(p_equivalence)
 
 # %% [markdown]
 # A ledger of close to two hundred rows at 5 % would decide several by chance alone. The rate of false ones is
-# controlled over the whole ledger, among the differences and among the cases of no difference:
+# controlled over the whole ledger, among the differences and among the cases of no difference; in a part of it, such as
+# the benchmarks, it may be higher. While runs are missing the ledger is an interim one: it decides when all are in.
 
 # %%
 show(claims.decide)
@@ -120,7 +121,7 @@ ledger.drop_duplicates("id").set_index("id")[["section", "claim"]].join(per_clai
 # ## Premises that do not hold
 #
 # A premise holds where so many of its rows are reproduced as the ledger asks of it, fails where that is no longer
-# possible, and is open else.
+# possible, and is open else, such as where a row lies at its threshold.
 
 # %%
 verdicts = ledger[ledger["section"] == "premise"].groupby("id", sort=False)["verdict"]

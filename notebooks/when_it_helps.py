@@ -27,6 +27,9 @@
 #   one that knows less may still teach more (the diary in `stand_ins`);
 # - **encoder**: the target is the encoder's own features (Eq. 4), which add nothing that was not there;
 # - **shuffled**: the right teacher's features of the wrong image. What is gained here is regularisation, not content.
+#
+# There are many intervals here, each at 95 % for itself, so that some exclude 0 by chance. The ledger decides two
+# questions: whether the oracle beats the baseline, and whether it beats the shuffled teacher.
 
 # %% tags=["parameters"]
 profile = "laptop"
@@ -42,7 +45,7 @@ from IPython.display import Markdown, display
 from matplotlib import pyplot as plt
 
 from viral_core.specs import Align
-from workbook import plots, runs, scores
+from workbook import claims, plots, runs, scores
 from workbook.config import System
 from workbook.notebook import begin, show, show_missing
 from workbook.paths import ROOT
@@ -135,7 +138,7 @@ def knows(path: str) -> float:
 teachers = {name: spec for name, spec in settings.teachers.items() if spec.kind not in ("clip", "vae", "oracle")}
 known = {name: knows(spec.path) for name, spec in teachers.items()}
 known |= {"the encoder": knows(settings.visions["clip"].path), "oracle": 100.0}
-known = {name: accuracy for name, accuracy in known.items() if accuracy == accuracy}
+known = {name: accuracy for name, accuracy in known.items() if not np.isnan(accuracy)}
 pd.Series(known, name="mean probe accuracy (%)").round(1).to_frame()
 
 # %%
@@ -212,6 +215,12 @@ rows = [
 differences = pd.concat(rows) if rows else pd.DataFrame()
 differences.to_csv(out / "differences.csv", index=False, float_format="%.4f")
 differences.round(2)
+
+# %% [markdown]
+# ## In the ledger
+
+# %%
+claims.write(out, claims.gains(profile, "when_it_helps")).drop(columns=["error", "df"])
 
 # %%
 missing = runs.not_run(profile, dict.fromkeys(["baseline", *kinds, *table["run"]]))

@@ -8,18 +8,20 @@ effect of interest away (two one-sided t tests).
     no difference   equivalent, whether or not it differs: an effect too small to matter; beside a threshold, at it
     reproduced      differs, on the claimed side of the threshold
     contradicted    differs, on the other side
-    inconclusive    neither can be said, or there is no interval
+    inconclusive    neither can be said, there is no interval, or it is of trainings and has but one seed
     not run         a run or a measurement is missing
 
-The p-values of each test are adjusted over all rows after Benjamini and Hochberg: of the rows that are reproduced or
-contradicted 5 % are expected to be so falsely, and of those of no difference too.  (One adjustment of both tests
-together would let the many clear cases of no difference pay for weak differences.)  Not Holm's procedure, which bounds
-the probability of a single false decision: the ledger is read as a whole, no conclusion hangs on all of its rows, and
-with over a hundred of them that bound would leave real effects undecided.
+The p-values of each test are adjusted over all rows after Benjamini and Hochberg: of the rows that differ 5 % are
+expected to do so falsely, and of those of no difference too.  (One adjustment of both tests together would let the many
+clear cases of no difference pay for weak differences.)  That holds of the ledger as a whole: in a part of it where few
+effects are real, such as the benchmarks, the share may be larger.  Not Holm's procedure, which bounds the probability
+of a single false decision: no conclusion hangs on all of the rows, and with so many of them that bound would leave real
+effects undecided.
 
 A claim names the premises that it needs.  A premise is a claim as any other, whose `state` follows from its verdicts;
 where all of its rows are needed and one is about the very part that a claim's row is about, such as a benchmark, that
-verdict counts.
+verdict counts.  Premises are measured on the baseline of the first system and on the first teacher, and are taken for
+those of the others.
 """
 
 import functools
@@ -65,6 +67,7 @@ class Claim(BaseModel):
     unit: str | None = None
     needs: list[str] = []
     at_least: int | None = None
+    training: bool = True
 
     @model_validator(mode="after")
     def _check_quantity(self):
@@ -111,7 +114,7 @@ def row(id: str, interval: Interval | None, *, part: str = "", unit: str = "", p
 
 def gains(profile: str, notebook: str) -> list[dict]:
     """Rows of the claims of a notebook that compare the scores of runs, one per benchmark."""
-    rows = []
+    rows, scale = [], scores.highest_mme(profile)
     for claim in ledger()[0].values():
         if claim.notebook != notebook or claim.run is None:
             continue
@@ -125,7 +128,7 @@ def gains(profile: str, notebook: str) -> list[dict]:
                     claim.id,
                     one,
                     part=benchmark,
-                    unit="MME points" if benchmark == "mme" else "points",
+                    unit=f"MME points of {scale}" if benchmark == "mme" else "points",
                     paper=np.mean(printed[0]) - np.mean(printed[1]) if known else np.nan,
                     missing="" if one else _missing(profile, sides[0] + sides[1], benchmark),
                 )
@@ -177,7 +180,8 @@ def decide(rows: pd.DataFrame) -> pd.DataFrame:
     effect = table["unit"].map(smallest).to_numpy(float)
     table["p"] = p_difference(**numbers)
     table["p_equivalence"] = p_equivalence(**numbers, smallest=effect)
-    tested = table["p"].notna()
+    noise_unknown = (table["seeds"] < 2) & table["id"].map({name: claim.training for name, claim in claims.items()})
+    tested = table["p"].notna() & ~noise_unknown
     for p, q in (("p", "q"), ("p_equivalence", "q_equivalence")):
         table[q] = np.nan
         table.loc[tested, q] = false_discovery_control(table.loc[tested, p])
@@ -210,7 +214,10 @@ def state(claim: Claim, verdicts: pd.Series) -> str:
     needed = len(verdicts) if claim.at_least is None else claim.at_least
     if (verdicts == "reproduced").sum() >= needed:
         return "holds"
-    possible = verdicts.isin(["reproduced", "inconclusive", "not run"]).sum()
+    undecided = ["inconclusive", "not run"]
+    if claim.threshold:
+        undecided.append("no difference")  # at the threshold: it may be either side of it
+    possible = verdicts.isin(["reproduced", *undecided]).sum()
     return "open" if possible >= needed else "fails"
 
 

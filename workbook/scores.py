@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from viral_core.measure.intervals import Effects, Interval
-from workbook.benchmarks import PAPER, score, stats
+from workbook.benchmarks import EXPECTED, PAPER, score, stats
 from workbook.runs import answer_files, names, read_all, settings
 
 TITLES = {
@@ -31,6 +31,14 @@ COLUMNS = ["low", "high", "p", "error", "df", "n", "clusters", "seeds"]
 def unit(benchmark: str) -> float:
     """What an accuracy is multiplied with: percent; MME has points."""
     return 1.0 if benchmark == "mme" else 100.0
+
+
+def highest_mme(profile: str) -> int:
+    """The highest score of MME: 200 for each subtask that the profile's runs were asked; 2800 before any was."""
+    files = next(
+        (files for run in settings(profile).runs for files in answer_files(profile, run, "mme").values()), None
+    )
+    return 200 * len({row["category"] for row in read_all(files)[0]} if files else EXPECTED["mme"]["categories"])
 
 
 def benchmarks_of(profile: str) -> list[str]:
@@ -90,9 +98,8 @@ def scores(
     """Official scores of runs that have been evaluated, or of their `checkpoint`; one without answers has no rows.
 
     `runs` and `benchmarks` are all of the profile by default; `parts`: the sub-scores, too.  Intervals end where the
-    scale does.  Columns: run, benchmark,
-    part ("official" or a sub-score), score, low, high, strict (the same by the strict reading of answers), n
-    (questions), clusters, seeds, constant (official score of the best constant answer).
+    scale does.  Columns: run, benchmark, part ("official" or a sub-score), score, low, high, strict (the same by the
+    strict reading of answers), n (questions), clusters, seeds, constant (official score of the best constant answer).
     """
     rows = []
     benchmarks = benchmarks_of(profile) if benchmarks is None else list(benchmarks)
@@ -107,9 +114,8 @@ def scores(
                 if parts or part == "official":
                     row = {"run": run, "benchmark": benchmark, "part": part}
                     row |= one.interval().scaled(unit(benchmark)).columns()
-                    row["low"], row["high"] = np.clip(
-                        [row["low"], row["high"]], 0, np.inf if benchmark == "mme" else 100
-                    )
+                    top = np.inf if benchmark == "mme" else 100
+                    row["low"], row["high"] = np.clip([row["low"], row["high"]], 0, top)
                     row["strict"] = unit(benchmark) * np.mean([seed.effects[part].seeds for seed in strict])
                     row["constant"] = constant
                     rows.append(row)

@@ -7,7 +7,7 @@ import yaml
 from answer_files import QUESTIONS, profile, share, write
 
 from viral_core.measure.intervals import Interval
-from workbook import claims, runs
+from workbook import claims, runs, scores
 from workbook.paths import ROOT
 
 
@@ -15,8 +15,8 @@ def table(rows):
     return pd.DataFrame(rows, columns=claims.COLUMNS)
 
 
-def interval(value, error):
-    return Interval(value, error, 200.0, 1000, 1000, 5)
+def interval(value, error, seeds=5):
+    return Interval(value, error, 200.0, 1000, 1000, seeds)
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def entries(monkeypatch):
             "below": claims.Claim(id="below", **common, expect="below"),
             "premise": claims.Claim(id="premise", **common, threshold=10, **change),
         }
-        monkeypatch.setattr(claims, "ledger", lambda: (ledger, {"points": 2.0, "MME points": 40.0}))
+        monkeypatch.setattr(claims, "ledger", lambda: (ledger, {"points": 2.0}))
 
     set_entries()
     return set_entries
@@ -56,6 +56,15 @@ def entries(monkeypatch):
 def test_the_rule(entries, id, value, error, verdict):
     rows = [claims.row(id, interval(value, error), part="a")]
     assert claims.decide(table(rows)).iloc[0]["verdict"] == verdict
+
+
+def test_one_seed_decides_nothing_about_trainings(entries):
+    values = (5, 0.1)
+    rows = [claims.row(id, interval(value, 0.3, 1), part=str(value)) for id in ("above", "premise") for value in values]
+    entries(training=False)  # the premise
+    decided = claims.decide(table(rows))
+    assert decided["verdict"].tolist() == ["inconclusive", "inconclusive", "contradicted", "contradicted"]
+    assert decided["q"].isna().tolist() == [True, True, False, False]  # no members of the family
 
 
 def test_false_decisions_are_controlled_over_all_rows(entries):
@@ -100,17 +109,18 @@ def test_a_premise_of_the_same_part_counts_for_a_row(entries):
 
 
 @pytest.mark.parametrize(
-    ("verdicts", "at_least", "state"),
+    ("verdicts", "own", "state"),
     [
-        (["reproduced", "contradicted"], 1, "holds"),
-        (["reproduced", "inconclusive"], None, "open"),
-        (["reproduced", "not run", "contradicted"], 2, "open"),
-        (["reproduced", "no difference"], None, "fails"),  # at its threshold
-        (["reproduced", "contradicted", "contradicted"], 2, "fails"),
+        (["reproduced", "contradicted"], {"at_least": 1}, "holds"),
+        (["reproduced", "inconclusive"], {}, "open"),
+        (["reproduced", "not run", "contradicted"], {"at_least": 2}, "open"),
+        (["reproduced", "no difference"], {}, "fails"),  # too small to matter
+        (["reproduced", "no difference"], {"threshold": 10}, "open"),  # at it, on either side
+        (["reproduced", "contradicted", "contradicted"], {"at_least": 2}, "fails"),
     ],
 )
-def test_a_premise_is_open_while_its_rows_can_still_decide_it(verdicts, at_least, state):
-    claim = claims.Claim(id="p", section="1", claim="c", quantity="q", unit="points", notebook="n", at_least=at_least)
+def test_a_premise_is_open_while_its_rows_can_still_decide_it(verdicts, own, state):
+    claim = claims.Claim(id="p", section="1", claim="c", quantity="q", unit="points", notebook="n", **own)
     assert claims.state(claim, pd.Series(verdicts)) == state
 
 
@@ -142,9 +152,10 @@ def test_gains_are_rows_of_the_claims_that_compare_runs(tmp_path, monkeypatch):
         claims.Claim(id="other", quantity="q", unit="points", **common),
     ]
     ledger = {claim.id: claim for claim in entries}
-    monkeypatch.setattr(claims, "ledger", lambda: (ledger, {"points": 2.0, "MME points": 40.0}))
+    monkeypatch.setattr(claims, "ledger", lambda: (ledger, {"points": 2.0}))
     settings = profile(**{"baseline": [0], "viral": [0], "layer-4": [0]})
-    monkeypatch.setattr(runs, "settings", lambda name: settings)
+    for module in (runs, scores):
+        monkeypatch.setattr(module, "settings", lambda name: settings)
     monkeypatch.chdir(tmp_path)
     for run, right in (("baseline", 24), ("viral", 30), ("layer-4", 20)):
         write(tmp_path, run, "cv_bench", share(right))
@@ -153,8 +164,10 @@ def test_gains_are_rows_of_the_claims_that_compare_runs(tmp_path, monkeypatch):
     assert gain["value"] == pytest.approx(100 * 6 / QUESTIONS)
     assert gain["paper"] == pytest.approx(59.67 - 56.82)
     assert gain["low"] < gain["value"] < gain["high"]
-    assert (mme["unit"], mme["missing"]) == ("MME points", "mme of viral, baseline")
+    assert (mme["unit"], mme["missing"]) == ("MME points of 2800", "mme of viral, baseline")
     assert best["missing"] == "cv_bench of layer-8"
+    write(tmp_path, "layer-4", "mme", share(30))
+    assert claims.gains("tiny", "main_table")[1]["unit"] == "MME points of 200"  # of the one subtask that was asked
 
 
 def test_the_committed_ledger_is_sound():
