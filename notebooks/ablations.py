@@ -201,7 +201,7 @@ plots.save(figure, out, "controls_gains")
 # ## Runs of your own
 #
 # Runs of `profiles/runs.yaml` that the profile trains and that no table of the paper and no notebook of ours is about:
-# gains over the run without alignment of the same models.
+# gains over the run without alignment of the same models, if that is trained, too.
 
 # %%
 sizes = runs.by_images(profile, ("baseline", "viral", "oracle", "align-encoder", "shuffled-teacher"))

@@ -52,7 +52,8 @@ print(inspect.getsource(cosine))
 # ```
 #
 # and `data` is your dataset with one more entry, `teacher_features`: the teacher's, of the same padded square, prepared
-# as it wants it (see the end).
+# as it wants it (see the end). The tap finds the visual tokens of transformers' LLaVA and LLaVA-NeXT, from version 5.23
+# on; `tap.py`, `head.py` and `losses.py` import torch alone.
 
 # %%
 import matplotlib.pyplot as plt
@@ -148,11 +149,12 @@ with tempfile.TemporaryDirectory() as folder:
         remove_unused_columns=False,
         save_strategy="no",
         report_to="none",
+        ddp_find_unused_parameters=False,  # VIRAL: of several processes; the head runs outside of their wrapper
         disable_tqdm=True,
         use_cpu=True,
     )
     AlignedTrainer(model, arguments, train_dataset=data).train()
-tap.remove()  # the model is a plain LLaVA again; the head is not needed to answer
+tap.remove()  # the head is not needed to answer
 
 # %% [markdown]
 # ## Both losses
@@ -172,16 +174,22 @@ sns.despine(figure)
 #   any final norm; layer 0 is what the projector gives.
 # - **Teacher's grid.** One teacher feature per visual token, in reading order: DINOv2 with patches of 14 sees 336
 #   pixels for LLaVA-1.5's 24 x 24 tokens, a teacher with patches of 16 sees 384. It must see the *same padded square*
-#   as the encoder, with its *own* normalisation. `viral_core.teachers.load_teacher` does this for DINOv2, CLIP, SAM,
-#   Depth Anything and RADIO; `viral_core.cache` keeps the features on disk.
+#   as the encoder, with its *own* normalisation. `viral_core.teachers` does this for DINOv2, CLIP, SAM, Depth Anything
+#   and RADIO: `load_teacher("dinov2", "facebook/dinov2-base", grid=24)([image])` is (1, 576, 768). transformers'
+#   processor of LLaVA crops where LLaVA pads: give it `pad_to_square(image, mean_color(processor.image_processor))`
+#   (`viral_core.images`), or the tokens of oblong images are aligned with other places. `viral_core.cache` keeps
+#   features on disk.
 # - **Head.** 2,048 wide with `std=0.02` at the paper's size (the defaults). A narrow head needs a larger `std`.
 # - **Precision and learning rates.** What trains stays in float32, under bf16 autocast: peft sees to LoRA; of a model
 #   loaded in bfloat16 convert the projector with `.float()` first. LLaVA's recipe has 2e-4 for LoRA (and the head),
 #   2e-5 for the projector: two parameter groups.
 # - **Gradient accumulation.** transformers divides the language loss by the tokens of the whole batch; divide
 #   `vra_loss` by `gradient_accumulation_steps`, or use `viral_core.aligned.AlignedModel`, which weighs both exactly.
-# - **Batches without an image** must keep the head in the graph, or distributed training hangs: `cosine` of no tokens
-#   is 0 and still depends on the head.
+# - **Batches without an image** must keep what trains in the graph, or distributed training fails. The head stays:
+#   `cosine` of no tokens, of features (0, N, d), is 0 and depends on it. The projector does not: add 0 times what it
+#   makes of a blank image, as `AlignedModel` does. Your collator has to allow for both kinds of samples.
+# - **Saving.** peft's checkpoint has the head; to load one, add the head first, as above. For a plain LLaVA
+#   `merged = model.merge_and_unload(); del merged.alignment_head; merged.save_pretrained(...)`.
 # - **What must have changed** after a step: head, projector, LoRA. What must not: encoder, teacher, language model.
 
 # %%
