@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 import pytest
+import speed
 import torch
 from scipy.stats import ortho_group
-from speed import time_cknna
 
 from viral_core.measure.cknna import cknna, clamp_outliers
 
@@ -49,32 +49,6 @@ def test_equals_the_formula_in_loops(n, k):
     for seed in range(3):
         x, y = related(n, seed=seed)
         assert float(cknna(x, y, k)) == pytest.approx(loop_cknna(x, y, k), abs=1e-12, nan_ok=True)
-
-
-def test_the_transpose_and_the_missing_symmetry_matter():
-    """The two easy mistakes move the value by far more than the tolerance of the tests above."""
-    x, y = (torch.from_numpy(side) for side in related(40))
-    x, y = (torch.nn.functional.normalize(side, dim=1) for side in (x, y))
-
-    def value(transpose, symmetrise):
-        def hsic(p, q):
-            n = len(p)
-            cross = (p * (q.T if transpose else q)).sum()
-            return (cross + p.sum() * q.sum() / ((n - 1) * (n - 2)) - 2 * (p @ q).sum() / (n - 2)) / (n * (n - 3))
-
-        kernels, masks = [], []
-        for side in (x, y):
-            kernel = (side @ side.T).fill_diagonal_(-torch.inf)
-            mask = torch.zeros_like(kernel).scatter(1, kernel.topk(5).indices, 1.0)
-            masks.append(torch.maximum(mask, mask.T) if symmetrise else mask)
-            kernels.append(kernel.fill_diagonal_(0))
-        both = masks[0] * masks[1]
-        selves = [hsic(kernel * mask, kernel * mask) for kernel, mask in zip(kernels, masks, strict=True)]
-        return float(hsic(kernels[0] * both, kernels[1] * both) / ((selves[0] * selves[1]).sqrt() + 1e-6))
-
-    assert float(cknna(x, y, 5)) == pytest.approx(value(True, False), abs=1e-12)
-    assert abs(cknna(x, y, 5) - value(False, False)) > 1e-3
-    assert abs(cknna(x, y, 5) - value(True, True)) > 1e-3
 
 
 def test_itself_rotation_and_scale():
@@ -148,8 +122,10 @@ def test_clamp_undoes_a_massive_channel():
     assert cknna(x, clamp_outliers(massive)) > cknna(x, massive) + 0.3
 
 
-def test_benchmark_reports_agreement_and_the_machine():
-    table = time_cknna(sizes=(32, 64), d=8, k=5)
+def test_the_benchmark_compares_with_the_formula_and_names_the_machine(monkeypatch):
+    table = speed.time_cknna(sizes=(32, 64), d=8, k=5)
     assert table["n"].tolist() == [32, 64]
-    assert (table["difference"] < 1e-9).all()
     assert table["processor"].str.len().min() > 0
+    monkeypatch.setattr(speed, "transcribed_cknna", lambda *_: 0.0)
+    with pytest.raises(ValueError, match="n = 32: cknna gives .*, the transcription 0.0"):
+        speed.time_cknna(sizes=(32,), d=8, k=5)

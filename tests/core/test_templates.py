@@ -1,4 +1,7 @@
+"""The text of conversations in each template, as LLaVA writes it."""
+
 import pytest
+from transformers import AutoTokenizer
 
 from viral_core.templates import SYSTEM, TEMPLATES, prompt, segments, stop_token_id
 
@@ -24,12 +27,6 @@ def test_plain_is_image_caption_newline():
     assert pieces == [("<image>", False), ("A dog.\n", True)]
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
-def test_prompt_is_the_prefix_trained_on(name):
-    template = TEMPLATES[name]
-    assert prompt(template, TURNS[0]["value"]) == segments(template, TURNS[:2])[0][0]
-
-
 def test_several_markers_stay_in_place():
     assert "USER: Is <image> like <image> ? ASSISTANT:" in prompt(TEMPLATES["qwen"], "Is <image> like <image> ?")
 
@@ -41,8 +38,6 @@ def test_turns_must_alternate(turns):
 
 
 def test_stop_token(tiny):
-    from transformers import AutoTokenizer
-
     llama, qwen = (AutoTokenizer.from_pretrained(tiny / name) for name in ("llama", "qwen"))
     assert stop_token_id(llama, TEMPLATES["vicuna_v1"]) == llama.eos_token_id
     assert stop_token_id(qwen, TEMPLATES["qwen"]) == qwen.eos_token_id
