@@ -1,11 +1,13 @@
 """What a training that was interrupted finds when it starts again."""
 
+import json
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
-from test_trainer import ALIGN, RECIPE, TEMPLATE, Killed, build, features, killing, log
+from trainings import ALIGN, RECIPE, TEMPLATE, Killed, build, features, killing, log
 from transformers import Trainer
 
 from viral_core.conversations import load_conversations
@@ -17,7 +19,7 @@ EVERY_STEP = replace(RECIPE, steps=5, save_every=1)
 
 @pytest.fixture(scope="module")
 def images(conversations):
-    """Every global batch reads features once."""
+    """Samples with images: every global batch reads features once."""
     return [sample for sample in load_conversations(*conversations) if sample.images]
 
 
@@ -27,19 +29,31 @@ def train(tiny, images, folder, recipe, source, align=ALIGN):
     return model.state_dict()
 
 
-@pytest.fixture
-def killed(tiny, images, tmp_path):
+@pytest.fixture(scope="module")
+def dead(tiny, images, tmp_path_factory):
     """A training that died after its third step, with states of the second and the third."""
+    folder = tmp_path_factory.mktemp("killed")
     with pytest.raises(Killed):
-        train(tiny, images, tmp_path / "run", EVERY_STEP, killing(after=4))
-    states = sorted(path.name for path in (tmp_path / "run.work/state").iterdir())
+        train(tiny, images, folder / "run", EVERY_STEP, killing(after=4))
+    states = sorted(path.name for path in (folder / "run.work/state").iterdir())
     assert states == ["checkpoint-2", "checkpoint-3"]
-    return tmp_path
+    return folder
+
+
+@pytest.fixture
+def killed(dead, tmp_path):
+    """A copy of it."""
+    return shutil.copytree(dead, tmp_path, dirs_exist_ok=True)
 
 
 @pytest.fixture(scope="module")
 def whole(tiny, images, tmp_path_factory):
     return train(tiny, images, tmp_path_factory.mktemp("whole") / "run", EVERY_STEP, features)
+
+
+def starts(folder):
+    """The steps from which a training went on."""
+    return [entry["from_step"] for entry in json.loads((folder / "environment.json").read_text())]
 
 
 def cut(path):
@@ -65,7 +79,8 @@ DAMAGE = {
 def test_a_damaged_state_is_set_aside_and_the_older_one_goes_on(tiny, images, killed, whole, damage):
     DAMAGE[damage](killed / "run.work/state/checkpoint-3")
     with pytest.warns(UserWarning, match="checkpoint-3: .* an older state is used"):
-        resumed = train(tiny, images, killed / "run", EVERY_STEP, killing(after=3))
+        resumed = train(tiny, images, killed / "run", EVERY_STEP, features)
+    assert starts(killed / "run") == [0, 2]
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
     assert [entry["step"] for entry in log(killed / "run")] == [1, 2, 3, 4, 5]
     (aside,) = killed.glob("run.work.*.damaged")
@@ -75,7 +90,8 @@ def test_a_damaged_state_is_set_aside_and_the_older_one_goes_on(tiny, images, ki
 def test_half_a_log_line_is_dropped(tiny, images, killed, whole):
     file = killed / "run.work/run/log.jsonl"
     file.write_text(file.read_text() + '{"step": 4, "lo')
-    resumed = train(tiny, images, killed / "run", EVERY_STEP, killing(after=2))
+    resumed = train(tiny, images, killed / "run", EVERY_STEP, features)
+    assert starts(killed / "run") == [0, 3]
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
     assert [entry["step"] for entry in log(killed / "run")] == [1, 2, 3, 4, 5]
 
@@ -86,19 +102,22 @@ def test_half_a_log_line_is_dropped(tiny, images, killed, whole):
     ids=lambda change: next(iter(change)),
 )
 def test_how_a_training_is_carried_out_may_change(tiny, images, killed, whole, change):
-    recipe = replace(EVERY_STEP, **change)
-    limit = 100 if "workers" in change else 2 * 4 // (recipe.micro_batch or 4)  # workers count for themselves
-    resumed = train(tiny, images, killed / "run", recipe, killing(after=limit))
+    resumed = train(tiny, images, killed / "run", replace(EVERY_STEP, **change), features)
+    assert starts(killed / "run") == [0, 3]
     if "micro_batch" not in change:  # its dropout is drawn for other batches
         for name, value in whole.items():
             torch.testing.assert_close(resumed[name], value)
 
 
-def test_a_run_of_other_settings_is_kept_aside(tiny, images, killed):
+def test_a_run_of_other_settings_is_kept_aside_and_the_new_one_starts_over(tiny, images, killed, tmp_path):
+    align = replace(ALIGN, weight=0.1)
     with pytest.warns(UserWarning, match=r"other settings \(align\): it lies in .*run.work.20.*other-settings"):
-        train(tiny, images, killed / "run", EVERY_STEP, features, replace(ALIGN, weight=0.1))
-    (aside,) = [path for path in killed.iterdir() if path.name.endswith(".other-settings")]
+        found = train(tiny, images, killed / "run", EVERY_STEP, features, align)
+    (aside,) = killed.glob("*.other-settings")
     assert (aside / "state/checkpoint-3/complete").is_file()
+    assert starts(killed / "run") == [0]
+    fresh = train(tiny, images, tmp_path / "fresh", EVERY_STEP, features, align)
+    assert all(torch.equal(found[name], fresh[name]) for name in fresh)
 
 
 def test_a_run_in_the_place_of_another_sets_it_aside(tiny, images, tmp_path):

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 import soak
-from test_trainer import RECIPE, TEMPLATE, build, features
+from trainings import RECIPE, TEMPLATE, build, features
 
 from viral_core.cache import write_cache
 from viral_core.conversations import load_conversations

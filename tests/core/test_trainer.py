@@ -1,26 +1,21 @@
+"""Trainings of tiny models: what changes, what is logged and kept, global means, interruptions."""
+
 from dataclasses import replace
 
 import pytest
 import torch
+from trainings import ALIGN, RECIPE, TEMPLATE, Killed, build, features, killing, log
 from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model
 
-from viral_core.aligned import AlignedModel
 from viral_core.conversations import load_conversations
 from viral_core.data import Collator, ConversationDataset, GroupedSampler
-from viral_core.files import read_lines
-from viral_core.llava import add_lora, assemble
+from viral_core.llava import assemble
 from viral_core.recipe import Recipe
 from viral_core.run_folder import load_run
-from viral_core.specs import Align, Residual
+from viral_core.specs import Residual
 from viral_core.tap import base_llava
 from viral_core.teachers import load_teacher
-from viral_core.templates import TEMPLATES
-from viral_core.tiles import view_of
 from viral_core.trainer import train_stage1, train_stage2
-
-TEMPLATE = TEMPLATES["vicuna_v1"]
-RECIPE = Recipe(batch_size=4, lr=1e-2, steps=4, max_length=512, log_every=1)
-ALIGN = Align(layers=(2,), hidden=16, init_std=0.2, dim=6)
 
 
 @pytest.fixture(scope="module")
@@ -28,23 +23,8 @@ def samples(conversations):
     return load_conversations(*conversations)
 
 
-def features(keys):
-    """Cached teacher features of images, by name."""
-    return torch.stack([torch.randn(4, 6, generator=torch.Generator().manual_seed(int(key[:-4]))) for key in keys])
-
-
-def build(tiny, align=ALIGN, residuals=(), dropout=0.1, **options):
-    torch.manual_seed(1)
-    llava, processor = assemble(tiny / "clip", tiny / "llama", **options)
-    return AlignedModel(add_lora(llava, r=4, alpha=8, dropout=dropout), align, residuals), processor
-
-
 def everything(model):
     return {name: p.detach().clone() for name, p in model.named_parameters()}
-
-
-def log(folder):
-    return read_lines(folder / "log.jsonl", "")
 
 
 def test_stage_2_changes_what_trains_and_nothing_else(tiny, samples, tmp_path):
@@ -71,7 +51,7 @@ def test_stage_1_changes_the_projector_and_nothing_else(tiny, samples, tmp_path)
     again, _ = assemble(tiny / "clip", tiny / "llama", projector=tmp_path / "stage1" / "projector.safetensors")
     for name, p in llava.named_parameters():
         assert torch.equal(p, again.get_parameter(name))
-    assert not llava.model.language_model._forward_pre_hooks  # nothing stays attached
+    llava(inputs_embeds=torch.zeros(1, 2, 32))  # refused while a tap is attached
 
 
 def test_log_has_both_losses_of_the_first_global_batch(tiny, samples, tmp_path):
@@ -88,12 +68,6 @@ def test_log_has_both_losses_of_the_first_global_batch(tiny, samples, tmp_path):
     assert all(entry.keys() == keys for entry in entries)
     for key in ("loss", "lm_loss", "vra_loss"):
         assert entries[0][key] == pytest.approx(float(first[key]), abs=1e-5)
-
-
-def test_baseline_logs_no_alignment_loss(tiny, samples, tmp_path):
-    model, processor = build(tiny, align=None)
-    train_stage2(model, processor, samples, RECIPE, tmp_path / "run", template=TEMPLATE)
-    assert all(entry["vra_loss"] is None and entry["loss"] == entry["lm_loss"] for entry in log(tmp_path / "run"))
 
 
 def test_text_only_steps_do_not_dilute_the_alignment_loss(tiny, samples, tmp_path):
@@ -116,71 +90,42 @@ def test_text_only_steps_do_not_dilute_the_alignment_loss(tiny, samples, tmp_pat
 
 def test_the_global_batch_counts_not_the_micro_batch(tiny, samples, tmp_path):
     results = []
-    for micro in (1, 2, 4):
+    for micro in (1, 4):
         model, processor = build(tiny, dropout=0.0)
         recipe = replace(RECIPE, micro_batch=micro, lr=1e-3)
         train_stage2(model, processor, samples, recipe, tmp_path / str(micro), template=TEMPLATE, features=features)
         results.append((model.state_dict(), log(tmp_path / str(micro))))
-    for state, entries in results[1:]:
-        for name, value in results[0][0].items():
-            torch.testing.assert_close(state[name], value, atol=1e-4, rtol=0)
-        for one, other in zip(results[0][1], entries, strict=True):
-            assert one["loss"] == pytest.approx(other["loss"], abs=1e-4)
+    (one, one_log), (four, four_log) = results
+    for name, value in one.items():
+        torch.testing.assert_close(four[name], value, atol=1e-4, rtol=0)
+    assert [entry["loss"] for entry in one_log] == pytest.approx([entry["loss"] for entry in four_log], abs=1e-4)
 
 
-def test_online_teacher_equals_cached_features(tiny, samples, tmp_path):
-    def teacher(images):
-        rows = [list(image.resize((2, 2)).tobytes()) * 2 for image in images]
-        return torch.tensor(rows, dtype=torch.float32).view(-1, 4, 6) / 255
-
-    view = view_of(assemble(tiny / "clip", tiny / "llama")[1])
-    by_name = {
-        name: view.prepare(image)
-        for sample in samples
-        for name, image in zip(sample.images, sample.open_images(), strict=True)
-    }
-    states = []
-    for options in ({"teacher": teacher}, {"features": lambda keys: teacher([by_name[key] for key in keys])}):
-        model, processor = build(tiny)
-        train_stage2(model, processor, samples, RECIPE, tmp_path / "run", template=TEMPLATE, **options)
-        states.append(model.state_dict())
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
-
-
-def test_an_online_teacher_stays_as_its_checkpoint(tiny, samples, tmp_path):
+def test_an_online_teacher_equals_its_cached_features_and_stays_as_its_checkpoint(tiny, samples, tmp_path):
     config = Dinov2Config(hidden_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14)
     Dinov2Model(config).save_pretrained(tmp_path / "dinov2")
     BitImageProcessorPil(size={"shortest_edge": 28}).save_pretrained(tmp_path / "dinov2")
     teacher = load_teacher("dinov2", tmp_path / "dinov2", 2)
-    model, processor = build(tiny, replace(ALIGN, dim=24))
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    train_stage2(model, processor, samples, RECIPE, tmp_path / "run", template=TEMPLATE, teacher=teacher)
-    assert any(not torch.equal(before[name], value) for name, value in model.state_dict().items())  # it did train
+    opened = {name: image for s in samples for name, image in zip(s.images, s.open_images(), strict=True)}
+
+    def one_by_one(images):  # the same bits in any batch
+        return torch.cat([teacher([image]) for image in images])
+
+    states = []
+    for source in ({"teacher": one_by_one}, {"features": lambda keys: one_by_one([opened[key] for key in keys])}):
+        model, processor = build(tiny, replace(ALIGN, dim=24))
+        train_stage2(model, processor, samples, RECIPE, tmp_path / "run", template=TEMPLATE, **source)
+        states.append(model.state_dict())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     stored = Dinov2Model.from_pretrained(tmp_path / "dinov2").state_dict()
     kept = teacher.model.state_dict()
     assert kept.keys() == stored.keys()
     assert all(torch.equal(kept[name], stored[name]) for name in stored)
 
 
-class Killed(BaseException):
-    """Stands for the end of the process."""
-
-
-def killing(after):
-    calls = []
-
-    def interrupted(keys):
-        calls.append(keys)
-        if len(calls) > after:
-            raise Killed
-        return features(keys)
-
-    return interrupted
-
-
 def test_a_killed_run_resumes_exactly(tiny, samples, tmp_path):
     images = [sample for sample in samples if sample.images]
-    recipe = replace(RECIPE, steps=9, micro_batch=2, save_every=2, checkpoints=(0.2, 0.7), gradient_checkpointing=True)
+    recipe = replace(RECIPE, steps=6, micro_batch=2, save_every=2, checkpoints=(0.3, 0.7), gradient_checkpointing=True)
 
     def train(folder, features):
         model, processor = build(tiny)
@@ -190,48 +135,27 @@ def test_a_killed_run_resumes_exactly(tiny, samples, tmp_path):
 
     whole = train(tmp_path / "whole", features)
     with pytest.raises(Killed):
-        train(tmp_path / "killed", killing(after=10))
+        train(tmp_path / "killed", killing(after=6))
     assert not (tmp_path / "killed").exists()
-    resumed = train(tmp_path / "killed", killing(after=18 - 8))  # would raise if it began again
+    resumed = train(tmp_path / "killed", killing(after=12 - 4))  # would raise if it began again
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert not (tmp_path / "killed.work").exists()
     files = [
         {str(p.relative_to(folder)) for p in folder.rglob("*")} for folder in (tmp_path / "whole", tmp_path / "killed")
     ]
     assert files[0] == files[1]
-    assert {"checkpoint-2", "checkpoint-6", "run.json", "log.jsonl"} <= files[0]
+    assert {"checkpoint-2", "checkpoint-4", "run.json", "log.jsonl"} <= files[0]
     for one, other in zip(log(tmp_path / "whole"), log(tmp_path / "killed"), strict=True):
         assert {**one, "seconds": 0} == {**other, "seconds": 0}
     seconds = [entry["seconds"] for entry in log(tmp_path / "killed")]
     assert seconds == sorted(seconds)
 
 
-def test_a_state_of_other_settings_is_not_resumed(tiny, samples, tmp_path):
-    recipe = replace(RECIPE, save_every=1)
-    model, processor = build(tiny)
-    with pytest.raises(Killed):
-        train_stage2(model, processor, samples, recipe, tmp_path / "run", template=TEMPLATE, features=killing(2))
-    model, processor = build(tiny, replace(ALIGN, weight=0.1))
-    with pytest.warns(UserWarning, match="other settings"):
-        train_stage2(model, processor, samples, recipe, tmp_path / "run", template=TEMPLATE, features=features)
-    fresh, processor = build(tiny, replace(ALIGN, weight=0.1))
-    train_stage2(fresh, processor, samples, recipe, tmp_path / "fresh", template=TEMPLATE, features=features)
-    assert all(torch.equal(fresh.state_dict()[name], value) for name, value in model.state_dict().items())
-
-
 def test_checkpoints_are_runs_of_the_learning_curve(tiny, samples, tmp_path):
     model, processor = build(tiny)
     recipe = replace(RECIPE, checkpoints=(0.5, 1.0))
-    train_stage2(
-        model,
-        processor,
-        samples,
-        recipe,
-        tmp_path / "run",
-        template=TEMPLATE,
-        features=features,
-        training={"note": "x"},
-    )
+    given = {"features": features, "training": {"note": "x"}}
+    train_stage2(model, processor, samples, recipe, tmp_path / "run", template=TEMPLATE, **given)
     half, end = load_run(tmp_path / "run" / "checkpoint-2"), load_run(tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoint-4").exists()
     assert (half.training["step"], end.training["step"], end.training["note"]) == (2, 4, "x")
@@ -251,16 +175,9 @@ def test_projector_has_its_own_learning_rate(tiny, samples, tmp_path):
 
 def test_loss_that_is_not_finite_stops_the_run(tiny, samples, tmp_path):
     model, processor = build(tiny)
+    source = lambda keys: features(keys) * torch.nan  # noqa: E731
     with pytest.raises(FloatingPointError, match="step 1: the loss is not finite"):
-        train_stage2(
-            model,
-            processor,
-            samples,
-            RECIPE,
-            tmp_path / "run",
-            template=TEMPLATE,
-            features=lambda keys: features(keys) * torch.nan,
-        )
+        train_stage2(model, processor, samples, RECIPE, tmp_path / "run", template=TEMPLATE, features=source)
     assert not (tmp_path / "run").exists()
 
 
