@@ -31,7 +31,9 @@ from transformers import (
 )
 
 from viral_core.aligned import AlignedModel
-from viral_core.llava import add_lora, assemble
+from viral_core.conversations import load_conversations
+from viral_core.data import Collator, ConversationDataset
+from viral_core.llava import add_lora, assemble, load_processor
 from viral_core.run_folder import save_run
 from viral_core.templates import SYSTEM, TEMPLATES
 from workbook.paths import ROOT
@@ -121,6 +123,24 @@ def conversations(tmp_path_factory):
     path = folder / "mix.json"
     path.write_text(json.dumps(entries))
     return path, folder / "images"
+
+
+@pytest.fixture(scope="session")
+def samples(conversations):
+    return load_conversations(*conversations)
+
+
+@pytest.fixture(scope="session")
+def processor(tiny):
+    """Of CLIP and Llama."""
+    return load_processor(tiny / "clip", tiny / "llama")
+
+
+@pytest.fixture(scope="session")
+def batch_of(samples, processor):
+    """Batches of samples, by their numbers; options as of `Collator`."""
+    data = ConversationDataset(samples, processor, TEMPLATES["vicuna_v1"], 512)
+    return lambda numbers, **options: Collator(processor, **options)([data[i] for i in numbers])
 
 
 @pytest.fixture(scope="session")

@@ -31,6 +31,11 @@ def perturb(module, part=""):
     return module
 
 
+def inputs(batch):
+    """What a LLaVA itself takes of a batch, but for the labels."""
+    return {key: batch[key] for key in ("input_ids", "attention_mask", "pixel_values", "image_sizes") if key in batch}
+
+
 def features(keys):
     """Features of a teacher, or latents, (n, 4, 6) of images, by name."""
     return torch.stack([torch.randn(4, 6, generator=torch.Generator().manual_seed(int(key[:-4]))) for key in keys])

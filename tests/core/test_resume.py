@@ -10,7 +10,6 @@ import torch
 from trainings import ALIGN, RECIPE, TEMPLATE, Killed, build, features, killing, log
 from transformers import Trainer
 
-from viral_core.conversations import load_conversations
 from viral_core.run_folder import load_run
 from viral_core.trainer import AlignmentTrainer, train_stage2
 
@@ -18,9 +17,9 @@ EVERY_STEP = replace(RECIPE, steps=5, save_every=1)
 
 
 @pytest.fixture(scope="module")
-def images(conversations):
+def images(samples):
     """Samples with images: every global batch reads features once."""
-    return [sample for sample in load_conversations(*conversations) if sample.images]
+    return [sample for sample in samples if sample.images]
 
 
 def train(tiny, images, folder, recipe, source, align=ALIGN):

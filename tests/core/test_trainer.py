@@ -7,8 +7,7 @@ import torch
 from trainings import ALIGN, RECIPE, TEMPLATE, Killed, build, features, killing, log
 from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model
 
-from viral_core.conversations import load_conversations
-from viral_core.data import Collator, ConversationDataset, GroupedSampler
+from viral_core.data import ConversationDataset, GroupedSampler
 from viral_core.llava import assemble
 from viral_core.recipe import Recipe
 from viral_core.run_folder import load_run
@@ -16,11 +15,6 @@ from viral_core.specs import Residual
 from viral_core.tap import base_llava
 from viral_core.teachers import load_teacher
 from viral_core.trainer import train_stage1, train_stage2
-
-
-@pytest.fixture(scope="module")
-def samples(conversations):
-    return load_conversations(*conversations)
 
 
 def everything(model):
@@ -54,13 +48,13 @@ def test_stage_1_changes_the_projector_and_nothing_else(tiny, samples, tmp_path)
     llava(inputs_embeds=torch.zeros(1, 2, 32))  # refused while a tap is attached
 
 
-def test_log_has_both_losses_of_the_first_global_batch(tiny, samples, tmp_path):
+def test_log_has_both_losses_of_the_first_global_batch(tiny, samples, batch_of, tmp_path):
     model, processor = build(tiny, dropout=0.0)
     recipe = replace(RECIPE, micro_batch=2, steps=3, log_every=2)
     data = ConversationDataset(samples, processor, TEMPLATE, 512)
     order = list(GroupedSampler(data.encodings, 4, 3, recipe.seed))[:4]
     with torch.no_grad():
-        first = model(**Collator(processor, features)([data[i] for i in order]))
+        first = model(**batch_of(order, features=features))
     train_stage2(model, processor, samples, recipe, tmp_path / "run", template=TEMPLATE, features=features)
     entries = log(tmp_path / "run")
     assert [entry["step"] for entry in entries] == [1, 2, 3]
@@ -70,7 +64,7 @@ def test_log_has_both_losses_of_the_first_global_batch(tiny, samples, tmp_path):
         assert entries[0][key] == pytest.approx(float(first[key]), abs=1e-5)
 
 
-def test_text_only_steps_do_not_dilute_the_alignment_loss(tiny, samples, tmp_path):
+def test_text_only_steps_do_not_dilute_the_alignment_loss(tiny, samples, batch_of, tmp_path):
     texts = [sample for sample in samples if not sample.images] * 4
     model, processor = build(tiny, dropout=0.0)
     train_stage2(model, processor, texts, RECIPE, tmp_path / "text", template=TEMPLATE, features=features)
@@ -79,9 +73,8 @@ def test_text_only_steps_do_not_dilute_the_alignment_loss(tiny, samples, tmp_pat
     mixed = texts + [samples[i] for i in (0, 1, 2, 3)]  # two text batches, one with images
     recipe = replace(RECIPE, steps=3, log_every=3, lr=0.0)
     train_stage2(model, processor, mixed, recipe, tmp_path / "mixed", template=TEMPLATE, features=features)
-    data = ConversationDataset(samples, processor, TEMPLATE, 512)
     with torch.no_grad():
-        value = model(**Collator(processor, features)([data[i] for i in (0, 1, 2, 3)]))["vra_loss"]
+        value = model(**batch_of((0, 1, 2, 3), features=features))["vra_loss"]
     entries = log(tmp_path / "mixed")
     assert [entry["step"] for entry in entries] == [1, 3]
     shown = [entry["vra_loss"] for entry in entries if entry["vra_loss"] is not None]
@@ -181,7 +174,7 @@ def test_loss_that_is_not_finite_stops_the_run(tiny, samples, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_bfloat16_keeps_float32_weights_for_what_trains(tiny, samples, tmp_path):
+def test_bfloat16_keeps_float32_weights_for_what_trains(tiny, samples, batch_of, tmp_path):
     model, processor = build(tiny, dtype=torch.bfloat16)
     with pytest.raises(ValueError, match="half precision"):
         train_stage2(model, processor, samples, RECIPE, tmp_path / "run", template=TEMPLATE, features=features)
@@ -190,8 +183,7 @@ def test_bfloat16_keeps_float32_weights_for_what_trains(tiny, samples, tmp_path)
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     assert base_llava(model.llava).lm_head.weight.dtype == torch.bfloat16
     run = load_run(tmp_path / "run", dtype=torch.bfloat16)
-    data = ConversationDataset(samples, processor, TEMPLATE, 512)
-    batch = Collator(processor)([data[0]])
+    batch = batch_of([0])
     out = run.model.generate(input_ids=batch["input_ids"], pixel_values=batch["pixel_values"], max_new_tokens=2)
     assert out.shape[1] == batch["input_ids"].shape[1] + 2
 
