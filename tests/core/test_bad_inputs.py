@@ -1,7 +1,7 @@
 """Bad inputs, each one error that names file, entry and remedy, before long work."""
 
 import json
-import os
+import shutil
 
 import numpy as np
 import pytest
@@ -84,6 +84,16 @@ def test_a_faulty_sample_is_listed(tmp_path, folder, case):
     assert [sample.id for sample in check_conversations(path, folder).samples] == ["good"]
 
 
+def test_faults_are_listed_together(tmp_path, folder):
+    """All of them where they are read one by one, and 20 in a message."""
+    entries = [{"id": "x", **entry} if isinstance(entry, dict) else entry for entry, _ in ENTRIES.values()]
+    (tmp_path / "mix.json").write_text(json.dumps(entries))
+    assert list(check_conversations(tmp_path / "mix.json", folder).faults) == list(range(len(ENTRIES)))
+    listed = r"(\n  .*){20}" + rf"\n  \.\.\. and {len(ENTRIES) - 20} more$"
+    with pytest.raises(ValueError, match=rf"^{len(ENTRIES)} faults in .*mix.json; .*{listed}"):
+        load_conversations(tmp_path / "mix.json", folder)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -148,39 +158,56 @@ def test_a_damaged_image_is_named(tmp_path, content):
         open_rgb(tmp_path / "broken.png")
 
 
-@pytest.fixture
-def run(tiny, tmp_path):
+@pytest.fixture(scope="module")
+def trained(tiny, tmp_path_factory):
     llava = add_lora(assemble(tiny / "clip", tiny / "llama")[0], r=2, alpha=4)
-    aligned = AlignedModel(llava, Align(layers=(2,), hidden=16, dim=6))
-    save_run(tmp_path / "run", aligned, TEMPLATES["vicuna_v1"], seed=0)
-    return tmp_path / "run"
+    folder = tmp_path_factory.mktemp("trained")
+    save_run(folder, AlignedModel(llava, Align(layers=(2,), hidden=16, dim=6)), TEMPLATES["vicuna_v1"], seed=0)
+    return folder
 
 
-PARTS = ("projector.safetensors", "heads.safetensors", "adapter/adapter_model.safetensors",
-         "adapter/adapter_config.json", "run.json")  # fmt: skip
-CHANGES = {
-    "a bit": lambda data: data[:-5] + bytes([data[-5] ^ 1]) + data[-4:],
-    "cut": lambda data: data[: len(data) // 2],
-    "a setting": lambda data: data.replace(b'"lora_alpha": 4', b'"lora_alpha": 5').replace(b'"seed": 0', b'"seed": 1'),
-    "a name": lambda data: data.replace(b"0.self_attn.q_proj.lora_A", b"0.self_attn.q_prok.lora_A", 1)
-    .replace(b"linear_1.bias", b"linear_1.bibs", 1).replace(b"heads.0.0.bias", b"heads.0.0.bibs", 1),
-    "a name in the metadata": lambda data: data.replace(b"vision_sha256", b"vision_sha257", 1),
-    "a kind of number": lambda data: data.replace(b"F32", b"I32", 1),
-}  # fmt: skip
+@pytest.fixture
+def run(trained, tmp_path):
+    """A copy of a run."""
+    return shutil.copytree(trained, tmp_path / "run")
 
 
-@pytest.mark.parametrize("name", PARTS)
-@pytest.mark.parametrize("change", CHANGES)
-def test_damage_to_a_run_is_named(run, name, change):
-    before = (run / name).read_bytes()
-    (run / name).write_bytes(CHANGES[change](before))
-    if (run / name).read_bytes() == before:
-        pytest.skip("no such thing in this file")
+PROJECTOR, HEADS, LORA = "projector.safetensors", "heads.safetensors", "adapter/adapter_model.safetensors"
+CONFIG, RUN = "adapter/adapter_config.json", "run.json"
+
+
+@pytest.mark.parametrize("name", [PROJECTOR, HEADS, LORA, CONFIG, RUN])
+@pytest.mark.parametrize("damage", ["a bit", "cut"])
+def test_damage_to_a_run_is_named(run, name, damage):
+    data = (run / name).read_bytes()
+    flipped = data[:-5] + bytes([data[-5] ^ 1]) + data[-4:]
+    (run / name).write_bytes(flipped if damage == "a bit" else data[: len(data) // 2])
+    with pytest.raises(ValueError, match=rf"{name} is damaged"):
+        load_run(run)
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after"),
+    [
+        (CONFIG, b'"lora_alpha": 4', b'"lora_alpha": 5'),
+        (RUN, b'"seed": 0', b'"seed": 1'),
+        (LORA, b"0.self_attn.q_proj.lora_A", b"0.self_attn.q_prok.lora_A"),
+        (PROJECTOR, b"linear_1.bias", b"linear_1.bibs"),
+        (HEADS, b"heads.2.0.bias", b"heads.2.0.bibs"),
+        (PROJECTOR, b"vision_sha256", b"vision_sha257"),  # in the metadata
+        (RUN, b"vision_sha256", b"vision_sha257"),
+        *((name, b"F32", b"I32") for name in (PROJECTOR, HEADS, LORA)),
+    ],
+)
+def test_a_name_or_a_setting_that_was_changed_in_a_run_is_named(run, name, before, after):
+    data = (run / name).read_bytes()
+    assert before in data
+    (run / name).write_bytes(data.replace(before, after, 1))
     with pytest.raises(ValueError, match=rf"{name} (is damaged|does not fit)"):
         load_run(run)
 
 
-def test_a_run_whose_models_are_gone_says_which(run, tmp_path, monkeypatch):
+def test_a_run_whose_models_are_gone_says_which(run):
     saved = read_json(run / "run.json", "")
     write_json(run / "run.json", {**saved, "base": {**saved["base"], "vision": "runs/x/models/clip"}})
     with pytest.raises(FileNotFoundError, match="no folder runs/x/models/clip: .*say where it lies now"):
@@ -194,7 +221,7 @@ def test_a_run_loads_from_another_folder(tiny, tmp_path, monkeypatch):
     aligned = AlignedModel(assemble("models/clip", "models/llama")[0])
     save_run("runs/a", aligned, TEMPLATES["vicuna_v1"], seed=0)
     (tmp_path / "elsewhere").mkdir()
-    os.chdir(tmp_path / "elsewhere")
+    monkeypatch.chdir(tmp_path / "elsewhere")
     assert load_run(tmp_path / "runs/a").base.vision == "models/clip"
 
 
@@ -246,27 +273,37 @@ def test_the_same_weights_are_the_same_bytes(tmp_path):
 
 
 ENTRIES_OF_A_LOG = [{"step": step, "loss": 1.0} for step in range(1, 11)]
-LOGS = {
-    "a digit": (lambda text: text.replace('"step": 7', '"step": 8'), r"line 7: damaged \(its checksum differs\)"),
-    "half a line": (lambda text: text + '{"step": 11,', "line 11: damaged"),
-    "cut": (lambda text: text[: text.index('{"step": 7')], "ends at step 6, before the training"),
-    "empty": (lambda text: "", "ends at step 0, before the training"),
-}
 
 
-@pytest.mark.parametrize("case", LOGS)
-def test_damage_to_a_log_is_named(tmp_path, case):
-    change, message = LOGS[case]
-    text = "".join(map(json_line, ENTRIES_OF_A_LOG))
+@pytest.fixture
+def log(tmp_path):
+    """The log of a run of ten steps."""
     write_json(tmp_path / "run.json", {"training": {"step": 10}})
-    (tmp_path / "log.jsonl").write_text(text)
+    (tmp_path / "log.jsonl").write_text("".join(map(json_line, ENTRIES_OF_A_LOG)))
     assert read_log(tmp_path).to_dict("records") == ENTRIES_OF_A_LOG
-    (tmp_path / "log.jsonl").write_text(change(text))
+    return tmp_path / "log.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text.replace('"step": 7', '"step": 8'), r"line 7: damaged \(its checksum differs\)"),
+        (lambda text: text + '{"step": 11,', "line 11: damaged"),
+        (lambda text: text[: text.index('{"step": 7')], "ends at step 6, before the training"),
+        (lambda text: "", "ends at step 0, before the training"),
+    ],
+    ids=["a digit", "half a line", "cut", "empty"],
+)
+def test_damage_to_a_log_is_named(log, change, message):
+    log.write_text(change(log.read_text()))
     with pytest.raises(ValueError, match=rf"log.jsonl.*{message}.*train that run again"):
-        read_log(tmp_path)
-    (tmp_path / "log.jsonl").unlink()
+        read_log(log.parent)
+
+
+def test_a_missing_log_is_named(log):
+    log.unlink()
     with pytest.raises(FileNotFoundError, match=r"log\.jsonl is missing: train that run first"):
-        read_log(tmp_path)
+        read_log(log.parent)
 
 
 def test_a_log_of_an_earlier_form_is_read(tmp_path):

@@ -1,16 +1,21 @@
+"""Conversations as they are read, tokenised, cut, batched and ordered."""
+
 import json
+import re
 import shutil
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import sentencepiece
 import torch
 from PIL import Image
 
 from viral_core.conversations import Sample, check_conversations, load_conversations
 from viral_core.data import IGNORE, Collator, ConversationDataset, Encoding, GroupedSampler, encode, expand_image_tokens
 from viral_core.images import CLIP_COLOR, find_image, pad_to_square
-from viral_core.llava import assemble
+from viral_core.llava import assemble, load_processor
 from viral_core.teachers import load_encoder
 from viral_core.templates import TEMPLATES, prompt
 from viral_core.tiles import view_of
@@ -20,12 +25,7 @@ MODEL_OF = {"vicuna_v1": "llama", "qwen": "qwen", "plain": "llama"}
 
 @pytest.fixture(scope="module")
 def processors(tiny):
-    return {name: assemble(tiny / "clip", tiny / name)[1] for name in ("llama", "qwen")}
-
-
-@pytest.fixture(scope="module")
-def processor(processors):
-    return processors["llama"]
+    return {name: load_processor(tiny / "clip", tiny / name) for name in ("llama", "qwen")}
 
 
 def tensors(sample, processor, template):
@@ -45,32 +45,11 @@ def test_pad_to_square_centres_on_mean_colour():
     assert pad_to_square(square) is square
 
 
-def test_load_conversations(conversations):
-    samples = load_conversations(*conversations)
+def test_load_conversations(samples):
     assert [sample.id for sample in samples] == [f"s{i}" for i in range(12)]
     assert samples[4].images == ("4.png", "5.png")
     assert samples[7].images == ()
     assert [image.size for image in samples[0].open_images()] == [(30, 24)]
-
-
-def test_all_faults_are_listed_together(tmp_path, conversations):
-    human, gpt = {"from": "human", "value": "<image>\nHi"}, {"from": "gpt", "value": "A."}
-    entries = [
-        {"id": "good", "image": "0.png", "conversations": [human, gpt]},
-        {"id": "missing", "image": "none.png", "conversations": [human, gpt]},
-        {"id": "first", "conversations": [gpt, {"from": "human", "value": "Hi"}]},
-        {"id": "markers", "image": ["0.png", "1.png"], "conversations": [human, gpt]},
-        {"id": "blank", "image": "0.png", "conversations": [human, {"from": "gpt", "value": " "}]},
-        {"id": "odd", "image": "0.png", "conversations": [human, gpt, gpt]},
-        {"id": "inside", "image": "0.png", "conversations": [human, human | {"from": "gpt"}]},
-        {"id": "nothing"},
-    ]
-    path = tmp_path / "faulty.json"
-    path.write_text(json.dumps(entries))
-    with pytest.raises(ValueError, match=r"7 faults in .*faulty.json") as error:
-        load_conversations(path, conversations[1])
-    for entry in entries:
-        assert (f"sample {entry['id']}:" in str(error.value)) == (entry["id"] != "good")
 
 
 def test_conversations_are_read_as_llava_reads_them(tmp_path, caplog):
@@ -122,19 +101,16 @@ def test_load_errors_name_the_file(tmp_path, conversations):
         load_conversations(tmp_path / "absent.json", tmp_path)
     with pytest.raises(FileNotFoundError, match="no image folder"):
         load_conversations(conversations[0], tmp_path / "absent")
-    (tmp_path / "broken.json").write_text("[{")
-    with pytest.raises(ValueError, match="broken.json is not valid json"):
-        load_conversations(tmp_path / "broken.json", tmp_path)
     (tmp_path / "image.png").write_text("no image")
     with pytest.raises(ValueError, match=r"sample x: cannot read image .*image.png"):
         Sample("x", (), ("image.png",), tmp_path).open_images()
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_labels_supervise_exactly_answers_and_stop(name, processors, conversations):
+def test_labels_supervise_exactly_answers_and_stop(name, processors, samples):
     processor, template = processors[MODEL_OF[name]], TEMPLATES[name]
     tokenizer = processor.tokenizer
-    for sample in load_conversations(*conversations):
+    for sample in samples:
         ids, labels = tensors(sample, processor, template)
         supervised = labels != IGNORE
         assert torch.equal(labels[supervised], ids[supervised])
@@ -147,17 +123,17 @@ def test_labels_supervise_exactly_answers_and_stop(name, processors, conversatio
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_prompt_tokens_are_the_trained_ones(name, processors, conversations):
+def test_prompt_tokens_are_the_trained_ones(name, processors, samples):
     processor, template = processors[MODEL_OF[name]], TEMPLATES[name]
-    sample = load_conversations(*conversations)[0]
+    sample = samples[0]
     ids, labels = tensors(sample, processor, template)
     text = expand_image_tokens(prompt(template, sample.turns[0]["value"]), view_of(processor).tokens())
     first = int((labels != IGNORE).nonzero()[0])
     assert processor.tokenizer(text)["input_ids"] == ids[:first].tolist()
 
 
-def test_what_is_too_long_is_cut_but_images_stay_whole(processor, conversations):
-    sample, template = load_conversations(*conversations)[4], TEMPLATES["vicuna_v1"]  # two images
+def test_what_is_too_long_is_cut_but_images_stay_whole(processor, samples):
+    sample, template = samples[4], TEMPLATES["vicuna_v1"]  # two images
     ids, labels = tensors(sample, processor, template)
     places = (ids == processor.image_token_id).nonzero().squeeze(1)
     first_answer = int((labels != IGNORE).nonzero()[0])
@@ -174,8 +150,8 @@ def test_what_is_too_long_is_cut_but_images_stay_whole(processor, conversations)
         assert bool((cut_labels != IGNORE).any()) is (fitting > first_answer)
 
 
-def test_cut_conversations_are_counted_and_their_images_left_out(processor, conversations):
-    samples, template = load_conversations(*conversations), TEMPLATES["vicuna_v1"]
+def test_cut_conversations_are_counted_and_their_images_left_out(processor, samples):
+    template = TEMPLATES["vicuna_v1"]
     ids, labels = tensors(samples[4], processor, template)
     places = (ids == processor.image_token_id).nonzero().squeeze(1)
     data = ConversationDataset([samples[4], samples[7]], processor, template, int(places[5]))
@@ -203,32 +179,26 @@ def test_special_strings_in_a_text_stay_text(name, processors):
         assert tokenizer.decode(supervised) == f" {said}{template.stop}"
 
 
-def test_unknown_stop_token_raises(processor, conversations):
-    sample = load_conversations(*conversations)[0]
-    processor = replace_tokenizer(processor, WordTokenizer())
-    with pytest.raises(ValueError, match="sample s0, near .*: the tokenizer drops the end"):
-        encode(sample, processor, TEMPLATES["plain"], 512)
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        (r"<image>|[^\s<]+", "sample s0, near .*: the tokenizer drops the end"),  # no white space
+        (r"<image>|[^<]+", "sample s0, near .*: a token crosses the border of an answer"),
+        (r"[^\s<>]+|\n", "sample s0: 0 image tokens for 1 images"),
+    ],
+)
+def test_a_tokenizer_that_does_not_suit_the_template_is_refused(processor, samples, pattern, message):
+    """The template `plain`: an image, an answer and a line's end."""
 
+    def tokenizer(text, **_):
+        spans = [match.span() for match in re.finditer(pattern, text)]
+        ids = [processor.image_token_id if text[slice(*span)] == "<image>" else 0 for span in spans]
+        return {"input_ids": ids, "offset_mapping": spans}
 
-class WordTokenizer:
-    """Splits at white space and drops it, as a word-level tokenizer without a newline token does."""
-
-    added_tokens_decoder = {}
-
-    def __call__(self, text, **_):
-        import re
-
-        spans = [match.span() for match in re.finditer(r"<image>|[^\s<]+", text)]
-        return {"input_ids": [7] * len(spans), "offset_mapping": spans}
-
-
-def replace_tokenizer(processor, tokenizer):
-    class Other:
-        image_processor, patch_size = processor.image_processor, processor.patch_size
-        image_token_id = 7
-
-    Other.tokenizer = tokenizer
-    return Other
+    tokenizer.added_tokens_decoder = {}
+    own = {name: getattr(processor, name) for name in ("image_processor", "patch_size", "image_token_id")}
+    with pytest.raises(ValueError, match=message):
+        encode(samples[0], SimpleNamespace(tokenizer=tokenizer, **own), TEMPLATES["plain"], 512)
 
 
 @pytest.mark.parametrize("vision", ["clip", "siglip"])
@@ -238,8 +208,7 @@ def test_image_token_count_is_the_processors(vision, tiny):
     assert (ids == processor.image_token_id).sum() == view_of(processor).tokens() == llava.config.image_seq_length == 4
 
 
-def test_collator_keeps_reading_order(processor, conversations):
-    samples = load_conversations(*conversations)
+def test_collator_keeps_reading_order(processor, samples):
     data = ConversationDataset(samples, processor, TEMPLATES["vicuna_v1"], 512)
     features = {f"{i}.png": torch.full((4, 2), i) for i in range(12)}
     collate = Collator(processor, lambda keys: torch.stack([features[key] for key in keys]), pictures=True)
@@ -278,11 +247,9 @@ def test_sampler_groups_modalities_and_sees_everybody():
     assert lengths[0][0] == max(sampler.lengths)
 
 
-def test_vicunas_kind_of_tokenizer(tiny, conversations, tmp_path):
+def test_vicunas_kind_of_tokenizer(tiny, samples, tmp_path):
     """A repository with SentencePiece's tokenizer.model alone, as Vicuna's: labels are the answers and the stop."""
-    import sentencepiece
-
-    samples, template = load_conversations(*conversations), TEMPLATES["vicuna_v1"]
+    template = TEMPLATES["vicuna_v1"]
     shutil.copytree(tiny / "llama", tmp_path / "vicuna", ignore=shutil.ignore_patterns("tokenizer*", "special*"))
     text = [prompt(template, turn["value"]) for sample in samples for turn in sample.turns]
     sentencepiece.SentencePieceTrainer.train(
@@ -292,7 +259,7 @@ def test_vicunas_kind_of_tokenizer(tiny, conversations, tmp_path):
     settings = {"tokenizer_class": "LlamaTokenizer", "legacy": False, "bos_token": "<s>", "eos_token": "</s>",
                 "unk_token": "<unk>", "add_bos_token": True}  # fmt: skip
     (tmp_path / "vicuna" / "tokenizer_config.json").write_text(json.dumps(settings))
-    processor = assemble(tiny / "clip", tmp_path / "vicuna")[1]
+    processor = load_processor(tiny / "clip", tmp_path / "vicuna")
     for sample in samples:
         ids, labels = tensors(sample, processor, template)
         supervised = ids[labels != IGNORE]
@@ -314,7 +281,7 @@ def test_sampler_order_depends_on_seed_and_goes_on_over_epochs():
 @pytest.mark.parametrize(("vision", "color"), [("clip", (122, 116, 104)), ("siglip", (127, 127, 127))])
 def test_images_are_padded_with_the_encoders_own_mean_colour(tiny, vision, color):
     """So that the padding is next to 0 after its normalisation; a teacher sees the same square."""
-    processor = assemble(tiny / vision, tiny / "llama")[1]
+    processor = load_processor(tiny / vision, tiny / "llama")
     view, wide = view_of(processor), Image.new("RGB", (28, 14), (255, 0, 0))
     assert view.prepare(wide).getpixel((0, 0)) == color
     assert view.pictures(wide)[0].tobytes() == view.prepare(wide).tobytes()
