@@ -1,6 +1,5 @@
 """Cached features: equal to online ones, resumable, and errors for what is damaged, missing or unknown."""
 
-import json
 import pickle
 
 import numpy as np
@@ -123,25 +122,31 @@ def test_damage_is_one_clear_error(teacher, images, tmp_path):
         cache["val/0.png"]
 
 
-@pytest.mark.parametrize("dtype", ["float16", "int8"])
 @pytest.mark.parametrize(
-    ("before", "after"),
-    [(b'"features"', b'"geatures"'), (b"F16", b"I16"), (b"I8", b"U8"), (b"F32", b"I32"), (b'"scale"', b'"scald"'),
-     (b", ", b": ")],
+    ("dtype", "before", "after"),
+    [("float16", b'"features"', b'"geatures"'), ("float16", b"F16", b"I16"), ("int8", b"I8", b"U8"),
+     ("int8", b"F32", b"I32"), ("int8", b'"scale"', b'"scald"')],
 )  # fmt: skip
 def test_a_header_that_was_changed_is_seen_and_written_again(teacher, images, tmp_path, dtype, before, after):
     write_cache(teacher, images, tmp_path, dtype)
     file = tmp_path / "shard-00000.safetensors"
     intact, names = file.read_bytes(), sorted(images)
-    whole = FeatureCache(tmp_path)(names)
-    place = intact.index(b'"checksums') if before == b", " else 0
-    file.write_bytes(intact[:place] + intact[place:].replace(before, after, 1))
-    if before != b", " and file.read_bytes() != intact:
-        with pytest.raises(ValueError, match=r"shard-00000.safetensors is missing or was changed"):
-            FeatureCache(tmp_path)(names)
+    assert before in intact
+    file.write_bytes(intact.replace(before, after, 1))
+    with pytest.raises(ValueError, match=r"shard-00000.safetensors is missing or was changed"):
+        FeatureCache(tmp_path)(names)
     write_cache(teacher, images, tmp_path, dtype)
     assert file.read_bytes() == intact
-    assert torch.equal(FeatureCache(tmp_path)(names), whole)
+
+
+def test_checksums_that_cannot_be_read_are_written_again(teacher, images, tmp_path):
+    write_cache(teacher, images, tmp_path)
+    file = tmp_path / "shard-00000.safetensors"
+    intact = file.read_bytes()
+    place = intact.index(b'"checksums')
+    file.write_bytes(intact[:place] + intact[place:].replace(b", ", b": ", 1))
+    write_cache(teacher, images, tmp_path)
+    assert file.read_bytes() == intact
 
 
 def test_bad_input_before_work(teacher, images, tmp_path):
@@ -167,10 +172,3 @@ def test_one_wrong_byte_of_the_index_is_seen(teacher, images, tmp_path):
 
 def test_zero_tokens_stay_zero():
     assert not unpack(pack(torch.zeros(2, 3), "int8")).any()
-
-
-def test_index_is_plain_json(teacher, images, tmp_path):
-    write_cache(teacher, images, tmp_path)
-    index = json.loads((tmp_path / "index.json").read_text())
-    assert index["teacher"]["kind"] == "dinov2"
-    assert index["images"] == 10

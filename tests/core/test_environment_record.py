@@ -4,6 +4,7 @@ import json
 import subprocess
 
 import pytest
+import torch
 
 from viral_core import environment
 
@@ -51,9 +52,9 @@ def test_every_start_is_noted_and_what_came_after_the_resumed_state_is_not(tmp_p
     assert [entry["from_step"] for entry in json.loads(file.read_text())] == [300]
 
 
-def test_packages_and_machine(tmp_path):
+def test_packages_and_processes(tmp_path, monkeypatch):
+    monkeypatch.setattr(environment, "PACKAGES", ("torch", "no-such-package"))
+    monkeypatch.setenv("WORLD_SIZE", "2")
     found = environment.describe(tmp_path)
-    assert set(environment.PACKAGES) == set(found["packages"])
-    assert found["packages"]["transformers"]
-    assert found["cpu"]["cores"] >= 1
-    assert found["python"].count(".") == 2
+    assert found["packages"] == {"torch": torch.__version__, "no-such-package": None}
+    assert found["processes"] == 2
