@@ -5,18 +5,18 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-
-import viral_core  # noqa: F401  (before torch and transformers)
-
-# isort: split
+import reference_losses
 import torch
+import trainings
 from PIL import Image
+from trainings import TEMPLATE, inputs, perturb
+from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
 from viral_core.aligned import AlignedModel
 from viral_core.cache import FeatureCache, write_cache
 from viral_core.conversations import Sample
 from viral_core.data import Collator, ConversationDataset, GroupedSampler, count_image_tokens
-from viral_core.llava import add_lora, assemble, connector, save_projector, scale_projector
+from viral_core.llava import assemble, connector, load_processor, save_projector, scale_projector
 from viral_core.measure.cknna import cknna, clamp_outliers
 from viral_core.measure.permutation import patch_order
 from viral_core.measure.states import layerwise_cknna, stream_states
@@ -24,30 +24,31 @@ from viral_core.recipe import Recipe
 from viral_core.run_folder import load_run, save_run
 from viral_core.specs import Align, Residual
 from viral_core.tap import VisualTap, base_llava
-from viral_core.templates import TEMPLATES, prompt
+from viral_core.templates import prompt
 from viral_core.tiles import NEWLINE, batch_patch_index, patch_index, view_of
 from viral_core.trainer import train_stage1, train_stage2
 from workbook.evaluate import generate
 
-TEMPLATE = TEMPLATES["vicuna_v1"]
 GRIDS = ((1, 2), (2, 1), (2, 2), (1, 3), (3, 1))
 SIZES = [(28, 28), (100, 100), (28, 60), (90, 30), (33, 90), (61, 40), (40, 61), (300, 20)]  # height, width
 TEACHER_DIM = 6
 
 
 def build(tiny, align=None, vision="clip", language="llama", grids=GRIDS):
-    torch.manual_seed(1)
-    llava, processor = assemble(tiny / vision, tiny / language, tile_grids=grids)
-    model = AlignedModel(add_lora(llava, r=4, alpha=8), align)
-    for p in model.parameters():
-        if p.requires_grad:  # LoRA's B starts at 0
-            torch.nn.init.normal_(p, std=0.1)
-    return model.eval(), processor
+    parts = {"vision": vision, "language": language, "dropout": 0.0, "tile_grids": grids}
+    model, processor = trainings.build(tiny, align, **parts)
+    return perturb(model).eval(), processor
 
 
 @pytest.fixture(scope="module")
 def processor(tiny):
-    return build(tiny)[1]
+    return load_processor(tiny / "clip", tiny / "llama", tile_grids=GRIDS)
+
+
+@pytest.fixture(scope="module")
+def packing(tiny):
+    """How transformers packs the features of an image."""
+    return assemble(tiny / "clip", tiny / "llama", tile_grids=GRIDS)[0].model.pack_image_features
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +71,6 @@ def samples(tmp_path_factory):
 def batch_of(samples, processor, chosen, **options):
     data = ConversationDataset(samples, processor, TEMPLATE, 512)
     return Collator(processor, **options)([data[i] for i in chosen])
-
-
-def inputs(batch):
-    return {key: batch[key] for key in ("input_ids", "attention_mask", "pixel_values", "image_sizes")}
 
 
 def plain_index(size, grids=GRIDS, side=28, patch=14):
@@ -103,13 +100,12 @@ def plain_index(size, grids=GRIDS, side=28, patch=14):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_positions_are_those_of_transformers_own_packing(tiny, processor, size):
-    model = base_llava(build(tiny)[0].llava).model
+def test_positions_are_those_of_transformers_own_packing(packing, processor, size):
     pinpoints = processor.image_processor.image_grid_pinpoints
     index = patch_index(size, pinpoints, 28, 14)
     tiles = len(view_of(processor).keys("x", size))
     numbered = torch.arange(tiles * 4.0).view(tiles, 4, 1)
-    (packed,), lengths = model.pack_image_features(
+    (packed,), lengths = packing(
         [numbered], torch.tensor([size]), "default", image_newline=torch.tensor([float(NEWLINE)])
     )
     assert index.tolist() == packed[:, 0].tolist() == plain_index(size)
@@ -166,26 +162,14 @@ def test_tapped_states_and_what_they_show(tiny, samples, vision, language):
         assert torch.equal(tap.states[0][~shown], newline)
 
 
-def cosine_loop(pred, target, indices):
-    """Mean over images of the mean over tokens that show a patch of -cos, in float64, one token at a time."""
-    images, row = [], 0
-    for index in indices:
-        values = []
-        for patch in index.tolist():
-            if patch != NEWLINE:
-                p, t = pred[row].double(), target[patch].double()
-                values.append(-float(sum(a * b for a, b in zip(p, t, strict=True)) / (p.norm() * t.norm())))
-            row += 1
-        images.append(sum(values) / len(values))
-    return sum(images) / len(images)
-
-
 @pytest.mark.parametrize("target", ["teacher", "encoder", "projector"])
 def test_alignment_loss_against_a_plain_loop(tiny, samples, target):
     dim = TEACHER_DIM if target == "teacher" else None
     model, processor = build(tiny, Align(target, layers=(1, 3), weight=0.25, hidden=16, dim=dim))
     batch, llava = batch_of(samples, processor, (9, 8, 4)), base_llava(model.llava)
-    indices = batch_patch_index(llava.config, batch["image_sizes"])
+    index = batch_patch_index(llava.config, batch["image_sizes"])
+    sizes, index = [int((one != NEWLINE).sum()) for one in index], torch.cat(index)
+    shown = index != NEWLINE
     tiles = sum(len(view_of(processor).keys("", SIZES[i])) for i in (2, 1, 4))
     teacher = torch.randn(tiles, 4, TEACHER_DIM)
     with torch.no_grad():
@@ -196,7 +180,10 @@ def test_alignment_loss_against_a_plain_loop(tiny, samples, target):
             "encoder": model.tap.features,
             "projector": llava.model.multi_modal_projector(model.tap.features),
         }[target].flatten(0, 1)
-        expected = [cosine_loop(model.heads[str(layer)](states[layer]), wanted, indices) for layer in (1, 3)]
+        expected = [
+            reference_losses.cosine(model.heads[str(layer)](states[layer][shown]), wanted[index[shown]], sizes)
+            for layer in (1, 3)
+        ]
         reference = model.llava(**inputs(batch), labels=batch["labels"])
     assert float(out["vra_loss"]) == pytest.approx(sum(expected) / 2, abs=1e-6)
     torch.testing.assert_close(out["lm_loss"], reference.loss)
@@ -350,8 +337,6 @@ def test_training_with_either_source(tiny, samples, tmp_path):
 
 def test_cknna_per_tile_against_a_direct_computation(tiny, samples, tmp_path):
     """Tiles of 4 x 4 patches, so that a part of one can be measured; k = 3 needs 5 of them."""
-    from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
-
     torch.manual_seed(0)
     sizes = dict(hidden_size=24, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2)
     CLIPVisionModel(CLIPVisionConfig(patch_size=7, image_size=28, **sizes)).save_pretrained(tmp_path / "clip")
