@@ -7,24 +7,19 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+import trainings
 from PIL import Image
+from trainings import MIXED, TEMPLATE, Killed, features, inputs, killing, log, perturb
 
-from viral_core.aligned import AlignedModel
 from viral_core.cache import FeatureCache, write_cache
-from viral_core.conversations import load_conversations
-from viral_core.data import Collator, ConversationDataset
-from viral_core.files import read_lines
-from viral_core.llava import add_lora, assemble
 from viral_core.recipe import Recipe
 from viral_core.ross import Denoiser, Reconstruction
 from viral_core.run_folder import load_run, save_run
 from viral_core.specs import Align, Reconstruct
 from viral_core.teachers import load_teacher
-from viral_core.templates import TEMPLATES
 from viral_core.trainer import train_stage2
 from workbook import config, pipeline
 
-TEMPLATE = TEMPLATES["vicuna_v1"]
 LAST, MIDDLE = (Reconstruct(layer=layer, dim=6, grid=2, blocks=2, width=16, heads=4) for layer in (4, 2))
 
 
@@ -32,40 +27,15 @@ def spec(**sizes) -> Reconstruct:
     return Reconstruct(**{"dim": 6, "grid": 2, "width": 16, "heads": 4} | sizes)
 
 
-def latents(keys):
-    """Latents (n, 4, 6) of images, by name."""
-    return torch.stack([torch.randn(4, 6, generator=torch.Generator().manual_seed(int(key[:-4]))) for key in keys])
-
-
-def perturb(module):
-    """Leave the start, where outputs and most gradients are zero."""
-    generator = torch.Generator().manual_seed(3)
-    for p in module.parameters():
-        p.data += 0.1 * torch.randn(p.shape, generator=generator)
-
-
 @pytest.fixture(scope="module")
-def samples(conversations):
-    return load_conversations(*conversations)
-
-
-@pytest.fixture(scope="module")
-def batches(tiny, samples):
-    """One batch with images (two, none, one and one to a sample) and one without."""
-    processor = assemble(tiny / "clip", tiny / "llama")[1]
-    data = ConversationDataset(samples, processor, TEMPLATE, 512)
-    collate = Collator(processor, latents=latents)
-    return collate([data[i] for i in (4, 7, 0, 1)]), collate([data[i] for i in (7, 9)])
+def batches(batch_of):
+    """One batch with images and one without."""
+    return batch_of(MIXED, latents=features), batch_of((7, 9), latents=features)
 
 
 def build(tiny, reconstruct, align=None):
-    torch.manual_seed(1)
-    llava, processor = assemble(tiny / "clip", tiny / "llama")
-    llava = add_lora(llava, r=4, alpha=8)
-    for name, p in llava.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(p, std=0.1)
-    return AlignedModel(llava, align, reconstruct=reconstruct), processor
+    model, processor = trainings.build(tiny, align, reconstruct=reconstruct, dropout=0.0)
+    return perturb(model, "lora_B"), processor
 
 
 def test_schedule_is_the_cosine_with_capped_betas():
@@ -229,11 +199,6 @@ def test_targets_are_2_by_2_latents_on_the_students_grid(vae, tmp_path):
     assert cache.teacher["checkpoint"] == load_teacher("vae", vae / "vae", grid=2).identity()["checkpoint"]
 
 
-def test_input_size_follows_the_students_grid(vae):
-    assert load_teacher("vae", vae, grid=24, subfolder="vae").size == 384
-    assert load_teacher("vae", vae, grid=27, subfolder="vae").size == 432
-
-
 @pytest.mark.parametrize("reconstruct", [LAST, MIDDLE])
 def test_default_reads_after_the_final_norm_and_middle_a_block(tiny, batches, reconstruct):
     model, _ = build(tiny, reconstruct)
@@ -242,10 +207,9 @@ def test_default_reads_after_the_final_norm_and_middle_a_block(tiny, batches, re
     with torch.no_grad():
         torch.manual_seed(0)
         losses = model.eval()(**batch)
-        hidden = model.llava(
-            **{k: batch[k] for k in ("input_ids", "attention_mask", "pixel_values")}, output_hidden_states=True
-        ).hidden_states[reconstruct.layer]  # transformers' last hidden state is normed
-        visual = hidden[batch["input_ids"] == model.config.image_token_id]
+        hidden = model.llava(**inputs(batch), output_hidden_states=True).hidden_states
+        visual = hidden[reconstruct.layer]  # transformers' last one is normed
+        visual = visual[batch["input_ids"] == model.config.image_token_id]
         torch.manual_seed(0)
         expected = model.reconstruction(visual, batch["latents"])
     torch.testing.assert_close(losses["ross_loss"], expected)
@@ -267,31 +231,14 @@ def test_gradients_reach_what_lies_below_and_the_denoiser(tiny, batches):
         assert (p.grad is not None and bool(p.grad.abs().sum() > 0)) == trained, name
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_batch_without_images_is_zero_and_in_the_graph(tiny, batches, checkpointing):
+def test_batch_without_images_is_zero_and_in_the_graph(tiny, batches):
     model, _ = build(tiny, LAST)
     perturb(model.reconstruction)
-    if checkpointing:
-        model.gradient_checkpointing_enable()
     losses = model.train()(**batches[1])
     assert float(losses["ross_loss"].detach()) == 0
     losses["loss"].backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
     assert not any(p.grad.any() for p in model.reconstruction.parameters())
-
-
-def test_gradient_checkpointing_gives_the_same_gradients(tiny, batches):
-    gradients = []
-    for checkpointing in (False, True):
-        model, _ = build(tiny, LAST)
-        perturb(model.reconstruction)
-        if checkpointing:
-            model.gradient_checkpointing_enable()
-        torch.manual_seed(0)
-        model.train()(**batches[0])["loss"].backward()
-        gradients.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
-    for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], gradient)
 
 
 def test_a_part_of_a_global_batch_has_its_share_and_both_objectives_add_up(tiny, batches):
@@ -331,43 +278,33 @@ def test_a_loaded_run_is_identical(tiny, batches, tmp_path):
     assert losses[0] == losses[1]
 
 
-class Killed(BaseException):
-    """Stands for the end of the process."""
-
-
 def test_a_killed_run_resumes_exactly_and_logs_its_loss(tiny, samples, tmp_path):
     recipe = Recipe(batch_size=4, lr=1e-2, steps=4, micro_batch=2, max_length=512, log_every=1, save_every=2)
-    read = []
-
-    def killing(keys):
-        read.append(keys)
-        if len(read) > 6:
-            raise Killed
-        return latents(keys)
 
     def train(folder, source):
         model, processor = build(tiny, MIDDLE)
         torch.manual_seed(len(folder.name))  # the state of the process must not matter
         train_stage2(model, processor, samples, recipe, folder, template=TEMPLATE, latents=source)
-        return model.state_dict(), read_lines(folder / "log.jsonl", "")
+        return model.state_dict(), log(folder)
 
     with pytest.raises(Killed):
-        train(tmp_path / "killed", killing)
-    (whole, log), (resumed, log_too) = train(tmp_path / "whole", latents), train(tmp_path / "killed", latents)
+        train(tmp_path / "killed", killing(after=6))
+    whole, entries = train(tmp_path / "whole", features)
+    resumed, others = train(tmp_path / "killed", features)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    assert [{**entry, "seconds": 0} for entry in log] == [{**entry, "seconds": 0} for entry in log_too]
-    for entry in log:
+    assert [{**entry, "seconds": 0} for entry in entries] == [{**entry, "seconds": 0} for entry in others]
+    for entry in entries:
         assert entry["vra_loss"] is None
         if entry["ross_loss"] is None:
             assert entry["loss"] == entry["lm_loss"]  # no images
         else:
             assert entry["loss"] == pytest.approx(entry["lm_loss"] + entry["ross_loss"], rel=1e-5)
-    assert sum(entry["ross_loss"] is not None for entry in log) >= 3
+    assert sum(entry["ross_loss"] is not None for entry in entries) >= 3
 
 
 def test_latents_belong_to_reconstruction(tiny, samples, tmp_path):
     recipe = Recipe(batch_size=4, lr=1e-2, steps=1)
-    for reconstruct, source in ((LAST, None), (None, latents)):
+    for reconstruct, source in ((LAST, None), (None, features)):
         model, processor = build(tiny, reconstruct)
         with pytest.raises(ValueError, match="reconstruction takes cached latents"):
             train_stage2(model, processor, samples, recipe, tmp_path, template=TEMPLATE, latents=source)
