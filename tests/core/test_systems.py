@@ -2,16 +2,18 @@
 with computations that use none of the code under test."""
 
 import json
-import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import reference_losses
 import torch
 import yaml
 from safetensors.torch import load_file
+from trainings import inputs
 from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model
+from transformers.image_utils import OPENAI_CLIP_MEAN
 
 from viral_core.aligned import AlignedModel
 from viral_core.cache import FeatureCache
@@ -22,7 +24,7 @@ from viral_core.llava import add_lora, assemble, save_projector
 from viral_core.run_folder import load_run
 from viral_core.templates import TEMPLATES
 from workbook import config as profiles
-from workbook import models, pipeline, stages
+from workbook import pipeline, stages
 
 BLOCKS, LAYER, BATCH = 4, 2, 4
 RUNS = (
@@ -124,7 +126,7 @@ def hidden(llava, batch, layer: int) -> torch.Tensor:
     kept = {}
     block = llava.model.language_model.layers[layer - 1]
     handle = block.register_forward_hook(lambda _m, _a, out: kept.update(out=out[0] if isinstance(out, tuple) else out))
-    llava(**{key: batch[key] for key in ("input_ids", "attention_mask", "pixel_values")})
+    llava(**inputs(batch))
     handle.remove()
     return kept["out"][batch["input_ids"] == llava.config.image_token_id].view(-1, 4, 32)
 
@@ -136,26 +138,13 @@ def encoded(llava, batch) -> torch.Tensor:
 
 
 def cosine(pred: torch.Tensor, target: torch.Tensor) -> float:
-    """Eq. 6 by a plain loop in float64: the mean over images of the mean over tokens of -cos."""
-    images = []
-    for p_image, t_image in zip(pred.double().tolist(), target.double().tolist(), strict=True):
-        tokens = []
-        for p, t in zip(p_image, t_image, strict=True):
-            dot = sum(a * b for a, b in zip(p, t, strict=True))
-            tokens.append(-dot / math.sqrt(sum(a * a for a in p)) / math.sqrt(sum(b * b for b in t)))
-        images.append(sum(tokens) / len(tokens))
-    return sum(images) / len(images)
+    """Eq. 6 of images (n, 4, d)."""
+    return reference_losses.cosine(pred.flatten(0, 1), target.flatten(0, 1), [4] * len(pred))
 
 
 def relation(pred: torch.Tensor, target: torch.Tensor) -> float:
-    """Table 5 by loops: squared differences of cosines between the tokens of an image."""
-    errors = []
-    for p, t in zip(pred.double(), target.double(), strict=True):
-        for i in range(len(p)):
-            for j in range(len(p)):
-                similar = [float(x[i] @ x[j] / x[i].norm() / x[j].norm()) for x in (p, t)]
-                errors.append((similar[0] - similar[1]) ** 2)
-    return sum(errors) / len(errors)
+    """Table 5, of images (n, 4, d)."""
+    return reference_losses.relation(pred.flatten(0, 1), target.flatten(0, 1), [4] * len(pred))
 
 
 def cached(tiny_profile, name: str) -> FeatureCache:
@@ -224,16 +213,15 @@ def test_lambda_scales_gradients(tiny_profile):
     batch["teacher_features"] = cached(tiny_profile, "dinov2-clip")(names)
     weight = llava.model.multi_modal_projector.linear_2.weight
     align = tiny_profile.settings.systems["viral"].align
-    found = {}
     for value in (0.1, 1.0):
-        torch.manual_seed(3)
         model = AlignedModel(llava, replace(align, weight=value, dim=16))
         losses = model(**batch)
-        found[value] = torch.autograd.grad(losses["loss"], weight, retain_graph=True)[0]
-        parts = [torch.autograd.grad(losses[name], weight, retain_graph=True)[0] for name in ("lm_loss", "vra_loss")]
+        whole, *parts = (
+            torch.autograd.grad(losses[name], weight, retain_graph=True)[0] for name in ("loss", "lm_loss", "vra_loss")
+        )
         model.remove()
-        torch.testing.assert_close(found[value], parts[0] + value * parts[1])
-    torch.testing.assert_close(found[1.0] - found[0.1], 0.9 * parts[1], rtol=1e-4, atol=1e-6)
+        assert all(part.any() for part in parts)
+        torch.testing.assert_close(whole, parts[0] + value * parts[1])
 
 
 @pytest.mark.parametrize("run", ["residual-post", "residual-pre"])
@@ -248,8 +236,7 @@ def test_a_residual_adds_to_the_visual_positions_after_its_block_and_nowhere_els
         blocks[index].register_forward_pre_hook(
             lambda _m, args, kwargs, index=index: seen.update({index: (args, kwargs)}), with_kwargs=True
         )
-    pieces = {key: batch[key] for key in ("input_ids", "attention_mask", "pixel_values")}
-    found.model(**pieces, use_cache=False)
+    found.model(**inputs(batch), use_cache=False)
     visual = batch["input_ids"] == llava.config.image_token_id
     z = encoded(llava, batch)
     if run == "residual-post":
@@ -304,30 +291,11 @@ def test_as_released_leaves_the_head_at_its_random_start(tiny_profile):
     assert all(grad.abs().max() > 0 for grad in lora)  # the loss still reaches the language model
 
 
-def test_as_released_redraws_every_linear_of_the_teacher_and_keeps_the_rest(tiny_profile):
-    entry = tiny_profile.made["stage2"]["tiny-as-released-s0"]
-    teacher = models.teacher(tiny_profile.settings, "dinov2", entry["vision"], "as_released")
-    checkpoint = Dinov2Model.from_pretrained(tiny_profile.settings.teachers["dinov2"].path)
-    linear = {f"{name}." for name, m in checkpoint.named_modules() if isinstance(m, torch.nn.Linear)}
-    redrawn = 0
-    for name, value in teacher.model.state_dict().items():
-        same = torch.equal(value, checkpoint.state_dict()[name])
-        if any(name.startswith(prefix) for prefix in linear):
-            if name.endswith("bias"):
-                assert not value.any()
-            else:
-                assert not same
-                assert float(value.std()) == pytest.approx(0.02, rel=0.2)
-                redrawn += 1
-        else:
-            assert same, name
-    assert redrawn == len(linear) > 0
-    assert teacher.mean == pytest.approx((0.48145466, 0.4578275, 0.40821073))  # CLIP's
-
-
 def test_the_control_has_a_cache_of_its_own_and_its_seeds_share_it(tiny_profile):
     intact, released = cached(tiny_profile, "dinov2-clip"), cached(tiny_profile, "dinov2-clip-as_released")
-    assert intact.teacher != released.teacher
+    clip = [round(mean, 6) for mean in OPENAI_CLIP_MEAN]
+    assert (intact.teacher["randomised"], released.teacher["randomised"]) == (None, 0)  # one draw, whatever the seed
+    assert released.teacher["mean"] == clip != intact.teacher["mean"]
     assert not torch.allclose(intact["0.png"], released["0.png"], atol=1e-2)
     entries = [tiny_profile.made["stage2"][f"tiny-as-released-s{seed}"] for seed in (0, 1)]
     assert {entry["targets"] for entry in entries} == {str(released.folder)}
@@ -377,8 +345,6 @@ def test_a_runs_folder_tells_how_it_was_made(tiny_profile):
     assert json.loads((folder / "run.json").read_text())["training"]["stage"] == entry
     started = json.loads((folder / "environment.json").read_text())
     assert [environment["from_step"] for environment in started] == [0]
-    assert started[0]["packages"]["torch"] == torch.__version__
-    assert started[0]["torch_threads"] == torch.get_num_threads()
     step = load_run(folder / "checkpoint-1")
     assert step.training["step"] == 1  # half of the training
 
