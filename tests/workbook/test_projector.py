@@ -114,9 +114,3 @@ def test_a_profile_with_a_projector_skips_stage_1(tiny, tmp_path, monkeypatch):
     }
     stages.projector(SimpleNamespace(**models), {**entry, "out": str(tmp_path / "stage1")})
     assert (tmp_path / "stage1" / "projector.safetensors").is_file()
-
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({**change, "projectors": {"vicuna-clip": "x"}}))
-    with pytest.raises(
-        profiles.ProfileError, match="no pair of language and vision 'vicuna-clip'; there are: vicuna-7b-clip"
-    ):
-        profiles.load("mine")
