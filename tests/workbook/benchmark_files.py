@@ -1,4 +1,4 @@
-"""Benchmarks in their official formats, a few rows each, for tests."""
+"""Benchmarks in their official formats, a few rows each; and where the real files are, if they are here."""
 
 import csv
 import io
@@ -6,10 +6,13 @@ import json
 from pathlib import Path
 
 import pandas
+import pytest
 from PIL import Image
 
 from workbook.benchmarks import BENCHMARKS
 
+DATA = Path(__file__).parents[3] / "shared" / "data"
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the folder of real files is not here")
 PHOTO = "pope/val2014/COCO_val2014_000000310196.jpg"
 
 
@@ -32,6 +35,10 @@ def write_csv(path, rows, header):
 def write_lines(path, items):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
+
+
+def edit_lines(path, change):
+    write_lines(path, change([json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]))
 
 
 MMVP_HEADER = ["Index", "Question", "Options", "Correct Answer"]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from benchmark_files import DATA, needs_data
 
 from workbook.benchmarks import BENCHMARKS, registry, score
 from workbook.benchmarks.multiple_choice import MMStar
@@ -14,8 +15,6 @@ from workbook.benchmarks.stats import intervals
 from workbook.benchmarks.yes_no import MME_COGNITION, MME_PERCEPTION
 
 COUNTS = ["4", "2", "3", "1"]
-DATA = Path(__file__).parents[3] / "shared" / "data"
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the folder of real answer files is not here")
 
 
 def row(number, answer, options=("yes", "no"), group=None, category="", response=None, **more):
@@ -226,20 +225,16 @@ def test_half_pairs_and_unknown_names_are_errors():
 @pytest.mark.parametrize(
     ("benchmark", "form"),
     [
-        ("cv_bench", "({})"),
-        ("mmstar", "({})"),
-        ("mmvp", "{}"),
-        ("pope_random", "{}"),
-        ("mme", "{}"),
-        ("whats_up_one", "{}"),
+        ("cv_bench", "({})".format),
+        ("mmstar", "({})".format),
+        ("mmvp", lambda key: key.strip("()").upper()),
+        ("pope_random", str.capitalize),
+        ("mme", str.capitalize),
+        ("whats_up_one", str.capitalize),
     ],
 )
 def test_keys_in_the_data_sets_own_form(benchmark, form):
-    rows = [r | {"answer": form.format(r["answer"].capitalize())} for r in ROWS[benchmark]]
-    for r in rows:
-        if benchmark == "mmvp":
-            r["answer"] = r["answer"].strip("()").upper()
-    result = score(benchmark, rows)
+    result = score(benchmark, [r | {"answer": form(r["answer"])} for r in ROWS[benchmark]])
     full = 2800 if benchmark == "mme" else 1
     assert (result["official"], result["strict"]) == (full, full)
 
@@ -285,7 +280,6 @@ def test_intervals_hold_every_score_and_its_value(benchmark):
         assert interval.low < interval.value < interval.high or interval.value in (0, 1)
     assert scores["official"].low < scores["official"].high
     assert (scores["official"].n, scores["official"].seeds) == (len(run), 1)
-    assert intervals(benchmark, [[run]]) == scores
     assert intervals(benchmark, [[run]], rule="strict")["official"].value == pytest.approx(result["strict"])
 
 
