@@ -1,5 +1,6 @@
 """The runner on tiny random models: batches, order, continuation, settings, sampling, hooks."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,15 +11,18 @@ import viral_core  # noqa: F401  (before torch and transformers)
 import torch
 from PIL import Image
 
-from viral_core.images import pad_to_square
 from viral_core.llava import add_lora, assemble
+from viral_core.measure.inputs import batches
 from viral_core.measure.permutation import PatchPermutation
 from viral_core.templates import TEMPLATES, prompt
 from workbook.benchmarks.answers import read_answers
 from workbook.evaluate import evaluate, generate, sampled
 
+MODELS = [("clip", "llama", "vicuna_v1", "eager"), ("siglip", "qwen", "qwen", "sdpa")]
+one_model = pytest.mark.parametrize("model", MODELS[:1], indirect=True)  # for what does not depend on the model
 
-@pytest.fixture(scope="module", params=[("clip", "llama", "vicuna_v1", "eager"), ("siglip", "qwen", "qwen", "sdpa")])
+
+@pytest.fixture(scope="module", params=MODELS)
 def model(request, tiny):
     """(LLaVA with wide random weights, processor, template): its answers differ from prompt to prompt."""
     vision, language, template, attention = request.param
@@ -77,23 +81,15 @@ def test_a_batch_answers_as_one_by_one_in_the_rows_order(model, rows, tmp_path):
 def test_logits_do_not_depend_on_the_padding(model, rows):
     llava, processor, template = model
     prompts = [prompt(template, "<image>\n" + row["prompt"]) for row in rows]
-    images = [pad_to_square(Image.open(row["image"])) for row in rows]
+    images = [row["image"] for row in rows]
 
-    def logits(chosen):
-        inputs = processor(
-            images=[images[i] for i in chosen], text=[prompts[i] for i in chosen], padding=True, return_tensors="pt",
-            padding_side="left",
-        )  # fmt: skip
-        positions = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
-        with torch.inference_mode():
-            return llava(
-                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], position_ids=positions,
-                pixel_values=inputs["pixel_values"],
-            ).logits[:, -1]  # fmt: skip
+    @torch.inference_mode()
+    def logits(size):
+        return torch.cat([
+            llava(**inputs).logits[:, -1] for _, inputs in batches(llava, processor, images, prompts, size, "")
+        ])  # fmt: skip
 
-    together = logits(range(len(rows)))
-    alone = torch.cat([logits([i]) for i in range(len(rows))])
-    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits(len(rows)), logits(1), rtol=1e-4, atol=1e-4)
 
 
 def test_longest_first_and_squared_images(model, rows, tmp_path, monkeypatch):
@@ -117,14 +113,13 @@ def test_longest_first_and_squared_images(model, rows, tmp_path, monkeypatch):
 
 def test_an_interrupted_evaluation_continues_and_a_finished_one_is_not_repeated(model, rows, tmp_path):
     whole, broken = tmp_path / "whole.jsonl", tmp_path / "broken.jsonl"
-    expected = ask(model, rows, whole, batch_size=4)
+    expected, begun = ask(model, rows, whole, batch_size=4), []
 
     def stop(ids):
-        if stop.batches == 2:
+        if len(begun) == 2:
             raise KeyboardInterrupt
-        stop.batches += 1
+        begun.append(ids)
 
-    stop.batches = 0
     with pytest.raises(KeyboardInterrupt):
         ask(model, rows, broken, batch_size=4, on_batch=stop)
     assert len(broken.read_text().splitlines()) == 1 + 8
@@ -138,7 +133,8 @@ def test_an_interrupted_evaluation_continues_and_a_finished_one_is_not_repeated(
     assert broken.read_bytes() == before
 
 
-def test_answers_of_other_settings_are_set_aside(model, rows, tmp_path):
+@one_model
+def test_answers_of_other_settings_are_set_aside_and_all_asked_for_again(model, rows, tmp_path):
     out = tmp_path / "a.jsonl"
     reworded = [row | {"prompt": row["prompt"] + " Please."} for row in rows]
     for asked, change, name in (
@@ -150,6 +146,9 @@ def test_answers_of_other_settings_are_set_aside(model, rows, tmp_path):
         ask(model, rows, out)
         with pytest.warns(UserWarning, match=f"other settings .*{name}: .*asking again"):
             ask(model, asked, out, **change)
+        settings, found = read_answers(out)
+        assert [len(run) for run in found] == [len(rows)] * settings["runs"]
+    ask(model, reworded, out)  # the settings of the last change are those of the file now
     assert len(list(tmp_path.glob("a.jsonl.*other-settings*"))) == 6  # nothing that cost time is deleted
 
 
@@ -186,23 +185,8 @@ def test_a_peft_model_answers_and_one_in_training_mode_does_not(tiny, rows, tmp_
         ask((model.train(), processor, TEMPLATES["vicuna_v1"]), rows, tmp_path / "training.jsonl")
 
 
-def test_answers_of_other_weights_are_asked_for_again(model, rows, tmp_path):
-    file = tmp_path / "a.jsonl"
-    ask(model, rows, file, model_id="before")
-    with pytest.warns(UserWarning, match="other settings .model: 'before' there, 'after' now.*asking again"):
-        answered = ask(model, rows, file, model_id="after")
-    settings, found = read_answers(file)
-    assert settings["model"] == "after"
-    assert sorted(row["id"] for row in found[0]) == sorted(row["id"] for row in answered[0])
-    assert len(list(tmp_path.glob("a.jsonl*.other-settings"))) == 1  # nothing that cost time is deleted
-    kept = file.read_bytes()
-    ask(model, rows, file, model_id="after")
-    assert file.read_bytes() == kept
-
-
+@one_model
 def test_images_as_bytes_are_not_written_to_the_answers(model, rows, tmp_path):
-    from pathlib import Path
-
     inside = [row | {"image": Path(row["image"]).read_bytes()} for row in rows]
     expected = ask(model, rows, tmp_path / "paths.jsonl")
     assert texts(ask(model, inside, tmp_path / "bytes.jsonl")) == texts(expected)

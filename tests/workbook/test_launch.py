@@ -37,12 +37,16 @@ def test_one_node_is_torchrun_of_the_same_command():
     assert command[command.index("--nproc-per-node") + 1] == "8"
 
 
-def test_several_nodes_are_deepspeeds_hostfile_or_slurm(monkeypatch):
+def test_several_nodes_are_deepspeeds_hostfile_or_slurm(tmp_path, monkeypatch):
     hosts = Launch(gpus=4, nodes=2, hostfile="hosts.txt", deepspeed="zero3")
     command = launcher(hosts, ["stage2", "k"], {})
     assert command[1:5] == ["-m", "deepspeed.launcher.runner", "--no_local_rank", "--hostfile"]
     assert command[-4:] == ["--module", "workbook", "stage2", "k"]
-    monkeypatch.setattr(launch, "_first_node", lambda environment: "node-a")
+    (tmp_path / "scontrol").write_text(
+        "#!/bin/sh\n[ $1/$2/$3 = 'show/hostnames/node-[a-b]' ] && echo node-a && echo node-b\n"
+    )
+    (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
     slurm = {"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node-[a-b]"}
     command = launcher(hosts.model_copy(update={"hostfile": None}), ["stage2", "k"], slurm)
     assert command[0] == "srun"
@@ -66,6 +70,8 @@ def test_a_shared_stage_becomes_its_launcher_once(monkeypatch):
 
     monkeypatch.setattr(os, "execvp", become)
     monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr("sys.argv", ["workbook", "stage1", "k"])
     for stage, settings in (
         ("stage1", Launch()), ("world", Launch(gpus=2)), ("notebook", Launch(gpus=2)),
@@ -73,6 +79,8 @@ def test_a_shared_stage_becomes_its_launcher_once(monkeypatch):
     ):  # fmt: skip
         launch.spread(stage, settings)
     assert not started
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "2"  # one process takes one GPU
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     for stage, settings in (
         ("stage1", Launch(gpus=2)), ("stage2", Launch(deepspeed="zero3_offload")), ("evaluate", Launch(gpus=2)),
     ):  # fmt: skip
