@@ -7,15 +7,37 @@ from the baseline, or from the run that it `extends`: there null takes a key awa
 
 import json
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from workbook import lock
 from workbook.paths import PROFILES
 from workbook.sections import MEASUREMENTS, SYSTEMS, LearningCurve, Profile, ProfileError, System, known
 
 PARAMS = "params.yaml"
+# What a profile's file may say: `load` sets the name and the systems.
+KEYS = ["extends", "align", "reconstruct", *(key for key in Profile.model_fields if key not in ("name", "systems"))]
+# Of a recipe, what is said elsewhere, for every run of its own.
+ELSEWHERE = {
+    "seed": "a run's seeds stand under `runs`, that of stage 1 is the profile's `seed`",
+    "checkpoints": "which a run keeps says `learning_curve`",
+    "deepspeed": "the configuration is named by `launch.deepspeed`",
+}
+
+
+class _Loader(lock.Loader):
+    """For profiles: numbers such as 2e-4, and an error where a key is repeated, of which the last one would count."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key, _ in node.value:
+            if str(key.value) in seen:
+                raise yaml.MarkedYAMLError(problem=f"key {key.value!r} is repeated", problem_mark=key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
 
 
 def names() -> list[str]:
@@ -52,7 +74,7 @@ def validate(kind, data, where: str):
 
 def _yaml(file: Path, where: str) -> dict:
     try:
-        data = yaml.safe_load(file.read_text(encoding="utf-8"))
+        data = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ProfileError(f"{where} is not YAML in UTF-8: {error}") from error
     if not isinstance(data, dict):
@@ -75,20 +97,27 @@ def _profile(name: str, where: str) -> dict:
     return _yaml(PROFILES / f"{name}.yaml", f"profiles/{name}.yaml")
 
 
-def _entries(defaults: dict[str, dict]) -> dict[str, dict]:
-    """The entries of runs.yaml, each complete and checked."""
+def _entries(defaults: dict[str, dict], where: str) -> dict[str, dict]:
+    """The entries of runs.yaml, each complete and checked, with what the profile `where` gives those that say nothing.
+
+    ProfileError for a default that all of them overrule.
+    """
     entries = _yaml(PROFILES / "runs.yaml", SYSTEMS)
 
     def read(name: str, where: str) -> dict:
         known("run", name, entries, where)
         return validate(dict, entries[name] or {}, f"{SYSTEMS}: {name}")
 
-    complete = {}
-    for run in entries:
-        complete[run] = entry = _extended(read, run, SYSTEMS)
-        for key, values in defaults.items():
-            if isinstance(entry.get(key), dict):
-                entry[key] = values | entry[key]
+    complete = {run: _extended(read, run, SYSTEMS) for run in entries}
+    for key, values in defaults.items():
+        own = [entry for entry in complete.values() if isinstance(entry.get(key), dict)]
+        for name in values:
+            if own and all(name in entry[key] for entry in own):
+                remedy = f"write an entry of your own in {SYSTEMS}, which `extends` another"
+                raise ProfileError(f"{where}: {key}.{name} has no effect, for every run states its own: {remedy}")
+        for entry in own:
+            entry[key] = values | entry[key]
+    for run, entry in complete.items():
         validate(System, entry, f"{SYSTEMS}: {run}")
     return complete
 
@@ -102,13 +131,19 @@ def load(name: str) -> Profile:
     where = f"profiles/{name}.yaml"
     text = json.dumps(_extended(_profile, name, where), default=str)
     data = json.loads(text.replace("{profile}", name))  # paths hold the profile's name
-    defaults = {key: data.pop(key, None) or {} for key in ("align", "reconstruct")}
-    systems = _entries(defaults)
+    if unknown := [key for key in data if key not in KEYS]:
+        raise ProfileError(f"{where}: unknown key {', '.join(unknown)}; valid keys: {', '.join(KEYS)}")
+    defaults = {key: validate(dict, data.pop(key, None) or {}, f"{where}: {key}") for key in ("align", "reconstruct")}
+    validate(System, {**defaults, "align": {"teacher": "", **defaults["align"]}}, where)
+    systems = _entries(defaults, where)
     curve = data.get("learning_curve") and validate(LearningCurve, data["learning_curve"], f"{where}: learning_curve")
     for run in curve.runs if curve else ():
         known("run", run, systems, f"{where}: learning_curve")
         systems[run]["checkpoints"] = curve.fractions
     profile = validate(Profile, {**data, "name": name, "systems": systems}, where)
+    for stage, key in product(("stage1", "stage2"), ELSEWHERE):
+        if key in data[stage]:
+            raise ProfileError(f"{where}: {stage}.{key}: {ELSEWHERE[key]}")
     for measurement in MEASUREMENTS:
         for run in getattr(getattr(profile, measurement), "runs", ()):
             known("run", run, profile.systems, f"{where}: {measurement}")

@@ -2,6 +2,7 @@
 
 import typing
 from dataclasses import replace
+from difflib import get_close_matches
 from functools import partial
 from types import NoneType
 from typing import Annotated, Literal
@@ -28,9 +29,10 @@ class ProfileError(ValueError):
 
 
 def known(what: str, name: str, valid, where: str) -> None:
-    """Raise ProfileError, with the valid names, unless `name` is one of them."""
+    """Raise ProfileError, with the valid names, those like it first, unless `name` is one of them."""
     if name not in valid:
-        raise ProfileError(f"{where}: no {what} {name!r}; there are: {', '.join(valid)}")
+        names = dict.fromkeys([*get_close_matches(str(name), valid), *valid])
+        raise ProfileError(f"{where}: no {what} {name!r}; there are: {', '.join(names)}")
 
 
 def _keys(kind, data):
@@ -308,7 +310,7 @@ class Profile(Section):
     @model_validator(mode="after")
     def _check_names(self):
         for run, seeds in self.runs.items():
-            known("run", run, self.systems, SYSTEMS)
+            known("run", run, self.systems, "runs")
             if len(set(seeds)) < len(seeds):
                 raise ValueError(f"runs.{run}: seeds must differ, found {seeds}")
             self._check_system(self.systems[run], f"run {run} of {self.name}")
@@ -333,9 +335,13 @@ class Profile(Section):
             known("vae", system.reconstruct.vae, vaes, where)
             if not self.teachers[system.reconstruct.vae].cache:
                 raise ValueError(f"{where}: reconstruction reads cached latents: give {system.reconstruct.vae} a cache")
+        blocks = self.languages[system.language].blocks
         try:
             if system.align:
-                system.align.blocks(self.languages[system.language].blocks)
+                system.align.blocks(blocks)
+            for part in (system.residual, system.reconstruct):
+                if part and part.layer is not None and not 1 <= part.layer <= blocks:
+                    raise ValueError(f"layer {part.layer} does not exist: this language model has {blocks} blocks")
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
 

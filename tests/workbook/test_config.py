@@ -136,9 +136,21 @@ def test_committed_params_are_the_laptop_profile():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"stag2": {}}, r"mine.yaml: unknown key stag2; valid keys: .*stage2"),
+        ({"stag2": {}}, r"mine.yaml: unknown key stag2; valid keys: extends, align, reconstruct, label, .*stage2"),
+        ({"systems": {}}, r"^profiles/mine.yaml: unknown key systems; valid keys: "),
+        ({"align": {"weigth": 0.9}}, r"^profiles/mine.yaml: align: unknown key weigth; valid keys: target, "),
+        ({"align": {"hidden": "wide"}}, r"^profiles/mine.yaml: align.hidden: .*integer, found 'wide'"),
+        ({"align": 0.9}, r"^profiles/mine.yaml: align: .*found 0.9"),
+        (
+            {"align": {"weight": 0.9}},
+            r"^profiles/mine.yaml: align.weight has no effect.* entry .*profiles/runs.yaml",
+        ),
+        ({"reconstruct": {"depth": 0.5}}, r"^profiles/mine.yaml: reconstruct.depth has no effect"),
+        ({"stage2": {"seed": 3}}, r"^profiles/mine.yaml: stage2.seed: a run's seeds stand under `runs`"),
+        ({"stage1": {"checkpoints": [0.5]}}, r"^profiles/mine.yaml: stage1.checkpoints: .* `learning_curve`"),
+        ({"stage2": {"deepspeed": {}}}, r"^profiles/mine.yaml: stage2.deepspeed: .* `launch.deepspeed`"),
         ({"world": {"polo": 3}}, r"mine.yaml: world: unknown key polo; valid keys: "),
-        ({"runs": {"virall": [0]}}, r"no run 'virall'; there are: baseline, viral"),
+        ({"runs": {"virall": [0]}}, r"^profiles/mine.yaml: runs: no run 'virall'; there are: viral, .*baseline"),
         ({"world": {"captions": "many"}}, r"mine.yaml: world.captions: .*integer, found 'many'"),
         ({"world": {"captions": None}}, r"mine.yaml: world: missing key captions"),
         ({"label": None}, r"mine.yaml: missing key label"),
@@ -160,7 +172,7 @@ def test_committed_params_are_the_laptop_profile():
         ({"learning_curve": {"fractions": [0.0]}}, r"learning_curve: fractions.0: .*greater than 0, found 0.0"),
         ({"compute": {"dtype": "int8"}}, r"mine.yaml: compute.dtype: .*'float32' or 'bfloat16', found 'int8'"),
         ({"launch": {"gpus": 0}}, r"mine.yaml: launch.gpus: .*greater than 0"),
-        ({"launch": {"deepspeed": "zero9"}}, r"no DeepSpeed configuration 'zero9'; there are: zero2, zero3"),
+        ({"launch": {"deepspeed": "zero9"}}, r"no DeepSpeed configuration 'zero9'; there are: zero\d, "),
         ({"languages": {"my.model": {"path": "x", "template": "qwen", "blocks": 2}}}, r"languages.my.model: .*pattern"),
         ({"teachers": {"dinov2": {"path": "owner/model"}}}, r"needs its commit as `revision`"),
         ({"extends": "mine"}, r"mine.yaml: mine extends mine"),
@@ -169,6 +181,25 @@ def test_committed_params_are_the_laptop_profile():
 def test_what_is_wrong_in_a_profile_is_named(folder, change, message):
     with pytest.raises(ProfileError, match=message):
         mine(folder, change)
+
+
+@pytest.mark.parametrize("where", ["mine", "runs"])
+def test_a_repeated_key_is_named(folder, where):
+    (folder / "mine.yaml").write_text("extends: laptop\n")
+    file = folder / f"{where}.yaml"
+    first = file.read_text()
+    file.write_text(f"{first}twice: {{a: 1}}\nother:\ntwice: {{a: 2}}\n")
+    line = len(first.splitlines()) + 3
+    with pytest.raises(
+        ProfileError, match=rf"^profiles/{where}.yaml is not YAML.*'twice' is repeated\n.* line {line},"
+    ):
+        config.load("mine")
+
+
+def test_a_number_without_a_point(folder):
+    (folder / "mine.yaml").write_text("extends: laptop\nstage2: {lr: 2e-4, projector_lr: 1E+1}\n")
+    stage2 = config.load("mine").stage2
+    assert (stage2.lr, stage2.projector_lr) == (0.0002, 10.0)
 
 
 @pytest.mark.parametrize("text", [b"\xff\xfe", b"a: [", b"- a"])
@@ -367,7 +398,7 @@ TEACHER = {"teacher": "dinov2"}
         ({"align": {"target": "encoder", "shuffled": True}}, r"shuffled need\(s\) target teacher"),
         ({"align": {"target": "projector", "teacher_state": "as_released"}}, r"teacher_state need\(s\) target teacher"),
         ({"align": {"teacher": "clip", "teacher_state": "as_released"}}, r"leaves the teacher clip intact"),
-        ({"align": {"teacher": "dino"}}, r"run mine of mine: no teacher 'dino'; there are: clip, dinov2"),
+        ({"align": {"teacher": "dino"}}, r"run mine of mine: no teacher 'dino'; there are: dinov2, "),
         ({"align": {"teacher": "vae"}}, r"run mine of mine: no teacher .vae.; there are: clip, dinov2"),
         ({"align": "dinov2"}, r"mine: align: .*found 'dinov2'"),
         ({"train_head": False}, r"mine: unknown key train_head; valid keys: .*language, vision, images, align"),
@@ -375,11 +406,13 @@ TEACHER = {"teacher": "dinov2"}
         ({"residual": {"source": "encoder", "depth": 1.5}}, r"depth 1.5 is not in \(0, 1\]"),
         ({"reconstruct": {"depth": 0.0}}, r"depth 0.0 is not in \(0, 1\]"),
         ({"reconstruct": {"vae": "dinov2"}}, r"no vae 'dinov2'; there are: vae"),
+        ({"reconstruct": {"layer": 9}}, r"run mine of mine: layer 9 does not exist: this language model has 8 blocks"),
+        ({"residual": {"layer": 0}}, r"run mine of mine: layer 0 does not exist: this language model has 8 blocks"),
         ({"architecture": "blip"}, r"mine: architecture: .*'llava' or 'llava_next', found 'blip'"),
         ({"architecture": "llava_next", "residual": {"source": "encoder"}}, r"take whole images"),
         ({"language": "llama"}, r"no language 'llama'; there are: vicuna-7b, vicuna-13b"),
         ({"vision": "eva"}, r"no vision 'eva'; there are: clip, siglip2"),
-        ({"extends": "virall"}, r"mine.extends: no run 'virall'; there are: baseline, viral"),
+        ({"extends": "virall"}, r"mine.extends: no run 'virall'; there are: viral, "),
         ({"extends": "mine"}, r"mine extends mine"),
     ],
 )
@@ -404,6 +437,12 @@ def test_an_own_run_takes_one_entry(folder):
     item = index["stage2"]["mine-mine-s3"]
     assert item["targets"] == index["cache"]["mine-depth_anything-siglip2"]["out"]
     assert (item["seed"], item["vision"]) == (3, "siglip2")
+
+
+def test_an_own_run_overrules_what_the_profile_gives_all(folder):
+    profile = mine(folder, {"align": {"init_std": 0.5}}, {"extends": "viral", "align": {"hidden": 64}})
+    assert (profile.systems["mine"].align.hidden, profile.systems["mine"].align.init_std) == (64, 0.5)
+    assert (profile.systems["viral"].align.hidden, profile.systems["viral"].align.init_std) == (192, 0.5)
 
 
 def test_an_encoder_may_be_cached_for_both_stages(folder):
