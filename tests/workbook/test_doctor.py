@@ -16,7 +16,7 @@ from PIL import Image
 
 from workbook import config as profiles
 from workbook.paths import ROOT
-from workbook.scale import doctor, estimates, hub
+from workbook.scale import doctor, estimates, hub, plan
 from workbook.scale.doctor import MISSING, OK
 from workbook.sections import Launch, ProfileError
 
@@ -53,8 +53,7 @@ def test_the_embedded_profiles_pass(name, here, capsys):
     profile = profiles.load(name)
     for model in hub.used(profile):
         if getattr(model, "kind", None) != "oracle":  # which a stage makes
-            Path(model.path).mkdir(parents=True)
-            shutil.copy(ROOT / model.path / "config.json", model.path)
+            shutil.copytree(ROOT / model.path, model.path, ignore=shutil.ignore_patterns("*.safetensors"))
             (Path(model.path) / "model.safetensors").touch()
     assert doctor.run(profile)
     said = capsys.readouterr().out
@@ -132,6 +131,52 @@ def test_local_folders_are_looked_into(here):
     assert "model folder models/mine" in [f.what for f in doctor.models(mine)]
 
 
+STAND_INS = ROOT / "workbook/world/stand_ins"
+
+
+@pytest.mark.parametrize(
+    ("role", "model", "change", "message"),
+    [
+        ("visions clip", "dinov2", {}, "is a 'dinov2' model"),
+        ("visions clip", "vicuna-7b", {}, "is a 'llama' model"),
+        ("visions clip", "clip -preprocessor_config.json", {}, "lacks preprocessor_config.json"),
+        ("visions clip", "clip -config.json", {}, "has a damaged config.json"),
+        ("teachers dinov2", "dinov2 -preprocessor_config.json", {}, "lacks preprocessor_config.json"),
+        ("teachers dinov2", "dinov2", {"kind": "clip"}, "is a 'dinov2' model"),
+        ("teachers dinov2", "dinov2", {"kind": "dinov3"}, "teachers.dinov2: no kind 'dinov3'"),
+        ("languages vicuna-7b", "clip", {}, "is a 'clip' model"),
+        ("languages vicuna-7b", "vicuna-7b", {"blocks": 6}, "has 8 blocks, not 6"),
+        ("languages vicuna-7b", "vicuna-7b -tokenizer.json", {}, "lacks a tokenizer"),
+        ("languages vicuna-7b", "vicuna-7b <|im_end|>", {"template": "qwen"}, "has no '<|im_end|>' of template 'qwen'"),
+    ],
+)
+def test_a_model_that_is_not_what_the_profile_says(here, capsys, role, model, change, message):
+    """It is found here, and neither doctor nor plan trips over it."""
+    (here / "workbook").symlink_to(ROOT / "workbook")
+    section, name = role.split()
+    model, *less = model.split()
+    shutil.copytree(STAND_INS / model, "models/mine")
+    for removed in less:
+        if removed == "-config.json":
+            Path("models/mine/config.json").write_text("{")
+        elif removed.startswith("-"):
+            Path("models/mine", removed[1:]).unlink()
+        else:
+            for file in Path("models/mine").glob("tokenizer*.json"):
+                file.write_text(file.read_text().replace(removed, "<|other|>"))
+    profile = replace(profiles.load("smoke"), runs={"viral": [0]})
+    models = getattr(profile, section)
+    profile = replace(profile, **{section: {**models, name: replace(models[name], path="models/mine", **change)}})
+    assert not doctor.run(profile)
+    said = capsys.readouterr().out
+    assert said.count("MISSING") == said.count(f"MISSING {section}.{name}: ") > 0
+    assert message in said
+    assert "memory and disk not estimated yet" in said
+    if "dinov3" in message:
+        assert "-> there are: dinov2, clip, sam, depth_anything, radio, vae, oracle\n" in said
+    assert "viral" in plan.show(profile)
+
+
 def test_files_and_disk(here, monkeypatch):
     wrong = findings(doctor.files, PAPER)
     assert "no file runs/paper/data/llava_pretrain/blip_laion_cc_sbu_558k.json" in [w.what for w in wrong]
@@ -167,7 +212,7 @@ def test_every_profile_names_what_there_is(name):
         (
             "attention",
             {"category": "Relatoin"},
-            "attention.category: no category 'Relatoin'; there are: Count, Rel",
+            "attention.category: no category 'Relatoin'; there are: Relation, Count",
         ),
         ("world", {"benchmarks": {"cv_bench": 4}}, "evaluation.benchmarks: no benchmark 'mmvp'; there are: cv_bench$"),
     ],
@@ -206,6 +251,14 @@ def test_images_last_and_only_when_the_rest_is_there(here, monkeypatch, capsys):
     assert "--drop-faulty" in said
     assert doctor.run(PAPER, drop_faulty=True)
     assert "1 faulty entries taken out of llava_v1_5_mix665k.json" in capsys.readouterr().out
+
+    for content in ("", "[]", "[{", '{"data": []}'):  # no fault of entries
+        (here / data.conversations).write_text(content)
+        assert not doctor.run(PAPER, drop_faulty=True)
+        said = capsys.readouterr().out
+        assert "restore the json or the images (make fetch PROFILE=paper" in said
+        assert "--drop-faulty" not in said
+        assert (here / data.conversations).read_text() == content
 
 
 FAULTY = [

@@ -143,7 +143,22 @@ def test_what_goes_where(here, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert all(source.to in said for source in fetch.sources(PAPER))
     assert "missing, about 20 GB" in said
-    assert f"model {PAPER.languages['vicuna-7b'].path}" in said
+    vicuna, vae = PAPER.languages["vicuna-7b"], PAPER.teachers["vae"]
+    assert (
+        f"""
+model {vicuna.path}@3321f76e  [missing, about 13.5 GB]
+    https://huggingface.co/{vicuna.path}/tree/{vicuna.revision}
+    -> the hub's cache: hf download {vicuna.path} --revision {vicuna.revision}
+"""
+        in f"\n{said}"
+    )
+    assert f"/tree/{vae.revision}/vae\n" in said
+    assert f"hf download {vae.path} --revision {vae.revision} --include 'vae/*'\n" in said
+    monkeypatch.setattr(hub, "snapshot", lambda _: Path("cache"))
+    assert fetch.run(PAPER, only_list=True)
+    said = capsys.readouterr().out
+    assert f"/tree/{vae.revision}/vae\n    -> cache/vae\n" in said
+    assert f"model {vicuna.path}@3321f76e  [there]" in said
     assert list(here.iterdir()) == []
 
 

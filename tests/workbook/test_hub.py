@@ -109,3 +109,12 @@ def test_what_the_hub_does_not_have(repositories, tmp_path):
 )
 def test_a_commit_is_no_branch(revision, valid):
     assert hub.is_commit(revision) is valid
+
+
+@pytest.mark.parametrize(
+    ("path", "valid"),
+    [("owner/name", True), ("./name", False), ("../name", False), ("/name", False), ("a/b/c", False)],
+)
+def test_a_path_is_no_hub_id(path, valid, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert hub.is_hub_id(path) is valid

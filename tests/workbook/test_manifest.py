@@ -114,6 +114,18 @@ def test_all_faults_in_one_error(mix, monkeypatch):
     assert not (mix / "manifest/conversations.faults.jsonl").exists()
 
 
+def test_a_file_without_a_good_entry_is_left_alone(mix):
+    """Such as all images in another folder, or a mapping where a list is meant."""
+    entries = json.loads((mix / "mix.json").read_text())
+    for content in ([{**entry, "image": "none.jpg"} for entry in entries[:6]], {"data": entries}):
+        (mix / "mix.json").write_text(json.dumps(content))
+        with pytest.raises(ValueError, match="not one entry is good") as error:
+            check(mix, drop_faulty=True)
+        assert not isinstance(error.value, manifest.FaultyEntriesError)
+        assert json.loads((mix / "mix.json").read_text()) == content
+        assert not (mix / "mix.json.original").exists()
+
+
 def test_the_json_file_is_part_of_it(mix):
     first = check(mix)
     entries = json.loads((mix / "mix.json").read_text())

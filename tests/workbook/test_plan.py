@@ -156,9 +156,19 @@ def test_what_is_done_and_measured_is_counted(here):
     assert found["stage2", "viral-s0"].seconds == 36000.0
     assert not found["stage2", "baseline-s0"].done
     assert not found["evaluate", "viral-s0"].done
-    here = plan.table(profile)["", "here"]
-    assert here["viral"] == here["baseline"] == 10.0  # the same models take as long
-    assert np.isnan(here["stage1 vicuna-7b-clip"])
+    assert np.isnan(plan.table(profile)["", "here"]).all()  # nothing has been asked or measured
+    costs.note(here / "runs/paper", "evaluate", "paper-viral-s0", 3600.0)
+    costs.note(here / "runs/paper", "measure", "paper-viral-s0", 1800.0)
+    hours = plan.table(profile)["", "here"]
+    assert hours["viral"] == hours["baseline"] == 11.5  # the same models, and measurements, take as long
+    assert np.isnan(hours["stage1 vicuna-7b-clip"])
+    assert np.isnan(hours["cache dinov2-clip"])
+    unknown = plan.show(profile)
+    assert "\n?: nothing of this kind has run here yet\n" in unknown
+    assert unknown.splitlines()[[line.split()[:1] for line in unknown.splitlines()].index(["all"])].split()[3] == "?"
+    for stage, key in (("stage1", "vicuna-7b-clip"), ("cache", "dinov2-clip")):
+        costs.note(here / "runs/paper", stage, f"paper-{key}", 360.0)
+    assert "nothing of this kind" not in plan.show(profile)
 
 
 def test_which_runs_give_which_table(here):

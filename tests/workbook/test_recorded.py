@@ -88,7 +88,7 @@ def test_weights_that_a_notebook_comes_to_load_are_packed_then(here, monkeypatch
 def test_a_profile_without_archives_is_said(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert recorded.pack("smoke") is None
-    with pytest.raises(ProfileError, match="no profile 'smoek'; there are: gpu, laptop"):
+    with pytest.raises(ProfileError, match="no profile 'smoek'; there are: smoke, gpu, laptop"):
         recorded.pack("smoek")
     with pytest.raises(FileNotFoundError, match="runs/smoke/recorded holds no archives"):
         recorded.unpack("smoke")

@@ -48,7 +48,13 @@ class Finding:
 def run(profile: Profile, drop_faulty: bool = False) -> bool:
     """Print the findings of all checks, training data last; whether nothing is missing."""
     print(f"doctor: profile {profile.name} ({profile.label})")
-    missing = sum(_show(check(profile)) for check in (packages, gpus, models, files, resources))
+    missing = _show(packages(profile)) + _show(gpus(profile))
+    lacking = _show(models(profile))
+    missing += lacking + _show(files(profile))
+    if lacking:
+        _show([Finding(NOTE, "memory and disk not estimated yet: that follows when the models are there")])
+    else:
+        missing += _show(resources(profile))
     if not profile.world and missing:
         _show([Finding(NOTE, "training images not opened yet: that follows when the rest is there")])
     elif not profile.world:
@@ -181,7 +187,7 @@ def disk(profile: Profile, jobs: list[plan.Job]) -> Finding:
 
 
 def models(profile: Profile) -> Iterator[Finding]:
-    """Every model that the runs use and no stage makes: in the hub's cache, or a folder here."""
+    """Every model that the runs use and no stage makes: in the hub's cache, or a folder here; and what it is."""
     for model in hub.used(profile):
         if hub.is_hub_id(model.path):
             name = f"model {model.path}@{model.revision[:8]}"
@@ -192,9 +198,56 @@ def models(profile: Profile) -> Iterator[Finding]:
             name, lacking = f"model folder {model.path}", hub.missing_files(Path(model.path) / hub.subfolder(model))
             remedy = "put a model there as save_pretrained writes it, or name a hub id in the profile"
             yield _finding(not lacking, name, f"{name} lacks {', '.join(lacking[:3])}", remedy)
+    yield from misfits(profile)
     for source in profile.projectors.values():
         remedy = "put it there, or take `projectors` out of the profile"
         yield _finding(Path(source).is_file(), f"projector {source}", f"no projector {source}", remedy)
+
+
+def misfits(profile: Profile) -> Iterator[Finding]:
+    """What the models are not that the profile says they are, by their folders without the weights."""
+    from viral_core.teachers import KINDS  # loads torch, as what `_faults` takes
+
+    for (section, name), model in hub.roles(profile).items():
+        kinds, what = [*KINDS, "vae", "oracle"], f"{section}.{name}"
+        if section == "teachers" and model.kind not in kinds:
+            yield Finding(MISSING, f"{what}: no kind {model.kind!r}", f"there are: {', '.join(kinds)}")
+        elif folder := hub.folder(model):
+            for fault, remedy in _faults(section, model, folder):
+                yield Finding(MISSING, f"{what}: {model.path} {fault}", remedy)
+
+
+def _faults(section: str, model, folder: Path) -> Iterator[tuple[str, str]]:
+    """What the folder of a language model, encoder or teacher is not, or lacks, each with the remedy."""
+    from transformers import AutoTokenizer
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    from viral_core.checkpoints import VISION
+    from viral_core.templates import TEMPLATES, stop_token_id
+
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        yield f"has a damaged config.json ({error})", "restore it"
+        return
+    kind, whole = config.get("model_type"), "put it there, as save_pretrained of the model's processor writes it"
+    if section != "languages":
+        if (section == "visions" or model.kind == "clip") and kind not in VISION:
+            yield f"is a {kind!r} model", f"name a vision tower of a fixed size: {', '.join(VISION)}"
+        if getattr(model, "kind", None) != "vae" and not (folder / "preprocessor_config.json").is_file():
+            yield "lacks preprocessor_config.json", whole
+        return
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        yield f"is a {kind!r} model", "name a causal language model, such as a llama or qwen2"
+    elif (blocks := config.get("num_hidden_layers")) != model.blocks:
+        yield f"has {blocks} blocks, not {model.blocks}", "correct its `blocks` in the profile"
+    if not any(file for names in ("tokenizer.json", "*.model", "vocab.*") for file in folder.glob(names)):
+        yield "lacks a tokenizer (tokenizer.json or tokenizer.model)", whole
+        return
+    try:
+        stop_token_id(AutoTokenizer.from_pretrained(folder), TEMPLATES[model.template])
+    except (OSError, ValueError) as error:
+        yield f"does not fit its template: {error}", "correct its `template` in the profile"
 
 
 def check_benchmarks(profile: Profile) -> None:
@@ -242,8 +295,10 @@ def images(profile: Profile, drop_faulty: bool = False) -> Iterator[Finding]:
         try:
             summary = manifest.write_manifest(json_file, Path(folder), paths.manifest(part), drop_faulty)
         except (FileNotFoundError, ValueError) as error:
-            remedy = "restore the images (make fetch), or take the faulty entries out: "
-            yield Finding(MISSING, str(error), f"{remedy}python -m workbook doctor {profile.name} --drop-faulty")
+            remedy = f"restore the json or the images (make fetch PROFILE={profile.name} brings what is not there)"
+            if isinstance(error, manifest.FaultyEntriesError):
+                remedy += f", or take the faulty entries out: python -m workbook doctor {profile.name} --drop-faulty"
+            yield Finding(MISSING, str(error), remedy)
             continue
         if dropped := summary["dropped"]:
             yield Finding(NOTE, f"{dropped} faulty entries taken out of {json_file.name}; the original beside it")

@@ -47,7 +47,8 @@ def architecture(path: str) -> dict:
 
 def value_width(config: dict) -> int:
     """Width of a block's keys, and of its values."""
-    return config["hidden_size"] * config["num_key_value_heads"] // config["num_attention_heads"]
+    heads = config["num_attention_heads"]
+    return config["hidden_size"] * config.get("num_key_value_heads", heads) // heads
 
 
 def visual_tokens(profile: Profile, vision: dict, tiled: bool) -> int:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from workbook.config import validate
 from workbook.paths import ROOT
 from workbook.scale import hub
+from workbook.scale.estimates import reference
 from workbook.sections import Profile, ProfileError, known
 
 
@@ -81,8 +82,13 @@ def run(profile: Profile, only_list: bool = False) -> bool:
     """
     failures = []
     for model in hub.models(profile):
-        here = hub.snapshot(model) is not None
-        print(f"model {model.path}@{model.revision[:8]}  [{'there' if here else 'missing'}]")
+        here, gb = hub.folder(model), reference("architectures").get(model.path, {}).get("gb")
+        status = "there" if here else f"missing, about {gb:g} GB" if gb else "missing"
+        page = f"https://huggingface.co/{model.path}/tree/{model.revision}"
+        to = here or f"the hub's cache: hf download {model.path} --revision {model.revision}"
+        if inside := hub.subfolder(model):
+            page, to = f"{page}/{inside}", here or f"{to} --include '{inside}/*'"
+        print(f"model {model.path}@{model.revision[:8]}  [{status}]\n    {page}\n    -> {to}")
         if not (here or only_list):
             try:
                 hub.download(model)

@@ -19,8 +19,8 @@ FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.safetensors")
 
 
 def is_hub_id(path: str) -> bool:
-    """Whether a model's path is `owner/name` on the hub, and no folder here."""
-    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", path)) and not Path(path).is_dir()
+    """Whether a model's path is `owner/name` on the hub, and no folder, here or (as `./name`) meant to be here."""
+    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path)) and not Path(path).is_dir()
 
 
 def is_commit(revision: str | None) -> bool:
@@ -28,18 +28,20 @@ def is_commit(revision: str | None) -> bool:
     return bool(re.fullmatch("[0-9a-f]{40}", revision or ""))
 
 
-def used(profile) -> list:
-    """Language models, encoders, teachers and VAEs that the runs of a profile use, each once."""
+def roles(profile) -> dict[tuple[str, str], object]:
+    """Language models, encoders, teachers and VAEs that the runs of a profile use, by section and name."""
     systems = [profile.systems[run] for run in profile.runs]
-    teachers = [system.teacher for system in systems if system.teacher]
-    teachers += [system.reconstruct.vae for system in systems if system.reconstruct]
-    models = [
-        *(profile.languages[system.language] for system in systems),
-        *(profile.visions[system.vision] for system in systems),
-        *(profile.teachers[name] for name in teachers),
-    ]
+    names = [("languages", system.language) for system in systems]
+    names += [("visions", system.vision) for system in systems]
+    names += [("teachers", system.teacher) for system in systems if system.teacher]
+    names += [("teachers", system.reconstruct.vae) for system in systems if system.reconstruct]
+    return {(section, name): getattr(profile, section)[name] for section, name in names}
+
+
+def used(profile) -> list:
+    """The models of `roles`, each once."""
     first: dict = {}  # an encoder that is a teacher, too, counts as the encoder
-    for model in models:
+    for model in roles(profile).values():
         first.setdefault(model.path, model)
     return list(first.values())
 
@@ -84,6 +86,15 @@ def snapshot(model) -> Path | None:
     except FileNotFoundError:  # also for a download that has broken off
         return None
     return None if missing_files(path / subfolder(model)) else path
+
+
+def folder(model) -> Path | None:
+    """Where a model lies on this machine as a whole: its own folder, or that in the hub's cache."""
+    if is_hub_id(model.path):
+        path = snapshot(model)
+        return path and path / subfolder(model)
+    path = Path(model.path) / subfolder(model)
+    return None if missing_files(path) else path
 
 
 def download(model) -> None:

@@ -25,13 +25,18 @@ CONTENT = ("name", "file", "size", "sha256", "width", "height")  # of an image; 
 WORKERS = 4 * (os.cpu_count() or 1)  # threads that read and decode: disks are slower than decoders
 
 
+class FaultyEntriesError(ValueError):
+    """Some entries of a json file, not all, have faults, or their images have."""
+
+
 def write_manifest(conversations: Path, folder: Path, out: Path, drop_faulty: bool = False) -> dict:
     """Check a json file of conversations and all its images, and write the manifest `out`.
 
     `drop_faulty`: take faulty entries out of the json file; as it was it is kept beside it, as `<name>.original`.
     Returns the summary: counts, bytes, the sha256 of the json file and of all images together; and how many entries
-    were `dropped`, which is not written.  FileNotFoundError: no json file or image folder.  ValueError: faults of
-    entries and images, all in one message, and all in full in `<part>.faults.jsonl`.
+    were `dropped`, which is not written.  FileNotFoundError: no json file or image folder.  FaultyEntriesError: faults
+    of entries and images, all in one message, and all in full in `<part>.faults.jsonl`.  ValueError: no list of
+    entries, or not a good one among them; then nothing is taken out.
     """
     checked = check_conversations(conversations, folder)
     samples, faults = checked.samples, checked.faults
@@ -42,14 +47,16 @@ def write_manifest(conversations: Path, folder: Path, out: Path, drop_faulty: bo
     for position, sample in zip(positions, samples, strict=True):
         if broken := [unreadable[name] for name in sample.images if name in unreadable]:
             faults[position] = f"sample {sample.id}: {'; '.join(broken)}"
+    positions = [position for position in positions if position not in faults]
     report = out.with_suffix(".faults.jsonl")
     report.unlink(missing_ok=True)
-    if faults and not drop_faulty:
+    if faults and (not positions or not drop_faulty):
         out.unlink(missing_ok=True)
         found = [{"position": position, "fault": faults[position]} for position in sorted(faults)]
         write_text(report, _lines(found))
         listed = describe_faults(conversations, [faults[position] for position in sorted(faults)])
-        raise ValueError(f"{listed}\n  (all of them: {report})")
+        kind, more = (FaultyEntriesError, "") if positions else (ValueError, "; not one entry is good")
+        raise kind(f"{listed}\n  (all of them: {report}{more})")
     if faults:
         good = [entry for position, entry in enumerate(read_entries(conversations)) if position not in faults]
         original = conversations.with_name(conversations.name + ".original")

@@ -1,8 +1,9 @@
 """What a profile costs before it is run: GPU-hours, wall time, money and disk, run by run, and what is done already.
 
-Times on "this machine" are measured: the wall times that stages have noted; a training takes as long as others of the
-same models.  For the machines of profiles/reference/hardware.yaml they come from operations, peak and
-utilisation; those of caches are left out: a GPU waits there for images to be read.
+Times on "this machine" are measured: the wall times that stages have noted; a training or an evaluation takes as long
+as others of the same models, a measurement as others of the same kind.  For the machines of
+profiles/reference/hardware.yaml they come from operations, peak and utilisation; those of caches are left out: a GPU
+waits there for images to be read.
 """
 
 import json
@@ -90,23 +91,27 @@ def jobs(profile: Profile) -> Iterator[Job]:
                 out = paths.evaluation(item["run"], item["seed"]) / "log.csv"
             elif stage == "stage2" and (images := profile.systems[item["run"]].images):
                 count = profile.stage2.total_steps(round(images / data["with_image"]))
-            work = _work(profile, stage, item, samples)
-            operations = count * work.operations if count and work else (None if count else 0.0)
+            work, operations = _work(profile, stage, item, samples, count)
             name = key.removeprefix(f"{profile.name}-")
             yield Job(stage, name, item, out.exists(), work, operations, seconds.get((stage, key)))
 
 
-def _work(profile: Profile, stage: str, item: dict, samples: dict[str, int]) -> Cache | Training | None:
-    """What a stage computes; None where it takes a model that is not made yet."""
+def _work(profile: Profile, stage: str, item: dict, samples: dict[str, int], steps: int):
+    """What a stage computes, and the operations of so many steps.
+
+    None: it takes a model that is not made yet, or one of another kind, of which `doctor` tells.
+    """
     try:
         if stage == "cache":
             images = samples["captions" if item["part"] == "captions" else "images"]
-            return estimates.feature_cache(profile, item, images)
+            return estimates.feature_cache(profile, item, images), 0.0
         if stage == "stage1":
-            return estimates.stage1(profile, item["language"], item["vision"])
-        return estimates.stage2(profile, item["run"])
-    except FileNotFoundError:
-        return None
+            work = estimates.stage1(profile, item["language"], item["vision"])
+        else:
+            work = estimates.stage2(profile, item["run"])
+        return work, steps * work.operations
+    except (FileNotFoundError, KeyError, json.JSONDecodeError):
+        return None, None if steps else 0.0
 
 
 def table(profile: Profile) -> pd.DataFrame:
@@ -119,8 +124,9 @@ def table(profile: Profile) -> pd.DataFrame:
     engine = profile.launch.deepspeed or "zero2"
     for job in jobs(profile):
         trained, work = job.stage in TRAININGS, float("nan") if job.operations is None else job.operations
-        models = f"{job.stage} {job.item['language']} {job.item['vision']}" if trained else None
-        row = {"owner": job.owner, "models": models, ("", "jobs"): 1, ("", "done"): int(job.done)}
+        measured = list(profile.measurements(job.owner)) if job.stage == "measure" else job.key
+        kind = f"{job.stage} {job.item.get('language', measured)} {job.item.get('vision')}"
+        row = {"owner": job.owner, "kind": kind, ("", "jobs"): 1, ("", "done"): int(job.done)}
         row |= {("", "GB"): job.bytes / GB, ("", "here"): job.seconds and job.seconds / 3600}
         for name, machine in {} if profile.world else hardware["machines"].items():
             card, launch = hardware["gpus"][machine["gpu"]], Launch(gpus=machine["gpus"], deepspeed=engine)
@@ -132,10 +138,9 @@ def table(profile: Profile) -> pd.DataFrame:
             row[name, "*"] = int(not fits)
         rows.append(row)
     frame = pd.DataFrame(rows)
-    here = frame["", "here"] = frame["", "here"].astype(float)
-    means = here.groupby(frame["models"]).transform("mean")
-    frame["", "here"] = here.fillna(means).where(frame["models"].notna(), here.fillna(0.0))
-    frame = frame.drop(columns="models").groupby("owner", sort=False).agg(lambda column: column.sum(skipna=False))
+    here = frame["", "here"].astype(float)
+    frame["", "here"] = here.fillna(here.groupby(frame["kind"]).transform("mean"))
+    frame = frame.drop(columns="kind").groupby("owner", sort=False).agg(lambda column: column.sum(skipna=False))
     return frame.set_axis(pd.MultiIndex.from_tuples(frame.columns), axis=1)
 
 
@@ -157,6 +162,7 @@ def show(profile: Profile) -> str:
         "micro_batch, or take launch.deepspeed zero3.",
         "",
         shown.drop(columns=[("", "jobs")]).to_string(na_rep="?", float_format="{:.2f}".format),
+        *(["?: nothing of this kind has run here yet"] if owners["", "here"].isna().any() else []),
         "",
         "Which runs give which table:",
     ]
