@@ -206,8 +206,10 @@ def models(profile: Profile) -> Iterator[Finding]:
 
 def misfits(profile: Profile) -> Iterator[Finding]:
     """What the models are not that the profile says they are, by their folders without the weights."""
-    from viral_core.teachers import KINDS  # loads torch, as what `_faults` takes
-
+    try:
+        from viral_core.teachers import KINDS  # loads torch, as what `_faults` takes
+    except ImportError:  # of which `packages` tells
+        return
     for (section, name), model in hub.roles(profile).items():
         kinds, what = [*KINDS, "vae", "oracle"], f"{section}.{name}"
         if section == "teachers" and model.kind not in kinds:
