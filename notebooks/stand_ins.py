@@ -220,8 +220,9 @@ pd.DataFrame(metrics).T.reindex(columns=columns).fillna("")
 # | none | 1,000 | 0 | .849 | .536 | .275 | .246 | .471 |
 # | dense teacher | 1,000 | 0 | .857 | .548 | .342 | .263 | .495 |
 #
-# All of this is of that earlier world and its denser teacher. In the one of the profiles, most premises do not hold,
-# and whether the content of the teacher's features matters is a question of the notebook `when_it_helps`.
+# All of this is of that earlier world and its denser teacher, and no more is kept of it than this table. In the one of
+# the profiles, most premises do not hold, and whether the content of the teacher's features matters is a question of
+# the notebook `when_it_helps`.
 #
 # - A teacher that knows more than the encoder brings *side* from chance (.25) to about .5 and *number* up by 4 points,
 #   in both seeds; existence does not move; the encoder as its own teacher brings nothing; the teacher's content
@@ -244,11 +245,12 @@ pd.DataFrame(metrics).T.reindex(columns=columns).fillna("")
 #   to 7 points, two fifths of the steps 5, one fifth 2, half of stage 1 another 2 to 6 (`trials_laptop.csv`, one seed
 #   to three). The laptop does without that fifth, to keep to its hour.
 # - Small batches. In the same time the study's baseline learns more from 1,600 batches of 4 than from 400 of 16, which
-#   `runs/study` has so far (validation scenes, benchmarks of the real sizes, one seed): POPE .765 against .707, What's
-#   Up .431 against .372, CV-Bench .650 against .611, MMVP's pairs .113 against .087. Nor has its curve bent by then:
-#   with 2,000 batches of 16 the baseline answers .832 of POPE and .586 of What's Up on the test scenes, the oracle .827
-#   and .591, VIRAL .827 and .622 (`trials_study.csv`). The study is to be run again with small batches, since that is
-#   where its premises hold.
+#   `runs/study` has so far (a world of seed 7, benchmarks of the real sizes, seed 0): POPE .765 against .707, What's
+#   Up .431 against .372, CV-Bench .650 against .611, MMVP's pairs .113 against .087; a second seed of the former gives
+#   .753, .449, .629 and .133. Nor has its curve bent by then: with 2,000 batches of 16 the baseline answers .832 of
+#   POPE and .586 of What's Up on the test scenes, the oracle .827 and .591, VIRAL .827 and .622 (one seed each;
+#   `trials_study.csv`, which is all that is kept of these runs). The study is to be run again with small batches: with
+#   them the baseline stands further above its best constant answers.
 # - MMVP with pairs that differ in number, side or relation, as some of the original's do, would stand above chance more
 #   easily than facing alone. The language models know MMVP's form from facing only: asked in it for anything else, the
 #   study's baseline (seed 0, 300 validation scenes each) answers .00 of numbers right, .23 of sides and .30 of
