@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from workbook import lock
 from workbook.paths import PROFILES
-from workbook.sections import MEASUREMENTS, SYSTEMS, LearningCurve, Profile, ProfileError, System, known
+from workbook.sections import MEASUREMENTS, SYSTEMS, LearningCurve, Profile, ProfileError, System, check_keys, known
 
 PARAMS = "params.yaml"
 # What a profile's file may say: `load` sets the name and the systems.
@@ -131,8 +131,7 @@ def load(name: str) -> Profile:
     where = f"profiles/{name}.yaml"
     text = json.dumps(_extended(_profile, name, where), default=str)
     data = json.loads(text.replace("{profile}", name))  # paths hold the profile's name
-    if unknown := [key for key in data if key not in KEYS]:
-        raise ProfileError(f"{where}: unknown key {', '.join(unknown)}; valid keys: {', '.join(KEYS)}")
+    check_keys(data, KEYS, f"{where}: ")
     defaults = {key: validate(dict, data.pop(key, None) or {}, f"{where}: {key}") for key in ("align", "reconstruct")}
     validate(System, {**defaults, "align": {"teacher": "", **defaults["align"]}}, where)
     systems = _entries(defaults, where)

@@ -35,6 +35,12 @@ def known(what: str, name: str, valid, where: str) -> None:
         raise ProfileError(f"{where}: no {what} {name!r}; there are: {', '.join(names)}")
 
 
+def check_keys(data: dict, valid, where: str = "") -> None:
+    """Raise ProfileError, with the valid keys, if `data` has others."""
+    if unknown := sorted(map(str, set(data) - set(valid))):
+        raise ProfileError(f"{where}unknown key {', '.join(unknown)}; valid keys: {', '.join(valid)}")
+
+
 def _keys(kind, data):
     """Unknown keys are an error that lists the valid ones; null is "not given" where a field is never null.
 
@@ -43,8 +49,7 @@ def _keys(kind, data):
     if not isinstance(data, dict):
         return data
     hints = kind.__annotations__
-    if unknown := sorted(map(str, set(data) - set(hints))):
-        raise ValueError(f"unknown key {', '.join(unknown)}; valid keys: {', '.join(hints)}")
+    check_keys(data, hints)
     out = {key: value for key, value in data.items() if value is not None or NoneType in typing.get_args(hints[key])}
     for key, value in out.items():
         if isinstance(value, list) and "tuple" in str(hints[key]):

@@ -210,8 +210,9 @@ def misfits(profile: Profile) -> Iterator[Finding]:
         from viral_core.teachers import KINDS  # loads torch, as what `_faults` takes
     except ImportError:  # of which `packages` tells
         return
+    kinds = [*KINDS, "vae", "oracle"]
     for (section, name), model in hub.roles(profile).items():
-        kinds, what = [*KINDS, "vae", "oracle"], f"{section}.{name}"
+        what = f"{section}.{name}"
         if section == "teachers" and model.kind not in kinds:
             yield Finding(MISSING, f"{what}: no kind {model.kind!r}", f"there are: {', '.join(kinds)}")
         elif folder := hub.folder(model):
