@@ -199,6 +199,11 @@ def test_targets_are_2_by_2_latents_on_the_students_grid(vae, tmp_path):
     assert cache.teacher["checkpoint"] == load_teacher("vae", vae / "vae", grid=2).identity()["checkpoint"]
 
 
+def test_input_size_follows_the_students_grid(vae):
+    assert load_teacher("vae", vae, grid=24, subfolder="vae").size == 384
+    assert load_teacher("vae", vae, grid=27, subfolder="vae").size == 432
+
+
 @pytest.mark.parametrize("reconstruct", [LAST, MIDDLE])
 def test_default_reads_after_the_final_norm_and_middle_a_block(tiny, batches, reconstruct):
     model, _ = build(tiny, reconstruct)
@@ -239,6 +244,20 @@ def test_batch_without_images_is_zero_and_in_the_graph(tiny, batches):
     losses["loss"].backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
     assert not any(p.grad.any() for p in model.reconstruction.parameters())
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(tiny, batches):
+    gradients = []
+    for checkpointing in (False, True):
+        model, _ = build(tiny, LAST)
+        perturb(model.reconstruction)
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        torch.manual_seed(0)
+        model.train()(**batches[0])["loss"].backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient)
 
 
 def test_a_part_of_a_global_batch_has_its_share_and_both_objectives_add_up(tiny, batches):
