@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from transformers import LlavaConfig
 
+from viral_core import losses
 from viral_core.head import AlignmentHead
 from viral_core.llava import connector
-from viral_core.losses import OBJECTIVES
 from viral_core.specs import Align, Reconstruct, Residual
 from viral_core.tap import VisualTap, base_llava
 from viral_core.tiles import NEWLINE, batch_patch_index, blank_image, is_tiled
@@ -149,17 +149,17 @@ class AlignedModel(nn.Module):
         lm_loss = self.llava(**inputs, num_items_in_batch=tokens, use_cache=False).loss
         self._encoder_features = None
         share = 1 if totals is None else len(image_tokens) / totals[1].clamp(min=1)
-        losses = {"loss": lm_loss, "lm_loss": lm_loss}
+        out = {"loss": lm_loss, "lm_loss": lm_loss}
         if self.align is not None:
-            losses["vra_loss"] = self._alignment(image_tokens, teacher_features, inputs.get("image_sizes")) * share
-            losses["loss"] = losses["loss"] + self.align.weight * losses["vra_loss"]
+            out["vra_loss"] = self._alignment(image_tokens, teacher_features, inputs.get("image_sizes")) * share
+            out["loss"] = out["loss"] + self.align.weight * out["vra_loss"]
         if self.reconstruct is not None:
             layer = self.reconstruct.layer
             last = layer == self.config.text_config.num_hidden_layers
             condition = self.tap.post_norm(layer) if last else self.tap.states[layer]
-            losses["ross_loss"] = self.reconstruction(condition, latents) * share
-            losses["loss"] = losses["loss"] + self.reconstruct.weight * losses["ross_loss"]
-        return losses
+            out["ross_loss"] = self.reconstruction(condition, latents) * share
+            out["loss"] = out["loss"] + self.reconstruct.weight * out["ross_loss"]
+        return out
 
     def _alignment(self, image_tokens: list[int], teacher_features: Tensor | None, sizes: Tensor | None) -> Tensor:
         """L_VRA: the mean over the aligned blocks."""
@@ -174,18 +174,13 @@ class AlignedModel(nn.Module):
             if len(target) != rows:
                 raise ValueError(f"alignment target of {len(target)} rows does not match the {rows} of the tiles")
             target, image_ids = target[shown if per_token else patches[shown]], image_ids[shown]
-        losses = []
+        values = []
         for layer in self.align.layers:
             head = self.heads["shared" if self.align.shared_head else str(layer)]
             pred = head(self.tap.states[layer][shown])
-            goal = pred.new_zeros(pred.shape) if target is None else target
-            if goal.shape != pred.shape or len(image_ids) != len(pred):
-                raise ValueError(
-                    f"alignment target {tuple(goal.shape)} does not match the {tuple(pred.shape)} projected visual "
-                    f"tokens of {len(image_tokens)} images: resample the teacher to the student's grid"
-                )
-            losses.append(OBJECTIVES[self.align.objective](pred, goal, image_ids))
-        return torch.stack(losses).mean()
+            objective = getattr(losses, self.align.objective)
+            values.append(objective(pred, pred.new_zeros(pred.shape) if target is None else target, image_ids))
+        return torch.stack(values).mean()
 
     def _target(self, teacher_features: Tensor | None) -> Tensor | None:
         """What the projected states are compared with, one row a patch; None in a batch without images."""

@@ -32,21 +32,28 @@ def require_model(name: str | Path) -> None:
         raise FileNotFoundError(f"no folder {text}: make or fetch that model, or say where it lies now")
 
 
-def load_vision_tower(name: str | Path, revision: str | None = None, **options) -> tuple[PreTrainedModel, str]:
-    """A CLIP or SigLIP tower, and LLaVA's strategy for its tokens ("default": drop the class token, or "full").
+def vision_class(name: str | Path, kind: str) -> tuple[type[PreTrainedModel], str]:
+    """The class of the vision tower `name`, whose model type is `kind`, and LLaVA's strategy for its tokens.
 
-    FileNotFoundError where there is no such folder, ValueError for a tower of another kind, or without all weights.
+    The strategy is "default", which drops the class token, or "full". ValueError for a tower of another kind.
     """
-    require_model(name)
-    kind = AutoConfig.from_pretrained(name, revision=revision).model_type
     if kind not in VISION:
         raise ValueError(
             f"{name} is a {kind!r} model; LLaVA takes a fixed-size vision tower: {', '.join(VISION)}. Not a resampler "
             "or Q-Former: its queries mix all patches, so that no visual token belongs to one patch and none can be "
             "aligned (the paper's limitation)"
         )
-    vision_class, strategy = VISION[kind]
-    return load_whole(vision_class, name, revision, **options), strategy
+    return VISION[kind]
+
+
+def load_vision_tower(name: str | Path, revision: str | None = None, **options) -> tuple[PreTrainedModel, str]:
+    """A CLIP or SigLIP tower, and LLaVA's strategy for its tokens.
+
+    FileNotFoundError where there is no such folder, ValueError for a tower of another kind, or without all weights.
+    """
+    require_model(name)
+    model_class, strategy = vision_class(name, AutoConfig.from_pretrained(name, revision=revision).model_type)
+    return load_whole(model_class, name, revision, **options), strategy
 
 
 def load_whole(model_class, name: str | Path, revision: str | None = None, **options):

@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
-from viral_core.checkpoints import VISION, fingerprint, load_vision_tower, load_whole, read_weights, save_weights
+from viral_core.checkpoints import fingerprint, load_vision_tower, load_whole, read_weights, save_weights, vision_class
 from viral_core.tap import base_llava
 from viral_core.templates import IMAGE_MARKER
 from viral_core.tiles import is_tiled, tile_processor
@@ -116,7 +116,7 @@ def load_processor(
     language_revision: str | None = None,
     tile_grids: Sequence[Sequence[int]] | None = None,
 ) -> transformers.LlavaProcessor | transformers.LlavaNextProcessor:
-    """The processor of the LLaVA that `assemble` builds of the same parts; no weights are read."""
+    """The processor of the LLaVA that `assemble` builds of the same parts, or its ValueError; no weights are read."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(language, revision=language_revision)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
@@ -124,7 +124,7 @@ def load_processor(
         marker = transformers.AddedToken(IMAGE_MARKER, special=True, normalized=False)
         tokenizer.add_tokens([marker], special_tokens=True)
     config = transformers.AutoConfig.from_pretrained(vision, revision=vision_revision)
-    _, strategy = VISION[config.model_type]
+    _, strategy = vision_class(vision, config.model_type)
     config = getattr(config, "vision_config", config)
     if tile_grids is None:
         kind = transformers.LlavaProcessor

@@ -2,6 +2,7 @@
 
 `image_ids` (T,) names the image of every token; tokens of one image are adjacent, and images may differ in their number
 of tokens. No gradient reaches the target. Without any token both losses are 0 and still part of the graph of `pred`.
+ValueError where shapes differ. The names are `specs.OBJECTIVES`.
 """
 
 import torch
@@ -15,6 +16,7 @@ def cosine(pred: Tensor, target: Tensor, image_ids: Tensor) -> Tensor:
     `pred` (T, d) are projected hidden states, `target` (T, d) teacher features, `image_ids` (T,) the image of each
     token, on the CPU or the device of `pred`. A float32 scalar in [-1, 1].
     """
+    _check(pred, target, image_ids)
     image_ids = image_ids.to(pred.device, non_blocking=True)
     similarity = F.cosine_similarity(pred.float(), target.detach().float(), dim=-1)
     first = torch.ones_like(image_ids, dtype=torch.bool)
@@ -31,6 +33,7 @@ def relation(pred: Tensor, target: Tensor, image_ids: Tensor) -> Tensor:
     Args and shapes as `cosine`; the error is averaged over the N x N entries, then over images: a float32 scalar, at
     least 0. `image_ids` on the CPU spare a device synchronisation.
     """
+    _check(pred, target, image_ids)
     sizes = torch.unique_consecutive(image_ids, return_counts=True)[1].tolist()
     with torch.autocast(pred.device.type, enabled=False):
         p = F.normalize(pred.float(), dim=-1)
@@ -39,4 +42,10 @@ def relation(pred: Tensor, target: Tensor, image_ids: Tensor) -> Tensor:
         return torch.stack(errors).mean() if errors else p.sum()
 
 
-OBJECTIVES = {"cosine": cosine, "relation": relation}
+def _check(pred: Tensor, target: Tensor, image_ids: Tensor) -> None:
+    if pred.shape != target.shape or image_ids.shape != pred.shape[:1]:
+        raise ValueError(
+            f"alignment target {tuple(target.shape)} does not match the {tuple(pred.shape)} projected visual tokens of "
+            f"images {tuple(image_ids.shape)}: resample the teacher to the student's grid, and make the head as wide "
+            "as its features"
+        )

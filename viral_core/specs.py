@@ -2,10 +2,20 @@
 
 from dataclasses import dataclass
 
+OBJECTIVES = ("cosine", "relation")  # functions of `losses`
+
 
 def block_at(depth: float, blocks: int) -> int:
     """The block, 1-based, at a relative depth in (0, 1]: 0.5 of 32 is block 16, of 7 block 4 (a half is rounded up)."""
     return max(1, int(depth * blocks + 0.5))
+
+
+def _one_block(layer: int | None, depth: float, blocks: int) -> int:
+    if layer is None:
+        return block_at(depth, blocks)
+    if not 1 <= layer <= blocks:
+        raise ValueError(f"layer {layer} does not exist: this language model has {blocks} blocks")
+    return layer
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -42,7 +52,7 @@ class Align:
 
     def __post_init__(self):
         check_choice("alignment target", self.target, ("teacher", "encoder", "projector"))
-        check_choice("alignment objective", self.objective, ("cosine", "relation"))
+        check_choice("alignment objective", self.objective, OBJECTIVES)
         check_choice("teacher_state", self.teacher_state, ("intact", "as_released"))
         _check(self.depth, self.weight)
         if self.span < 0:
@@ -89,8 +99,8 @@ class Residual:
         _check(self.depth)
 
     def block(self, count: int) -> int:
-        """The block, 1-based, of a language model of `count` blocks."""
-        return self.layer or block_at(self.depth, count)
+        """The block, 1-based, of a language model of `count` blocks; ValueError beyond them."""
+        return _one_block(self.layer, self.depth, count)
 
 
 @dataclass(frozen=True)
@@ -113,5 +123,5 @@ class Reconstruct:
         _check(self.depth, self.weight)
 
     def block(self, count: int) -> int:
-        """The block, 1-based, of a language model of `count` blocks."""
-        return self.layer or block_at(self.depth, count)
+        """The block, 1-based, of a language model of `count` blocks; ValueError beyond them."""
+        return _one_block(self.layer, self.depth, count)

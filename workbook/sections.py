@@ -344,9 +344,8 @@ class Profile(Section):
         try:
             if system.align:
                 system.align.blocks(blocks)
-            for part in (system.residual, system.reconstruct):
-                if part and part.layer is not None and not 1 <= part.layer <= blocks:
-                    raise ValueError(f"layer {part.layer} does not exist: this language model has {blocks} blocks")
+            for part in filter(None, (system.residual, system.reconstruct)):
+                part.block(blocks)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
 

@@ -4,8 +4,9 @@ import pytest
 import reference_losses
 import torch
 
+from viral_core import losses
 from viral_core.head import AlignmentHead
-from viral_core.losses import OBJECTIVES
+from viral_core.specs import OBJECTIVES
 
 SIZES = [4, 1, 7]
 
@@ -24,7 +25,7 @@ def test_losses_match_float64_loops(name, dtype, tokens):
     pred, target, ids = tokens
     pred, target = pred.to(dtype), target.to(dtype)
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-        value = OBJECTIVES[name](pred, target, ids)
+        value = getattr(losses, name)(pred, target, ids)
     assert value.dtype == torch.float32
     assert value.item() == pytest.approx(getattr(reference_losses, name)(pred, target, SIZES), abs=1e-6)
 
@@ -33,7 +34,7 @@ def test_losses_match_float64_loops(name, dtype, tokens):
 def test_no_gradient_reaches_the_target(name, tokens):
     pred, target, ids = tokens
     target.requires_grad_()
-    OBJECTIVES[name](pred, target, ids).backward()
+    getattr(losses, name)(pred, target, ids).backward()
     assert target.grad is None
     assert pred.grad.abs().sum() > 0
 
@@ -42,10 +43,19 @@ def test_no_gradient_reaches_the_target(name, tokens):
 def test_without_tokens_zero_and_in_the_graph(name):
     head = AlignmentHead(6, 5, hidden=8)
     pred = head(torch.zeros(0, 6))
-    value = OBJECTIVES[name](pred, torch.zeros(0, 5), torch.zeros(0, dtype=torch.long))
+    value = getattr(losses, name)(pred, torch.zeros(0, 5), torch.zeros(0, dtype=torch.long))
     assert value.item() == 0
     value.backward()
     assert all(p.grad is not None and not p.grad.any() for p in head.parameters())
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("wrong", ["features", "tokens", "images"])
+def test_shapes_that_would_broadcast_are_refused(name, wrong, tokens):
+    pred, target, ids = tokens
+    target = {"features": target[:, :1], "tokens": target[:1], "images": target}[wrong]
+    with pytest.raises(ValueError, match=r"does not match the \(12, 5\) projected visual tokens"):
+        getattr(losses, name)(pred, target, ids[:1] if wrong == "images" else ids)
 
 
 def test_head_is_three_layers_with_silu_and_the_released_init():

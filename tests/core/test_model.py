@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, CLIPVisionModel, SiglipVisionMode
 
 from viral_core.aligned import AlignedModel
 from viral_core.checkpoints import fingerprint
-from viral_core.llava import assemble, load_projector, save_projector
+from viral_core.llava import assemble, load_processor, load_projector, save_projector
 from viral_core.run_folder import load_run, save_run
 from viral_core.specs import Align, Residual
 from viral_core.tap import base_llava
@@ -46,9 +46,10 @@ def test_assembled_parts_are_the_checkpoints(tiny, vision, tower_class, language
     torch.testing.assert_close(rows[size], rows[:size].mean(0))
 
 
-def test_other_vision_models_are_refused(tiny):
+@pytest.mark.parametrize("load", [assemble, load_processor])
+def test_other_vision_models_are_refused(load, tiny):
     with pytest.raises(ValueError, match="'llama' model; LLaVA takes a fixed-size vision tower"):
-        assemble(tiny / "llama", tiny / "llama")
+        load(tiny / "llama", tiny / "llama")
 
 
 def test_projector_round_trip(tiny, tmp_path):
