@@ -12,9 +12,8 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
-from itertools import count, islice
+from itertools import count, cycle, islice
 from pathlib import Path
 
 import numpy as np
@@ -122,10 +121,13 @@ def _cv_bench(folder: Path, n: int, scenes: Iterator[Scene], rng: np.random.Gene
 
 
 def _mmvp(folder: Path, n: int, scenes: Iterator[Scene], rng: np.random.Generator) -> Rows:
-    """Pairs of pictures that differ in the facing of one object, both of one split."""
+    """Pairs of pictures that differ in one object, in turn in its facing, its side and whether it is there at all."""
     rows: Rows = []
-    while len(rows) < n:
-        rows += _turned(next(scenes), rng)
+    for kind in islice(cycle(questions.CHANGES), n // 2):
+        pair: Rows = []
+        while not pair:
+            pair = _pair(next(scenes), kind, rng)
+        rows += pair
     table = []
     for number, (scene, qa) in enumerate(rows, 1):
         options = " ".join(f"({x}) {o}" for x, o in zip("ab", qa.options, strict=True))
@@ -136,17 +138,15 @@ def _mmvp(folder: Path, n: int, scenes: Iterator[Scene], rng: np.random.Generato
     return rows
 
 
-def _turned(scene: Scene, rng: np.random.Generator) -> Rows:
-    """The question about one object and its scene, facing one way and the other; none if they differ in their split."""
-    facing = questions.fronts(scene)
-    if not facing:
+def _pair(scene: Scene, kind: str, rng: np.random.Generator) -> Rows:
+    """The question about a scene and its twin, either of which may come first; none without one of the same split."""
+    changes = list(questions.CHANGES[kind](scene))
+    stem, right, wrong, twin = questions.pick(rng, changes) if changes else ("", "", "", None)
+    if twin is None or twin.split != scene.split:
         return []
-    item, left_first = questions.pick(rng, facing), bool(rng.random() < 0.5)
-    turned = replace(item, facing=questions.OPPOSITE[item.facing])
-    other = replace(scene, objects=tuple(turned if o is item else o for o in scene.objects))
-    if other.split != scene.split:
-        return []
-    pair = [(s, questions.mmvp_about(o, left_first)) for s, o in ((scene, item), (other, turned))]
+    first = bool(rng.random() < 0.5)
+    pair = [(scene, questions.mmvp_about(kind, stem, right, wrong, first))]
+    pair.append((twin, questions.mmvp_about(kind, stem, wrong, right, not first)))
     return pair if rng.random() < 0.5 else pair[::-1]
 
 

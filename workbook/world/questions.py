@@ -6,13 +6,13 @@ that a model is asked in evaluation what it was taught in training.  A relation 
 one direction outweighs the other by `MARGIN` of the picture: everything asked has exactly one right answer.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
 
-from workbook.world.scenes import BY_NAME, CATEGORIES, MAX_COUNT, Object, Scene
+from workbook.world.scenes import BY_NAME, CATEGORIES, MAX_COUNT, Object, Scene, apart
 
 SINGLE_WORD = "Answer the question using a single word or phrase."
 YES_OR_NO = "Please answer yes or no."
@@ -29,7 +29,8 @@ class QA:
     """One question.  `text` is the whole user turn, `answer` the scoring key, `reply` what a model is to say.
 
     `stem` is the bare question and `options` the choices in order, where the benchmark's file keeps them apart.
-    CV-Bench's reply names the option before its letter, as an answer that reasons does: easier than the letter alone.
+    The replies of CV-Bench and MMVP name the option before its letter, as an answer that reasons does: easier than the
+    letter alone.
     """
 
     text: str
@@ -159,18 +160,58 @@ def whats_up_two(scene: Scene, rng: np.random.Generator) -> QA | None:
     return QA(stem, relation.capitalize(), stem, ("left", "right", "above", "below"), "two", relation)
 
 
+# A question, the answer, the other option, and a scene that differs in one object of which that one is true, if any.
+Change = tuple[str, str, str, Scene | None]
+
+
+def _turned(scene: Scene) -> Iterator[Change]:
+    for o in fronts(scene):
+        other = OPPOSITE[o.facing]
+        twin = scene.exchanged(o, replace(o, facing=other))
+        yield f"Is the {o.category} facing left or right?", o.facing, other, twin
+
+
+def _moved(scene: Scene) -> Iterator[Change]:
+    for o, side in sides(scene):
+        axis = ("left", "right") if side in ("left", "right") else ("top", "bottom")
+        moved = replace(o, x=1 - o.x) if "left" in axis else replace(o, y=1 - o.y)
+        free = all(apart(moved, other) for other in scene.objects if other is not o)
+        stem = f"Is the {o.category} at the {axis[0]} or the {axis[1]} of this image?"
+        yield stem, side, ACROSS[side], scene.exchanged(o, moved) if free else None
+
+
+def _taken(scene: Scene) -> Iterator[Change]:
+    for name, n in scene.counts().items():
+        twin = scene.exchanged(scene.of(name)[-1]) if n > 1 else None
+        yield f"How many {BY_NAME[name].plural} are in the image?", str(n), str(n - 1 if n > 1 else 2), twin
+
+
+# What the pictures of an MMVP pair differ in: the facing of one object, its side, or the number of a kind.
+CHANGES = {"facing": _turned, "side": _moved, "number": _taken}
+
+
 def mmvp(scene: Scene, rng: np.random.Generator) -> QA | None:
-    """MMVP: one visual attribute that a contrastive encoder need not keep, here the facing of an object."""
-    facing = fronts(scene)
-    return mmvp_about(pick(rng, facing), rng.random() < 0.5) if facing else None
+    """MMVP: a visual attribute that a contrastive encoder need not keep.
+
+    The other option beside a number is one more or one less.  A single object is seldom asked about, else it would be
+    the better guess.
+    """
+    kinds = {kind: changes for kind, change in CHANGES.items() if (changes := list(change(scene)))}
+    kind = pick(rng, list(kinds))
+    stem, right, wrong, _ = pick(rng, kinds[kind])
+    if right == "1" and rng.random() < 0.75:
+        return None
+    if kind == "number" and int(right) < MAX_COUNT and rng.random() < 0.5:
+        wrong = str(int(right) + 1)
+    return mmvp_about(kind, stem, right, wrong, rng.random() < 0.5)
 
 
-def mmvp_about(o: Object, left_first: bool) -> QA:
-    options = ("Left", "Right") if left_first else ("Right", "Left")
-    letter = "ab"[options.index(o.facing.capitalize())]
-    stem = f"Is the {o.category} facing left or right?"
+def mmvp_about(kind: str, stem: str, right: str, wrong: str, right_first: bool) -> QA:
+    """A question with two options, in this order or the other."""
+    options = (right, wrong) if right_first else (wrong, right)
+    letter = "(a)" if right_first else "(b)"
     text = f"{stem}\n(a) {options[0]} (b) {options[1]}\n{LETTER}"
-    return QA(text, f"({letter})", stem, options, "facing", o.facing)
+    return QA(text, letter, stem, options, kind, f"{right}{THE_ANSWER} {letter}")
 
 
 def mme_existence(scene: Scene, rng: np.random.Generator) -> QA:

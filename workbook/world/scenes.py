@@ -7,7 +7,7 @@ Everything that the benchmarks ask is known exactly: category, number, place, fa
 
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -86,6 +86,11 @@ class Scene:
     def of(self, category: str) -> list[Object]:
         return [o for o in self.objects if o.category == category]
 
+    def exchanged(self, old: Object, *new: Object) -> "Scene":
+        """The same scene with other objects, or none, in the place of one."""
+        objects = [o for o in self.objects if o is not old] + list(new)
+        return replace(self, objects=tuple(sorted(objects, key=lambda o: o.token)))
+
     def counts(self) -> dict[str, int]:
         return {c.name: len(self.of(c.name)) for c in CATEGORIES if self.of(c.name)}
 
@@ -118,7 +123,7 @@ def sample_scene(rng: np.random.Generator) -> Scene:
     for name in np.repeat(names, counts):
         facing = str(rng.choice(["left", "right"])) if BY_NAME[name].native else None
         placed = None
-        while placed is None or not all(_apart(placed, other) for other in objects):
+        while placed is None or not all(apart(placed, other) for other in objects):
             y = rng.uniform(0.1, 0.9)
             depth = float(np.clip(1 - 0.7 * y - 0.3 * rng.random(), 0.02, 0.98))
             size = float(2.6 - 1.7 * depth + rng.uniform(-0.1, 0.1)) / GRID
@@ -128,7 +133,8 @@ def sample_scene(rng: np.random.Generator) -> Scene:
     return Scene(tuple(sorted(objects, key=lambda o: o.token)), int(rng.integers(2**31)))
 
 
-def _apart(a: Object, b: Object) -> bool:
+def apart(a: Object, b: Object) -> bool:
+    """Whether two objects touch at the most."""
     distance = max(abs(a.x - b.x), abs(a.y - b.y))
     return distance > 0.42 * (a.size + b.size) and a.token != b.token
 
