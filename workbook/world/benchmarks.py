@@ -2,7 +2,7 @@
 
 Layout: that of `workbook.benchmarks`, with a `manifest.json` of the totals and `descriptions.json`, every question's
 scene in words, {benchmark: [description of each row]}: asked with these in place of the image, a model shows what it
-could answer if it saw everything.  As in the originals, an MMVP pair is two pictures that differ in one attribute, a
+could answer if it saw everything.  As in the originals, an MMVP pair is two pictures that differ in one object, a
 POPE picture has as many Yes as No questions, the same pictures for random and popular, and an MME picture one of each.
 """
 
