@@ -247,19 +247,19 @@ pd.DataFrame(rows).T.rename_axis(["model", "part"]).reindex(columns=columns).fil
 #   three, and of a batch a quarter (POPE .662 against .675, CV-Bench .600 against .602). Half of a batch costs POPE 4
 #   to 7 points, two fifths of the steps 5, one fifth 2, half of stage 1 another 2 to 6 (`trials_laptop.csv`, one seed
 #   to three). The laptop did without that fifth, to keep to its hour.
-# - Small batches. In the same time the study's baseline learns more from 1,600 batches of 4 than from 400 of 16 (a world
-#   of seed 7, benchmarks of the real sizes, seed 0): POPE .765 against .707, What's Up .431 against .372, CV-Bench .650
-#   against .611, MMVP's pairs .113 against .087; a second seed of the former gives .753, .449, .629 and .133. Nor has its
-#   curve bent by then: with 2,000 batches of 16 the baseline answers .832 of POPE and .586 of What's Up on the test
-#   scenes, the oracle .827 and .591, VIRAL .827 and .622 (one seed each; `trials_study.csv`, which is all that is kept of
-#   these runs). So the study trains 1,600 batches of 4, with which the baseline stands further above its best constant
-#   answers. At the laptop's size 480 of 4 (two seeds) give .678 of POPE, .325 of What's Up and .589 of CV-Bench, 160 of
-#   12 (one) .604, .316 and .530, in a seventh less time; the laptop takes 440 of 4.
+# - Small batches. In the same time the study's baseline learns more from 1,600 batches of 4 than from 400 of 16 (a
+#   world of seed 7, benchmarks of the real sizes, seed 0): POPE .765 against .707, What's Up .431 against .372,
+#   CV-Bench .650 against .611, MMVP's pairs .113 against .087; a second seed of the former gives .753, .449, .629 and
+#   .133. Nor has its curve bent by then: with 2,000 batches of 16 the baseline answers .832 of POPE and .586 of What's
+#   Up on the test scenes, the oracle .827 and .591, VIRAL .827 and .622 (one seed each; `trials_study.csv`, which is
+#   all that is kept of these runs). So the study trains 1,600 batches of 4, with which the baseline stands further
+#   above its best constant answers. At the laptop's size 480 of 4 (two seeds) give .678 of POPE, .325 of What's Up and
+#   .589 of CV-Bench, 160 of 12 (one) .604, .316 and .530, in a seventh less time; the laptop takes 440 of 4.
 # - MMVP's pairs differed in facing alone, which neither encoder nor teacher holds: single answers were coin flips (.50
-#   to .55), and pairs, .05 to .13, said only how often two answers differ. As the original's differ in nine ways, they now
-#   differ in one object's facing or side, or in whether it is there. The language models knew the form from facing only:
-#   asked in it for anything else, the study's baseline of then (seed 0, 300 validation scenes each) answered .00 of
-#   numbers right, .23 of sides and .30 of relations, with the scene in words before the question .01, .26 and .24
+#   to .55), and pairs, .05 to .13, said only how often two answers differ. As the original's differ in nine ways, they
+#   now differ in one object's facing or side, or in whether it is there. The language models knew the form from facing
+#   only: asked in it for anything else, the study's baseline of then (seed 0, 300 validation scenes each) answered .00
+#   of numbers right, .23 of sides and .30 of relations, with the scene in words before the question .01, .26 and .24
 #   (`trials_mmvp.csv`). So they were taught for 350 steps more, with the letter alone as the reply they unlearned
 #   facing, too (.49 of each of the three, spelled); with the option named before its letter they answer, spelled, .97
 #   or more of facing, all of sides and .77 or more of numbers.
