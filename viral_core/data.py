@@ -22,11 +22,6 @@ from viral_core.tiles import View, view_of
 IGNORE = -100  # label of a token that is not supervised, as in transformers
 
 
-def expand_image_tokens(text: str, n: int) -> str:
-    """Replace every `<image>` marker by `n` image tokens."""
-    return text.replace(IMAGE_MARKER, IMAGE_MARKER * n)
-
-
 @dataclass(frozen=True)
 class Encoding:
     """A tokenised conversation, cut to what fits."""

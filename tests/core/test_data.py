@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from viral_core.conversations import Sample, check_conversations, load_conversations
-from viral_core.data import IGNORE, Collator, ConversationDataset, Encoding, GroupedSampler, encode, expand_image_tokens
+from viral_core.data import IGNORE, Collator, ConversationDataset, Encoding, GroupedSampler, encode
 from viral_core.images import CLIP_COLOR, find_image, pad_to_square
 from viral_core.llava import assemble, load_processor
 from viral_core.teachers import load_encoder
@@ -127,7 +127,7 @@ def test_prompt_tokens_are_the_trained_ones(name, processors, samples):
     processor, template = processors[MODEL_OF[name]], TEMPLATES[name]
     sample = samples[0]
     ids, labels = tensors(sample, processor, template)
-    text = expand_image_tokens(prompt(template, sample.turns[0]["value"]), view_of(processor).tokens())
+    text = prompt(template, sample.turns[0]["value"]).replace("<image>", "<image>" * view_of(processor).tokens())
     first = int((labels != IGNORE).nonzero()[0])
     assert processor.tokenizer(text)["input_ids"] == ids[:first].tolist()
 
