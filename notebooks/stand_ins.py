@@ -190,14 +190,20 @@ if len(probes):
 
 # %%
 columns = ["parameters", "steps", "batch", "seconds", "device", "torch", "commit"]
-parts = {name: [*metric.get("earlier", []), metric] for name, metric in metrics.items()}
-rows = {(name, part): row for name, rows in parts.items() for part, row in enumerate(rows, 1)}
-pd.DataFrame(rows).T.rename_axis(["model", "part"]).reindex(columns=columns).fillna("")
+parts = {
+    (name, number): part
+    for name, metric in metrics.items()
+    for number, part in enumerate([*metric.get("earlier", []), metric], 1)
+}
+pd.DataFrame(parts).T.rename_axis(["model", "part"]).reindex(columns=columns).fillna("")
 
 # %% [markdown]
-# The language models' trainings have three parts: noise, doubt, and all of MMVP's questions. `make stand-ins` makes one
-# training of it. The larger of the two Vicuna was taught for fewer steps than the smaller one, and answers no more
-# (above): a run with it is one with another language model, not with a better one.
+# The language models' trainings have three parts: noise, doubt, and all of MMVP's questions. `make stand-ins` makes
+# one training of it, whose weights will be others. The third part called the functions that it calls
+# (`language.Pupil`, `fitting.fit`) from a script that is not kept: 16,000 new lessons and as many conversations
+# (`lessons`, seed 2), lr 1.5e-3, Muon .01, noise and doubt at their most throughout, three lessons in ten samples. The
+# larger of the two Vicuna was taught for fewer steps than the smaller one, and answers no more (above): a run with it
+# is one with another language model, not with a better one.
 
 # %% [markdown]
 # ## Laboratory diary
@@ -255,14 +261,15 @@ pd.DataFrame(rows).T.rename_axis(["model", "part"]).reindex(columns=columns).fil
 #   all that is kept of these runs). So the study trains 1,600 batches of 4, with which the baseline stands further
 #   above its best constant answers. At the laptop's size 480 of 4 (two seeds) give .678 of POPE, .325 of What's Up and
 #   .589 of CV-Bench, 160 of 12 (one) .604, .316 and .530, in a seventh less time; the laptop takes 440 of 4.
-# - MMVP's pairs differed in facing alone, which neither encoder nor teacher holds: single answers were coin flips (.50
-#   to .55), and pairs, .05 to .13, said only how often two answers differ. As the original's differ in nine ways, they
-#   now differ in one object's facing or side, or in whether it is there. The language models knew the form from facing
-#   only: asked in it for anything else, the study's baseline of then (seed 0, 300 validation scenes each) answered .00
-#   of numbers right, .23 of sides and .30 of relations, with the scene in words before the question .01, .26 and .24
-#   (`trials_mmvp.csv`). So they were taught for 350 steps more, with the letter alone as the reply they unlearned
-#   facing, too (.49 of each of the three, spelled); with the option named before its letter they answer, spelled, .97
-#   or more of facing, all of sides and .71 or more of numbers. The study's baseline then answers .620 of them and .267
-#   of the pairs (seed 0 of 4 x 1,600, world of seed 7), with .606 of CV-Bench, .418 of What's Up and .758 of POPE.
+# - MMVP's pairs differed in facing alone, which neither encoder nor teacher holds: single answers were coin flips (.48
+#   to .55 in `trials_study.csv`), and pairs, .04 to .13, said only how often two answers differ. As the original's
+#   differ in nine ways, they now differ in one object's facing or side, or in whether it is there. The language models
+#   knew the form from facing only: asked in it for anything else, the study's baseline of then (seed 0, 300 validation
+#   scenes each) answered .00 of numbers right, .23 of sides and .30 of relations, with the scene in words before the
+#   question .01, .26 and .24 (`trials_mmvp.csv`, as what follows). So they were taught for 350 steps more, with the
+#   letter alone as the reply they unlearned facing, too (.48 to .50 of each of the three, spelled; these models are
+#   not kept); with the option named before its letter they answer, spelled, .96 or more of facing, all of sides and
+#   .74 or more of numbers. The study's baseline then answers .620 of MMVP's questions and .267 of the pairs (seed 0 of
+#   4 x 1,600, world of seed 7), with .606 of CV-Bench, .418 of What's Up and .758 of POPE (`trials_study.csv`).
 # - A patch embedding that starts from the principal components of patches tells sprites apart much earlier than one
 #   that starts at random.

@@ -124,10 +124,7 @@ def _mmvp(folder: Path, n: int, scenes: Iterator[Scene], rng: np.random.Generato
     """Pairs of pictures that differ in one object, in turn in its facing, its side and whether it is there at all."""
     rows: Rows = []
     for kind in islice(cycle(questions.CHANGES), n // 2):
-        pair: Rows = []
-        while not pair:
-            pair = _pair(next(scenes), kind, rng)
-        rows += pair
+        rows += next(filter(None, (_pair(scene, kind, rng) for scene in scenes)))
     table = []
     for number, (scene, qa) in enumerate(rows, 1):
         options = " ".join(f"({x}) {o}" for x, o in zip("ab", qa.options, strict=True))
@@ -141,7 +138,9 @@ def _mmvp(folder: Path, n: int, scenes: Iterator[Scene], rng: np.random.Generato
 def _pair(scene: Scene, kind: str, rng: np.random.Generator) -> Rows:
     """The question about a scene and its twin, either of which may come first; none without one of the same split."""
     changes = list(questions.CHANGES[kind](scene))
-    stem, right, wrong, twin = questions.pick(rng, changes) if changes else ("", "", "", None)
+    if not changes:
+        return []
+    stem, right, wrong, twin = questions.pick(rng, changes)
     if twin is None or twin.split != scene.split:
         return []
     first = bool(rng.random() < 0.5)
