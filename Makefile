@@ -66,5 +66,5 @@ lab: $(STAMP)  ## open JupyterLab on the notebooks
 lint: $(STAMP)  ## check style
 	ruff check . && ruff format --check .
 
-clean:  ## remove what git does not track in runs/; what DVC has in its cache comes back with the next repro
-	git clean -fdX runs
+clean:  ## remove what git ignores in runs/, but for data; what DVC has in its cache comes back with the next repro
+	git clean -fdX -e '!/runs/*/data/' runs

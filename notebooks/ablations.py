@@ -131,10 +131,10 @@ pd.DataFrame(
 # %% [markdown]
 # ## What the teachers see (live)
 #
-# Similarity of the token in the middle to all others, tokens centred, as each teacher has it, and as DINOv2 has it
-# after what the released code (github.com/cvlab-kaist/VIRAL, commit adc0791) does to it. It makes the teacher in the
-# constructor of the language model (`llava/model/language_model/llava_llama.py`), and `from_pretrained` then draws anew
-# what the language model's checkpoint lacks: every linear layer of the teacher.
+# Similarity of the marked token to all others, tokens centred, as each teacher has it, and as DINOv2 has it after what
+# the released code (github.com/cvlab-kaist/VIRAL, commit adc0791) does to it. It makes the teacher in the constructor
+# of the language model (`llava/model/language_model/llava_llama.py`), and `from_pretrained` then draws anew what the
+# language model's checkpoint lacks: every linear layer of the teacher.
 
 # %%
 show(randomise_linears)
@@ -160,11 +160,7 @@ tables.styled(second, f"Table 2, the paper's numbers beside ours. Ours: {setting
 
 # %%
 once = second.drop_duplicates(["run", "benchmark"])
-figure = plots.score_panels(once[once["run"] != "baseline"], scores.TITLES, "gain")  # table_2_gains
-figure.suptitle(
-    plots.wrap(f"{settings.label}; paired gain over the baseline; filled: this interval excludes 0", 90),
-    fontsize="small",
-)
+figure = plots.score_panels(once[once["run"] != "baseline"], scores.TITLES, settings.label, "gain")  # table_2_gains
 plots.save(figure, out, "table_2_gains")
 
 # %% [markdown]
@@ -190,11 +186,7 @@ table.to_csv(out / "controls.csv", index=False, float_format="%.4f")
 tables.styled(table, f"Controls of ours; only the first two rows are the paper's. Ours: {settings.label}.")
 
 # %%
-figure = plots.score_panels(table[table["run"] != "baseline"], scores.TITLES, "gain")  # controls_gains
-figure.suptitle(
-    plots.wrap(f"{settings.label}; paired gain over the baseline; filled: this interval excludes 0", 90),
-    fontsize="small",
-)
+figure = plots.score_panels(table[table["run"] != "baseline"], scores.TITLES, settings.label, "gain")  # controls_gains
 plots.save(figure, out, "controls_gains")
 
 # %% [markdown]

@@ -99,12 +99,12 @@ if trained:
     del run
 
 # %% [markdown]
-# The head of the middle layer that looks at the image most: its map, what stands above the mean, and the components.
+# The head of the middle layer with the highest entropy: its map, what stands above the mean, and the components.
 
 # %%
 if maps is not None:
     middle = maps[len(maps) // 2 - 1]
-    S = middle[middle.sum((1, 2)).argmax()]
+    S = middle[spatial_entropies(middle).argmax()]
     S = S / S.sum()
     B = np.maximum(S - S.mean(), 0)
     components, count = ndimage.label(B > 0, structure=np.ones((3, 3)))
@@ -129,13 +129,7 @@ if maps is not None:
 
 # %%
 questions = runs.measured(profile, "attention/questions", systems)
-curves = []
-for (reading, name, layer), group in (
-    questions.groupby(["reading", "run", "layer"], sort=False) if len(questions) else ()
-):
-    cells = group.pivot(index="seed", columns="question", values="entropy")
-    curves.append({"reading": reading, "run": name, "layer": layer, **interval(cells).columns()})
-curves = pd.DataFrame(curves, columns=["reading", "run", "layer", "value", "low", "high", "n", "seeds"])
+curves = runs.intervals(questions, ["reading", "run", "layer"], "question", "entropy")
 curves.to_csv(out / "figure_4.csv", index=False, float_format="%.5f")
 
 # %%
@@ -192,7 +186,8 @@ for number, name in enumerate(shown):
     for layer in range(max(1, depth - 7), depth + 1):
         columns[f"layer {layer}"] = [stored[run][name][layer - 1] if stored.get(run) else None for run in systems]
     figure = plots.tiles(columns, list(systems.values()))
-    figure.suptitle(plots.wrap(by_id[name]["question"], 110), fontsize="x-small")
+    said = f"{by_id[name]['question']} ({by_id[name]['answer']})"
+    figure.suptitle(plots.wrap(f"{said} {settings.label}; the first seed", 120), fontsize="x-small")
     plots.save(figure, out, f"figure_12_{number}")
 
 # %% [markdown]

@@ -31,9 +31,12 @@
 profile = "laptop"
 
 # %%
+import io
+
 import numpy as np
 import pandas as pd
 from IPython.display import Markdown, display
+from PIL import Image
 
 from workbook import plots
 from workbook.explorer import of_profile
@@ -63,7 +66,7 @@ except FileNotFoundError as error:
 # %% [markdown]
 # ## The first view
 #
-# The similarity of the upper left patch and the PCA map, of each run in its middle layer.
+# The similarity of the upper left patch (black: unlike, white: alike) and the PCA map, of each run in its middle layer.
 
 
 # %%
@@ -74,11 +77,13 @@ def middle(panel: dict, values: bytes, channels: int) -> np.ndarray:
 
 
 if explorer:
-    panels = explorer.view["panels"]
-    columns = {
+    panels, picture = explorer.view["panels"], Image.open(io.BytesIO(explorer.view["picture"]))
+    columns = {"image": [plots.pixels(picture), ""]} | {
         panel["title"]: [middle(panel, panel["similarity"]["values"], 1), middle(panel, panel["pca"], 3)]
         for panel in panels
     }
-    plots.save(plots.tiles(columns, ["similarity", "PCA"]), out, "first_view")
+    figure = plots.tiles(columns, ["similarity", "PCA"])
+    figure.suptitle(plots.wrap(f"{explorer.view['question']} {settings.label}", 110), fontsize="x-small")
+    plots.save(figure, out, "first_view")
     answers = {answer["run"]: "".join(word for word, *_ in answer["tokens"]) for answer in explorer.view["answers"]}
     display(pd.DataFrame({"answer": answers, "key": explorer.view["key"]}))

@@ -27,7 +27,6 @@ profile = "laptop"
 import pandas as pd
 import torch
 from IPython.display import display
-from matplotlib import pyplot as plt
 from transformers import AutoConfig
 
 from viral_core import tiles
@@ -109,31 +108,15 @@ show_missing(runs.not_run(profile, systems))
 # the encoder's features in an arbitrary order.
 
 # %%
-rows, cells = [], pd.DataFrame()
-if len(similarity):  # mean over tiles
-    cells = similarity.pivot_table(index=["run", "layer", "seed"], columns="image", values="cknna")
-for (run, layer), group in similarity.groupby(["run", "layer"], sort=False) if len(similarity) else ():
-    estimate = interval(cells.loc[run, layer])  # of (seeds, images)
-    rows.append({"run": run, "layer": layer, "chance": group["chance"].mean(), **estimate.columns()})
-curve = pd.DataFrame(rows, columns=["run", "layer", "value", "low", "high", "n", "seeds", "chance"])
+curve = runs.intervals(similarity, ["run", "layer"], "image", "cknna")
 curve.to_csv(out / "figure_9.csv", index=False, float_format="%.5f")
 curve.pivot(index="layer", columns="run", values="value").round(3)
 
 # %%
 if len(curve):
-    figure, axis = plt.subplots(figsize=(5.4, 3.2))  # figure_9
-    plots.curves(axis, curve, "layer", "value", systems)
     aligned = settings.systems["next-viral"].align.blocks(settings.blocks("next-viral"))
-    plots.mark_layers(axis, aligned, curve["chance"].mean())
-    axis.set(xlabel="layer (0 = input of the language model)", ylabel="CKNNA to the encoder's z")
-    axis.legend(fontsize="small")
-    axis.set_title(
-        plots.wrap(
-            f"{settings.label}; k = {similarity['k'].iat[0]}, tokens of each tile; n = {curve['n'].max()} images, "
-            f"{plots.seeds(curve['seeds'])}; dashed: aligned layer"
-        ),
-        fontsize="small",
-    )
+    counted, chance = f"k = {similarity['k'].iat[0]} of the tokens of each tile", similarity["chance"].mean()
+    figure = plots.cknna_curves(curve, systems, aligned, counted, chance, settings.label)  # figure_9
     plots.save(figure, out, "figure_9")
 
 # %% [markdown]
@@ -143,7 +126,9 @@ if len(curve):
 # outside.
 
 # %%
-rows = []
+rows, cells = [], pd.DataFrame()
+if len(similarity):  # mean over tiles
+    cells = similarity.pivot_table(index=["run", "layer", "seed"], columns="image", values="cknna")
 if len(similarity) and set(systems) <= set(similarity["run"]):
     for layer in sorted(similarity["layer"].unique()):
         change = cells.loc["next-viral", layer] - cells.loc["next-baseline", layer]

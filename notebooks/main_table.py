@@ -116,8 +116,7 @@ tables.styled(table, f"Table 1, the paper's numbers beside ours. Ours: {settings
 # %%
 headline = table[table["run"].isin(["baseline", "viral"])].pivot(index="run", columns="benchmark", values="ours")
 (out / "metrics.json").write_text(json.dumps(headline.round(3).T.to_dict(), indent=1) + "\n", encoding="utf-8")
-figure = plots.score_panels(table, scores.TITLES)  # figure_1b
-figure.suptitle(plots.wrap(f"{settings.label}; 95 % intervals; dotted: best constant answer", 90), fontsize="small")
+figure = plots.score_panels(table, scores.TITLES, settings.label)  # figure_1b
 plots.save(figure, out, "figure_1b")
 
 # %% [markdown]
@@ -147,7 +146,8 @@ if len(noise):
     )
     for axis, benchmark in zip(axes[0], benchmarks, strict=True):  # seed_noise
         part = noise[noise["benchmark"] == benchmark]
-        sns.stripplot(part, x="score", y="run", order=trained, color="black", size=4, jitter=False, ax=axis)
+        # a swarm: equal scores lie beside each other
+        sns.swarmplot(part, x="score", y="run", order=trained, color="black", size=3, ax=axis)
         axis.set_title(scores.TITLES[benchmark], fontsize="small")
         axis.set(ylabel="", xlabel="points" if benchmark == "mme" else "%")
     figure.suptitle(plots.wrap(f"{settings.label}; a dot is a seed", 90), fontsize="small")
@@ -156,16 +156,17 @@ if len(noise):
 # %% [markdown]
 # ## Kinds of questions
 #
-# Where a benchmark has kinds of questions: the scores of each, in the same units, with its number of questions. Their
-# intervals are in `sub_scores.csv`. Of CV-Bench `source_mean` is the mean over its sources of pictures, of which the
-# embedded world is one; of MMVP `single` counts questions in place of pairs, `corrected` is by the key with its known
-# errors mended; `yes_ratio` is the share of answers that are yes.
+# Where a benchmark has kinds of questions: the scores of each, in the same units. Their intervals are in
+# `sub_scores.csv`, where `n` is the number of questions of the whole benchmark. Of CV-Bench `source_mean` is the mean
+# over its sources of pictures, of which the embedded world is one; of MMVP `single` counts questions in place of
+# pairs, `corrected` is by the key with its known errors mended; `yes_ratio` is the share of answers that are yes.
 
 # %%
 kinds = scores.scores(profile, systems, parts=True)
+kinds["constant"] = kinds["constant"].where(kinds["part"] == "official")  # of no single kind
 kinds.to_csv(out / "sub_scores.csv", index=False, float_format="%.4f")
 if len(kinds):
-    display(kinds.pivot_table(index=["benchmark", "part", "n"], columns="run", values="score", sort=False).round(1))
+    display(kinds.pivot_table(index=["benchmark", "part"], columns="run", values="score", sort=False).round(1))
 
 # %% [markdown]
 # ## Differences and claims
@@ -173,8 +174,8 @@ if len(kinds):
 # Aligned minus not, of the same models: same questions, same seeds. Of the average gain only seeds count that all
 # systems have; they answer the same questions, so they are no independent samples. The paper's 9.4 % is that of the
 # first system without MME; over all that Table 1 prints it is 7.49 % (notebook `paper_arithmetic`), which is what ours
-# stands beside. A gain relative to a score near zero, as an embedded profile's on MMVP, is that of a few pairs:
-# below, the mean is shown without MMVP, too.
+# stands beside. Where a baseline's score is near zero, its relative gain is that of a few questions: below, the mean is
+# shown without MMVP, too.
 
 # %%
 rows = claims.gains(profile, "main_table")

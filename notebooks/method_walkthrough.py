@@ -142,12 +142,13 @@ print(f"y: {tuple(y.shape)} from an input of {teacher.size} px")
 tokens = {"encoder z": z, "layer 0": states[0], f"layer {middle}": states[middle], "teacher y": y}
 maps = {name: [pca_map(values.cpu())] for name, values in tokens.items()}
 figure = plots.tiles({"image": [plots.pixels(image)], **maps}, [""])
+figure.suptitle(plots.wrap(settings.label, 70), fontsize="x-small")
 plots.save(figure, out, "figure_3")
 
 # %% [markdown]
-# Which tokens does a token resemble? Cosine similarity of the token in the middle of the image to all others, tokens
-# centred. The loss asks that a head can map the states behind the fourth picture to the features behind the fifth; that
-# the two pictures become alike is what the relation objective asks.
+# Which tokens does a token resemble? Cosine similarity of the marked token to all others, tokens centred. The loss asks
+# that a head can map the states behind the fourth picture to the features behind the fifth. (The relation objective
+# asks that the head's *output* has the teacher's similarities. Neither asks it of the states themselves.)
 
 # %%
 figure = plots.similarities(image, {name: values.cpu() for name, values in tokens.items()})  # similarity

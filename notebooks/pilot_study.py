@@ -38,8 +38,9 @@ from viral_core.measure.intervals import interval
 from viral_core.measure.permutation import patch_order
 from viral_core.measure.states import stream_states
 from viral_core.run_folder import load_run
+from viral_core.specs import block_at
 from viral_core.templates import IMAGE_MARKER, prompt
-from workbook import claims, plots, runs, scores, tables
+from workbook import claims, paper, plots, runs, scores, tables
 from workbook.benchmarks import load_rows, open_image
 from workbook.notebook import begin, show, show_missing
 
@@ -103,6 +104,7 @@ for name in dict.fromkeys(one["system"]):
 right.set(xlabel="layer", ylabel=f"CKNNA, k = {settings.cknna.k}", title="this image")
 if len(one):
     right.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1))
+figure.suptitle(plots.wrap(f"{settings.label}; one image, the first seed", 100), fontsize="small")
 plots.save(figure, out, "one_image")
 
 # %% [markdown]
@@ -113,31 +115,22 @@ plots.save(figure, out, "one_image")
 # one model.
 
 # %%
+show(runs.intervals)
 similarity = runs.measured(profile, "cknna", systems)
-start = runs.measured(profile, "cknna_start", ["baseline"]).assign(run="before stage 2")
-similarity = pd.concat([similarity, start]) if len(similarity) else similarity
-unclamped = similarity[similarity["clamp"] == 1] if len(similarity) else similarity
-curve = []
-for (run, layer), group in unclamped.groupby(["run", "layer"], sort=False) if len(unclamped) else ():
-    cells = group.pivot(index="seed", columns="image", values="cknna")  # (seeds, images)
-    cells = cells[:1] if run == "before stage 2" else cells  # the same for every seed
-    curve.append({"run": run, "layer": layer, **interval(cells).columns(), "chance": group["chance"].mean()})
-curve = pd.DataFrame(curve, columns=["run", "layer", "value", "low", "high", "n", "seeds", "chance"])
+start = runs.measured(profile, "cknna_start", ["baseline"]).assign(run="before stage 2")  # the same for every seed
+once = start[start["seed"] == start["seed"].min()] if len(start) else start
+shown = pd.concat([similarity, once])
+shown = shown[shown["clamp"] == 1] if len(shown) else shown
+curve = runs.intervals(shown, ["run", "layer"], "image", "cknna")
 curve.to_csv(out / "figure_2d.csv", index=False, float_format="%.5f")
 curve.pivot(index="layer", columns="run", values="value").round(3)
 
 # %%
 if len(curve):
-    figure, axis = plt.subplots(figsize=(7.8, 3.4))  # figure_2d
-    plots.curves(axis, curve, "layer", "value", systems | {"before stage 2": "(a) before stage 2"})
     middle = settings.systems["viral"].align.blocks(settings.blocks("viral"))
-    plots.mark_layers(axis, middle, curve["chance"].mean())
-    axis.set(xlabel="layer (0 = input of the language model)", ylabel="CKNNA to the encoder's z")
-    axis.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1))
-    size = f"k = {settings.cknna.k} of {unclamped['n'].iat[0]} tokens; n = {curve['n'].max()} images"
-    trained = plots.seeds(curve.loc[curve["run"] != "before stage 2", "seeds"])
-    caption = f"{settings.label}; {size}, {trained}; dashed: layer of re-injection or alignment"
-    axis.set_title(plots.wrap(caption), fontsize="small")
+    counted = f"k = {settings.cknna.k} of {shown['n'].iat[0]} tokens"
+    names = systems | {"before stage 2": "(a) before stage 2"}
+    figure = plots.cknna_curves(curve, names, middle, counted, shown["chance"].mean(), settings.label)  # figure_2d
     plots.save(figure, out, "figure_2d")
 
 # %% [markdown]
@@ -150,15 +143,11 @@ if len(curve):
 show(clamp_outliers)
 
 # %%
-cells = []
-for (run, clamp, layer), group in similarity.groupby(["run", "clamp", "layer"]) if len(similarity) else ():
-    if layer in (middle[0], similarity["layer"].max()):
-        cell = group.pivot(index="seed", columns="image", values="cknna")
-        cell = cell[:1] if run == "before stage 2" else cell
-        cells.append({"run": run, "layer": layer, "clamp": clamp, **interval(cell).columns()})
-cells = pd.DataFrame(cells, columns=["run", "layer", "clamp", "value", "low", "high", "n", "seeds"])
-cells.to_csv(out / "clamps.csv", index=False, float_format="%.5f")
-cells.round(3)
+both = pd.concat([similarity, once])
+both = both[both["layer"].isin([*middle, both["layer"].max()])] if len(both) else both
+clamps = runs.intervals(both, ["run", "layer", "clamp"], "image", "cknna")
+clamps.to_csv(out / "clamps.csv", index=False, float_format="%.5f")
+clamps.round(3)
 
 # %% [markdown]
 # ## Benchmarks of the same runs (Figure 2e)
@@ -173,39 +162,51 @@ table.to_csv(out / "figure_2e.csv", index=False, float_format="%.4f")
 tables.styled(table, f"Numbers of Figure 2e, the paper's beside ours. Ours: {settings.label}.")
 
 # %%
-figure = plots.score_panels(table, scores.TITLES)  # figure_2e
-figure.suptitle(plots.wrap(f"{settings.label}; 95 % intervals; dotted: best constant answer", 90), fontsize="small")
+figure = plots.score_panels(table, scores.TITLES, settings.label)  # figure_2e
 plots.save(figure, out, "figure_2e")
 
 # %% [markdown]
 # ## Differences in CKNNA, and their claims
 #
-# On the same images and seeds: the baseline's change from one depth to another, how much smaller its fall is from a
-# quarter to the middle than up to the quarter, its last layer against that before stage 2, and the difference of two
-# systems, mean over the layers from the middle to the last.
+# On the same images and seeds: the baseline's change from one depth to another, how much smaller its fall per block is
+# from a quarter to the middle than up to the quarter, its last layer against that before stage 2, and the difference of
+# two systems, mean over the layers from the middle to the last.
 
 # %%
-found, middle, last = [], 0, 0
-cells = late = early_fall = middle_fall = pd.DataFrame()
-if len(unclamped):
-    last = unclamped["layer"].max()
-    middle = round(last / 2)
-    cells = unclamped.pivot_table(index=["run", "seed"], columns=["layer", "image"], values="cknna")
-    late = cells.loc[:, middle:last].T.groupby("image").mean().T  # mean over layers
-    quarter = cells[round(0.25 * last)]
-    early_fall, middle_fall = quarter - cells[0], cells[middle] - quarter
-comparisons = {  # claim: the values of one run minus those of another
-    "cknna-falls": ("baseline", cells.get(last), "baseline", cells.get(0)),
-    "cknna-middle-slows": ("baseline", middle_fall, "baseline", early_fall),
-    "cknna-middle-rise": ("baseline", cells.get(middle), "baseline", cells.get(round(0.375 * last))),
-    "training-lowers-cknna": ("baseline", cells.get(last), "before stage 2", cells.get(last)),
-    "residual-keeps-cknna": ("residual-post", late, "baseline", late),
-    "align-beats-residual-cknna": ("align-encoder", late, "residual-post", late),
+every = pd.concat([similarity, start])
+every = every[every["clamp"] == 1] if len(every) else every
+last = settings.blocks("baseline")
+quarter, between, half = (block_at(depth, last) for depth in (0.25, 0.375, 0.5))
+
+
+def at(run: str, *layers: int) -> pd.DataFrame:
+    """CKNNA (seeds, images) of a run, mean over the layers."""
+    rows = every[(every["run"] == run) & every["layer"].isin(layers)]
+    return rows.pivot_table(index="seed", columns="image", values="cknna")
+
+
+def slope(run: str, first: int, second: int) -> pd.DataFrame:
+    """Change per block between two layers."""
+    return (at(run, second) - at(run, first)) / (second - first)
+
+
+late = range(half, last + 1)
+comparisons = {  # claim: the runs that it takes, and the difference
+    "cknna-falls": (["baseline"], lambda run: at(run, last) - at(run, 0)),
+    "cknna-middle-slows": (["baseline"], lambda run: quarter * (slope(run, quarter, half) - slope(run, 0, quarter))),
+    "cknna-middle-rise": (["baseline"], lambda run: at(run, half) - at(run, between)),
+    "training-lowers-cknna": (["baseline", "before stage 2"], lambda run, before: at(run, last) - at(before, last)),
+    "residual-keeps-cknna": (["residual-post", "baseline"], lambda run, other: at(run, *late) - at(other, *late)),
+    "align-beats-residual-cknna": (
+        ["align-encoder", "residual-post"],
+        lambda run, other: at(run, *late) - at(other, *late),
+    ),
 }
-for claim, (run, values, reference, other) in comparisons.items():
-    absent = {run, reference} - set(curve["run"])
-    estimate = None if absent else interval(values.loc[run] - other.loc[reference])
-    found.append(claims.row(claim, estimate, missing=f"cknna of {', '.join(sorted(absent))}" if absent else ""))
+found = []
+for claim, (names, difference) in comparisons.items():
+    absent = [name for name in names if name not in set(curve["run"])]
+    estimate = None if absent else interval(difference(*names))
+    found.append(claims.row(claim, estimate, missing=f"cknna of {', '.join(absent)}" if absent else ""))
 pd.DataFrame(found)[["id", "value", "low", "high", "n", "seeds", "missing"]].round(4)
 
 # %% [markdown]
@@ -214,6 +215,13 @@ pd.DataFrame(found)[["id", "value", "low", "high", "n", "seeds", "missing"]].rou
 # Paired: the same questions, the same seeds.
 
 # %%
+contrast, ways = {"mmvp": 1, "cv_bench": -1 / 2, "pope": -1 / 2}, ["residual-post", "align-encoder"]
+estimate = scores.change(profile, ways, "baseline", contrast)
+printed = [
+    share * (paper.score(run, name) - paper.score("baseline", name)) for run in ways for name, share in contrast.items()
+]
+missing = "" if estimate else "residual-post, align-encoder or baseline"
+found.append(claims.row("mmvp-is-the-exception", estimate, missing=missing, paper=sum(printed) / len(ways)))
 rows = claims.gains(profile, "pilot_study")
 claims.write(out, found + rows)
 pd.DataFrame(rows)[["id", "part", "unit", "value", "low", "high", "n", "seeds", "paper", "missing"]].round(3)

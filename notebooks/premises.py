@@ -54,12 +54,12 @@ settings, out = begin(profile, "premises")
 paths, rows = Paths(profile), []  # of the ledger
 
 # %% [markdown]
-# ## 1. Text says little of what is there
+# ## 1. Does text say little of what is there?
 #
 # Of every scene: how many facts it holds (each kind's presence and number; each object's place, facing and size) and
 # how many of them its caption, and its conversation of a few questions, give away. A question is counted as one fact:
 # some give away two, more repeat what was said; that a kind is *not* there is no fact of the scene. Drawn live, as the
-# data was: so many that the interval reaches half the smallest effect of interest to each side.
+# data was: so many that the interval reaches .01, half the smallest effect of interest, to each side at the most.
 
 # %%
 show(questions.caption)
@@ -79,7 +79,7 @@ rows += [claims.row("text-is-sparse", interval(shares[part]), part=part) for par
 shares.describe().loc[["mean", "std", "min", "max"]].round(3)
 
 # %% [markdown]
-# ## 2. The teacher knows what the encoder does not
+# ## 2. Does the teacher know what the encoder does not?
 #
 # Linear probes on a token's feature: category of the object at the token, how many of it there are, which way it faces,
 # where its centre lies (nine directions), how large it is (three sizes). Fitted on the probe set's training scenes,
@@ -138,7 +138,7 @@ for kind in kinds:
     rows.append(claims.row("teacher-knows-more", interval(change.dropna()).scaled(100), part=kind))
 
 # %% [markdown]
-# ## 3. There is room above and below the baseline
+# ## 3. Is there room above and below the baseline?
 #
 # On each benchmark: the baseline against the best constant answer, and against its ceiling: the
 # language model itself, asked the same kind of question with the scene in words *in place of the visual tokens*, at
@@ -146,8 +146,8 @@ for kind in kinds:
 # a sentence before the question, is shown beside it: a tiny language model reads rows and columns less well than
 # positions.) Each distance should be 10 points; MME is in percent of its highest score. For what counts pairs, MMVP and
 # half of MME, the ceiling is the square of the accuracy on single questions. Coin flips get 25 % of MMVP's pairs, one
-# constant answer none; with *single*, the share of single answers that are right, at 50 %, a score of MMVP reflects
-# only how often the two answers of a pair differ.
+# constant answer none; *single* is the share of single answers that are right. Where it is 50 %, right pairs come from
+# the two answers differing, not from seeing.
 
 # %%
 language = settings.languages[settings.systems["baseline"].language]
@@ -191,7 +191,7 @@ room = pd.DataFrame(room, columns=["benchmark", "constant", "baseline", "single"
 room.round(1)
 
 # %% [markdown]
-# ## 4. Instruction tuning changes the model
+# ## 4. Does instruction tuning change the model?
 #
 # The baseline before stage 2 (step 0 of its learning curve) and after, on the same questions; how far LoRA has moved
 # the weights, $\lVert \frac{\alpha}{r} BA \rVert$, block by block; and the language loss.
@@ -228,9 +228,9 @@ if len(log):
 # ## 5. What each layer holds, before and after stage 2
 #
 # The hypothesis itself: what can be read from the visual tokens of every layer, before stage 2 and after it, of the
-# baseline and of VIRAL; horizontal lines: from the encoder's features, and always the same answer. If training on text
-# alone discards detail, the baseline's curve falls below the one before stage 2. Seeds are of stage 2: before it there
-# is one model, whose interval is over scenes alone.
+# baseline and of VIRAL; horizontal lines: from the encoder's features, and always the same answer. If instruction
+# tuning discards detail, the baseline's curve falls below the one before stage 2. Seeds are of stage 2: before it
+# there is one model, whose interval is over scenes alone.
 
 # %%
 show(layer_probes)
@@ -239,12 +239,12 @@ if len(layers):
     layers["layer"] = layers["layer"].astype("Int64")
     layers["accuracy"], layers["constant"] = layers["right"] / layers["tokens"], layers["constant"] / layers["tokens"]
     layers["system"] = layers["run"].where(layers["source"] != "before", "before stage 2")
-curves = []
-for (system, kind, layer), group in layers.groupby(["system", "probe", "layer"]) if len(layers) else ():
-    cells = group.pivot_table(index="seed", columns="image", values="accuracy")
-    cells = cells[:1] if system == "before stage 2" else cells  # the same for every seed
-    curves.append({"run": system, "probe": kind, "layer": layer, **interval(cells).columns()})
-curves = pd.DataFrame(curves, columns=["run", "probe", "layer", "value", "low", "high", "n", "seeds"])
+    once = (layers["system"] != "before stage 2") | (layers["seed"] == layers["seed"].min())  # the same for every seed
+else:
+    once = []
+curves = runs.intervals(layers[once], ["system", "probe", "layer"], "image", "accuracy").rename(
+    columns={"system": "run"}
+)
 curves.to_csv(out / "layer_probes.csv", index=False, float_format="%.5f")
 curves.pivot_table(index=["probe", "layer"], columns="run", values="value").round(3)
 
@@ -267,10 +267,11 @@ if len(curves):
 
 # %% [markdown]
 # Two things may be meant by *discards*, and each is a claim. With depth: what the last layer of the baseline holds,
-# minus what its input (layer 0) holds, as in Figure 2 (d). By training on text: what the last layer holds, minus what
-# it held before stage 2. And what the middle layer of VIRAL holds, minus that of the baseline: where the baseline's has
-# not lost it, that is something that alignment has added, not kept. Where less than the smallest effect of interest can
-# be read from the input, nothing can be lost: a premise of all three, property by property.
+# minus what its input (layer 0) holds, as in Figure 2 (d). By instruction tuning: what the last layer holds, minus what
+# it held before stage 2 (the paper says by training on text alone, which stage 1 is, too). Where less than the smallest
+# effect of interest can be read from the input, nothing can be lost: a premise of these two, property by property. And
+# what the middle layer of VIRAL holds, minus that of the baseline: where the baseline's has not lost it, that is
+# something that alignment has added, not kept.
 
 # %%
 for kind in kinds:

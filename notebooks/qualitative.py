@@ -169,8 +169,8 @@ plots.save(figure, out, "figure_11")
 # %% [markdown]
 # ## A token and those that resemble it
 #
-# PCA shows three directions; the loss speaks of all. Cosine similarity of the token in the middle of the first picture
-# to the others, tokens centred, at the aligned layer and in the teacher:
+# PCA shows three directions; the loss speaks of all. Cosine similarity of the marked token of the first picture to the
+# others, tokens centred, at the aligned layer and in the teacher:
 
 # %%
 sources = {"encoder z": features[0]} if features else {}

@@ -141,21 +141,11 @@ del start, llava, tap
 # %%
 similarity = runs.measured(profile, "cknna", systems)
 similarity = similarity[similarity["clamp"] == 1] if len(similarity) else similarity
-curve = []
-for (run, layer), group in similarity.groupby(["run", "layer"], sort=False) if len(similarity) else ():
-    cells = group.pivot(index="seed", columns="image", values="cknna")
-    curve.append({"run": run, "layer": layer, **interval(cells).columns(), "chance": group["chance"].mean()})
-curve = pd.DataFrame(curve, columns=["run", "layer", "value", "low", "high", "n", "seeds", "chance"])
+curve = runs.intervals(similarity, ["run", "layer"], "image", "cknna")
 curve.to_csv(out / "figure_8_cknna.csv", index=False, float_format="%.5f")
 if len(curve):
-    figure, axis = plt.subplots(figsize=(8, 3.4))  # figure_8_cknna
-    plots.curves(axis, curve, "layer", "value", systems)
-    plots.mark_layers(axis, [middle], curve["chance"].mean())
-    axis.set(xlabel="layer (0 = input of the language model)", ylabel="CKNNA to the encoder's z")
-    axis.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1))
-    size = f"k = {settings.cknna.k} of {similarity['n'].iat[0]} tokens; n = {curve['n'].max()} images"
-    caption = f"{settings.label}; {size}, {plots.seeds(curve['seeds'])}; dashed: layer of re-injection or alignment"
-    axis.set_title(plots.wrap(caption), fontsize="small")
+    counted, chance = f"k = {settings.cknna.k} of {similarity['n'].iat[0]} tokens", similarity["chance"].mean()
+    figure = plots.cknna_curves(curve, systems, [middle], counted, chance, settings.label)  # figure_8_cknna
     plots.save(figure, out, "figure_8_cknna")
 
 # %%
@@ -184,8 +174,7 @@ table.to_csv(out / "table_4.csv", index=False, float_format="%.4f")
 tables.styled(table, f"Table 4, the paper's numbers beside ours. Ours: {settings.label}.")
 
 # %%
-figure = plots.score_panels(table, scores.TITLES)  # table_4
-figure.suptitle(plots.wrap(f"{settings.label}; 95 % intervals; dotted: best constant answer", 90), fontsize="small")
+figure = plots.score_panels(table, scores.TITLES, settings.label)  # table_4
 plots.save(figure, out, "table_4")
 
 # %% [markdown]

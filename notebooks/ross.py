@@ -56,10 +56,12 @@ show_missing(runs.not_run(profile, systems))
 # With $y$ the latents of the image, one token of $d$ channels per visual token, $\epsilon$ noise, $t$ a uniform
 # timestep and $\bar\alpha_t$ the cosine schedule,
 #
-# $$\mathcal{L}_\mathrm{ROSS} = \mathbb{E}_{t, \epsilon} \left\lVert \epsilon_\pi\!\left(\sqrt{\bar\alpha_t}\, y +
-# \sqrt{1 - \bar\alpha_t}\, \epsilon,\; t,\; e_\ell\right) - \epsilon \right\rVert^2$$
+# $$\mathcal{L}_\mathrm{ROSS} = \frac{1}{N d}\, \mathbb{E}_{t, \epsilon} \left\lVert
+# \epsilon_\pi\!\left(\sqrt{\bar\alpha_t}\, y + \sqrt{1 - \bar\alpha_t}\, \epsilon,\; t,\; e_\ell\right)
+# - \epsilon \right\rVert^2$$
 #
-# is added to the language loss with weight 1.
+# is added to the language loss with weight 1, where $e_\ell$ are the layer's visual states, normalised (LayerNorm), and
+# each image counts `repeats` times, with other noise.
 
 # %%
 show(Reconstruction.forward)
@@ -184,8 +186,7 @@ table.to_csv(out / "table_6.csv", index=False, float_format="%.4f")
 tables.styled(table, f"Table 6, the paper's numbers beside ours. Ours: {settings.label}.")
 
 # %%
-figure = plots.score_panels(table, scores.TITLES)  # table_6
-figure.suptitle(plots.wrap(f"{settings.label}; 95 % intervals; dotted: best constant answer", 90), fontsize="small")
+figure = plots.score_panels(table, scores.TITLES, settings.label)  # table_6
 plots.save(figure, out, "table_6")
 
 # %% [markdown]

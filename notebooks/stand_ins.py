@@ -21,7 +21,7 @@
 # > a CLIP vision encoder", and DINOv2, SAM, Depth Anything v2 and RADIOv2.5 as teachers.
 #
 # A language model that cannot count, or an encoder that cannot tell a dog from a cat, would turn all that is measured
-# later into noise. What has to hold in numbers is in the notebook `premises`; not all of it does.
+# later into noise. What has to hold in numbers, and whether it does, is in the notebook `premises`.
 
 # %% tags=["parameters"]
 profile = "laptop"
@@ -198,10 +198,10 @@ parts = {
 pd.DataFrame(parts).T.rename_axis(["model", "part"]).reindex(columns=columns).fillna("")
 
 # %% [markdown]
-# The language models' trainings have three parts: noise, doubt, and all of MMVP's questions. `make stand-ins` makes
-# one training of it, whose weights will be others. The third part called the functions that it calls
+# The language models' trainings have three parts: noise, doubt, and all of MMVP's questions. `make stand-ins` does all
+# three in one training, so that its weights will be others. The third part called the functions that it calls
 # (`language.Pupil`, `fitting.fit`) from a script that is not kept: 16,000 new lessons and as many conversations
-# (`lessons`, seed 2), lr 1.5e-3, Muon .01, noise and doubt at their most throughout, three lessons in ten samples. The
+# (`lessons`, seed 2), lr 1.5e-3, Muon .01, noise and doubt at their most throughout, three of ten samples lessons. The
 # larger of the two Vicuna was taught for fewer steps than the smaller one, and answers no more (above): a run with it
 # is one with another language model, not with a better one.
 
@@ -230,8 +230,8 @@ pd.DataFrame(parts).T.rename_axis(["model", "part"]).reindex(columns=columns).fi
 # | dense teacher | 1,000 | 0 | .857 | .548 | .342 | .263 | .495 |
 #
 # All of this is of that earlier world and its denser teacher, and no more is kept of it than this table. In the one of
-# the profiles, most premises do not hold, and whether the content of the teacher's features matters is a question of
-# the notebook `when_it_helps`.
+# the profiles, which premises hold is in the notebook `claims`, and whether the content of the teacher's features
+# matters in `when_it_helps`.
 #
 # - A teacher that knows more than the encoder brings *side* from chance (.25) to about .5 and *number* up by 4 points,
 #   in both seeds; existence does not move; the encoder as its own teacher brings nothing; the teacher's content
@@ -249,10 +249,10 @@ pd.DataFrame(parts).T.rename_axis(["model", "part"]).reindex(columns=columns).fi
 # - DINOv2's objective without crops, on pairs of views before different photographs: patches are told apart by where
 #   they are and what lies around; category stays at .27, extent at .64 after 1,000 steps. With crops: .33 and .71 after
 #   250 (`trials_dinov2.csv`).
-# - What the baseline can do without at the laptop's size, on the laptop's benchmarks: of eight questions a picture
-#   three, and of a batch a quarter (POPE .662 against .675, CV-Bench .600 against .602). Half of a batch costs POPE 4
-#   to 7 points, two fifths of the steps 5, one fifth 2, half of stage 1 another 2 to 6 (`trials_laptop.csv`, one seed
-#   to three). The laptop did without that fifth, to keep to its hour.
+# - What the baseline can do without at the laptop's size, on the laptop's benchmarks: five questions a picture in
+#   place of eight, with three quarters of the batch, cost little (POPE .662 against .675, CV-Bench .600 against .602).
+#   Half of the batch costs POPE 4 to 7 points, two fifths of the steps 5, one fifth 2, half of stage 1 another 2 to 6
+#   (`trials_laptop.csv`, one seed to three). The laptop did without that fifth of the steps, to keep to its hour.
 # - Small batches. In the same time the study's baseline learns more from 1,600 batches of 4 than from 400 of 16 (a
 #   world of seed 7, benchmarks of the real sizes, seed 0): POPE .765 against .707, What's Up .431 against .372,
 #   CV-Bench .650 against .611, MMVP's pairs .113 against .087; a second seed of the former gives .753, .449, .629 and

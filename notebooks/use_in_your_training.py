@@ -170,8 +170,8 @@ sns.despine(figure)
 # %% [markdown]
 # ## For a training that matters
 #
-# - **Layer.** The middle one: block 16 of 32, 20 of 40, 14 of 28. Layer $\ell$ is the output of block $\ell$, before
-#   any final norm; layer 0 is what the projector gives.
+# - **Layer.** The middle one: block 16 of 32 in the paper; 20 of 40 and 14 of 28 are the same relative depth. Layer
+#   $\ell$ is the output of block $\ell$, before any final norm; layer 0 is what the projector gives.
 # - **Teacher's grid.** One teacher feature per visual token, in reading order: DINOv2 with patches of 14 sees 336
 #   pixels for LLaVA-1.5's 24 x 24 tokens, a teacher with patches of 16 sees 384. It must see the *same padded square*
 #   as the encoder, with its *own* normalisation. `viral_core.teachers` does this for DINOv2, CLIP, SAM, Depth Anything

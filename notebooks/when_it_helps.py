@@ -39,7 +39,6 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from IPython.display import Markdown, display
 from matplotlib import pyplot as plt
@@ -116,30 +115,33 @@ if len(gains):
     axes[0, 0].set_ylabel("gain over the baseline\nof the same images (points)")
     axes[0, -1].legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1))
     caption = f"{settings.label}; n = {gains['n'].max()} questions at the most, {plots.seeds(gains['seeds'])}"
-    figure.suptitle(plots.wrap(f"When alignment helps. {caption}", 100), fontsize="small")
+    figure.suptitle(plots.wrap(f"When alignment helps. {caption}, 95 % intervals", 100), fontsize="small")
     plots.save(figure, out, "when_it_helps")
 
 # %% [markdown]
-# ## Gain against what the teacher knows
+# ## Gain against what the teacher could add
 #
-# All teachers on the full mix, the encoder itself among them; what each knows is the mean accuracy of the linear probes
-# on its features (notebook `stand_ins`) of category, number, facing and position, which questions ask for. The oracle
-# knows everything.
-
+# All teachers on the full mix, the encoder itself among them. What one could *add* is how far the linear probes on its
+# features (notebook `stand_ins`) are above those on the encoder's, mean over five properties; of one that it knows less
+# well than the encoder, nothing. The oracle knows everything.
 
 # %%
-def knows(path: str) -> float:
-    """Mean probe accuracy (%) of a model, NaN for one that is no stand-in."""
+kinds_of_probes = ["category", "number", "facing", "position", "extent"]
+
+
+def probes(path: str) -> pd.Series:
+    """Probe accuracies (%) of a model by property, NaN for one that is no stand-in."""
     file = ROOT / path / "metrics.json"
-    probes = json.loads(file.read_text(encoding="utf-8")).get("probe") if file.is_file() else None
-    return 100 * np.mean([probes[kind] for kind in ("category", "number", "facing", "position")]) if probes else np.nan
+    found = json.loads(file.read_text(encoding="utf-8")).get("probe") if file.is_file() else None
+    return 100 * pd.Series(found or {}, dtype=float).reindex(kinds_of_probes)
 
 
 teachers = {name: spec for name, spec in settings.teachers.items() if spec.kind not in ("clip", "vae", "oracle")}
-known = {name: knows(spec.path) for name, spec in teachers.items()}
-known |= {"the encoder": knows(settings.visions["clip"].path), "oracle": 100.0}
-known = {name: accuracy for name, accuracy in known.items() if not np.isnan(accuracy)}
-pd.Series(known, name="mean probe accuracy (%)").round(1).to_frame()
+encoder = probes(settings.visions["clip"].path)
+known = pd.DataFrame({name: probes(spec.path) for name, spec in teachers.items()} | {"the encoder": encoder})
+known["oracle"] = 100.0
+adds = (known.sub(encoder, axis=0)).clip(lower=0).mean().where(known.notna().all()).dropna()
+known.T.assign(adds=adds).round(1)
 
 # %%
 viral, strength = settings.systems["viral"], []
@@ -150,42 +152,42 @@ for run in settings.runs:
     teacher = "the encoder" if system.align.target == "encoder" else system.align.teacher
     # as VIRAL in everything but the teacher
     align = replace(viral.align, target=system.align.target, teacher=system.align.teacher)
-    if teacher in known and system == viral.model_copy(update={"align": align, "checkpoints": system.checkpoints}):
-        strength.append({"run": run, "teacher": teacher, "known": known[teacher]})
-strength = pd.DataFrame(strength, columns=["run", "teacher", "known"])
+    if teacher in adds and system == viral.model_copy(update={"align": align, "checkpoints": system.checkpoints}):
+        strength.append({"run": run, "teacher": teacher, "adds": adds[teacher]})
+strength = pd.DataFrame(strength, columns=["run", "teacher", "adds"])
 by_teacher = scores.differences(profile, dict.fromkeys(strength["run"], "baseline"), vision_centric)
 by_teacher = by_teacher.merge(strength, on="run")
 by_teacher.to_csv(out / "teachers.csv", index=False, float_format="%.4f")
-by_teacher.set_index(["benchmark", "teacher"])[["known", "difference", "low", "high", "n", "seeds"]].round(1)
+by_teacher.set_index(["benchmark", "teacher"])[["adds", "difference", "low", "high", "n", "seeds"]].round(1)
 
 # %%
 if len(by_teacher):
     figure, axes = plt.subplots(1, len(vision_centric), figsize=(2.6 * len(vision_centric) + 1.2, 2.6), squeeze=False)
     for axis, benchmark in zip(axes[0], vision_centric, strict=True):  # teachers
         part = by_teacher[by_teacher["benchmark"] == benchmark]
-        axis.vlines(part["known"], part["low"], part["high"], color="black", linewidth=1)
+        axis.vlines(part["adds"], part["low"], part["high"], color="black", linewidth=1)
         for i, row in enumerate(part.itertuples()):
-            axis.plot(row.known, row.difference, label=row.teacher, markersize=5, **(plots.line(i) | {"linestyle": ""}))
+            axis.plot(row.adds, row.difference, label=row.teacher, markersize=5, **(plots.line(i) | {"linestyle": ""}))
         axis.axhline(0, color="grey", linewidth=0.8)
-        if "the encoder" in known:
-            axis.axvline(known["the encoder"], color="grey", linestyle="--", linewidth=0.8)
-        axis.set(title=scores.TITLES[benchmark], xlabel="teacher's probes (%)", ylabel="gain (points)")
+        axis.set_xscale("symlog", linthresh=10, subs=range(2, 10))
+        axis.set_xticks([0, 5, 10, 50], ["0", "5", "10", "50"])
+        axis.set(title=scores.TITLES[benchmark], xlabel="what the teacher\ncould add (points)", ylabel="gain (points)")
     axes[0, -1].legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1))
-    caption = f"{settings.label}; 95 % intervals, {plots.seeds(by_teacher['seeds'])}; dashed: the encoder's probes"
-    figure.suptitle(plots.wrap(caption, 90), fontsize="small")
+    caption = f"{settings.label}; n = {by_teacher['n'].max()} questions at the most, {plots.seeds(by_teacher['seeds'])}"
+    figure.suptitle(plots.wrap(f"Gain over the baseline. {caption}, 95 % intervals", 90), fontsize="small")
     plots.save(figure, out, "teachers")
 
 # %% [markdown]
 # ## Gain against what the encoder knows
 #
-# The same teacher on two encoders: the more the encoder knows (probes as above), the less there is to add, if content
-# is what matters.
+# The same teacher on two encoders: the more the encoder knows (mean of its probes), the less there is to add, if
+# content is what matters.
 
 # %%
 encoders = {"viral": "baseline", "siglip2-viral": "siglip2-baseline"}
 by_encoder = scores.differences(profile, encoders, scores.benchmarks_of(profile))
 by_encoder["encoder"] = by_encoder["run"].map(lambda run: settings.systems[run].vision)
-by_encoder["known"] = by_encoder["encoder"].map(lambda encoder: knows(settings.visions[encoder].path))
+by_encoder["known"] = by_encoder["encoder"].map(lambda name: probes(settings.visions[name].path).mean(skipna=False))
 by_encoder.to_csv(out / "encoders.csv", index=False, float_format="%.4f")
 by_encoder.set_index(["benchmark", "encoder"])[["known", "difference", "low", "high", "n", "seeds"]].sort_index().round(
     1

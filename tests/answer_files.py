@@ -57,6 +57,7 @@ def write(root, run, benchmark, *right, seed=0, folder=""):
     )  # fmt: skip
     file = root / Paths("tiny").evaluation(run, seed) / folder / f"{benchmark}.jsonl"
     continue_file(file, header)
+    (root / Paths("tiny").evaluation(run, seed) / "log.csv").touch()
     for number, sample in enumerate(right):
         wrong = {"yes": "no", "no": "yes"}
         texts = [

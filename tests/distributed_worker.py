@@ -48,12 +48,16 @@ class Features:
         return torch.stack(draw)
 
 
-def train(folder: Path, name: str, engine: str | None = None, lives: float = float("inf"), **changes) -> None:
-    """Train the tiny model into `folder/name`, and note the dtypes of its targets."""
+def train(
+    folder: Path, name: str, engine: str | None = None, lives: float = float("inf"), head: bool = True, **changes
+) -> None:
+    """Train the tiny model, and its `head` or not, into `folder/name`, and note the dtypes of its targets."""
     places = json.loads((folder / "places.json").read_text())
     torch.manual_seed(1)
     llava, processor = assemble(Path(places["models"]) / "clip", Path(places["models"]) / "llama")
-    model = AlignedModel(add_lora(llava, r=4, alpha=8), Align(layers=(2,), hidden=16, init_std=0.2, dim=6))
+    model = AlignedModel(
+        add_lora(llava, r=4, alpha=8), Align(layers=(2,), train_head=head, hidden=16, init_std=0.2, dim=6)
+    )
     recipe = replace(RECIPE, deepspeed=deepspeed_config(Launch(deepspeed=engine)), **changes)
     samples, features = load_conversations(places["data"], places["images"]), Features(lives)
     dtypes = set()
@@ -104,7 +108,8 @@ def main() -> None:
             continue
         distributed.join(deepspeed=ENGINES[name] is not None)
         if what == "half":
-            train(folder, f"{name}-half", ENGINES[name], steps=3, bf16=True, gradient_checkpointing=True)
+            changes = {"steps": 3, "bf16": True, "gradient_checkpointing": True}
+            train(folder, f"{name}-half", ENGINES[name], head=name != "zero3", **changes)
             continue
         lives = 4 if what == "die" else float("inf")
         label = "whole" if what == "whole" else "killed"

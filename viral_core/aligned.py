@@ -87,6 +87,8 @@ class AlignedModel(nn.Module):
         if residual.source == "projector":
             self.tap.edit(residual.layer, lambda tap: tap.states[0])  # Eq. 3
             return
+        if str(residual.layer) in self.adapters:
+            raise ValueError(f"two adapters re-inject after block {residual.layer}: give them different blocks")
         adapter = nn.Linear(self.config.vision_config.hidden_size, self.config.text_config.hidden_size)
         nn.init.normal_(adapter.weight, std=0.02)
         nn.init.zeros_(adapter.bias)
@@ -146,8 +148,10 @@ class AlignedModel(nn.Module):
             )
         self._encoder_features = encoder_features
         tokens = None if totals is None else totals[0].clamp(min=1)
-        lm_loss = self.llava(**inputs, num_items_in_batch=tokens, use_cache=False).loss
-        self._encoder_features = None
+        try:
+            lm_loss = self.llava(**inputs, num_items_in_batch=tokens, use_cache=False).loss
+        finally:
+            self._encoder_features = None
         share = 1 if totals is None else len(image_tokens) / totals[1].clamp(min=1)
         out = {"loss": lm_loss, "lm_loss": lm_loss}
         if self.align is not None:
@@ -201,7 +205,7 @@ class AlignedModel(nn.Module):
         return {"rest": [p for p in self.parameters() if p.requires_grad and p not in own], "projector": projector}
 
     def gradient_checkpointing_enable(self) -> None:
-        """Recompute the language model's blocks in the backward pass (never reentrant: hooks and LoRA rely on it)."""
+        """Recompute the language model's blocks in the backward pass (never reentrant: LoRA relies on it)."""
         base_llava(self.llava).model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
 
     def train(self, mode: bool = True) -> "AlignedModel":

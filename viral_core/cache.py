@@ -9,7 +9,7 @@
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -57,8 +57,8 @@ def _is_packed(tensors: Mapping[str, Tensor], dtype: str) -> bool:
 
 def _load(teacher: Teacher, view: View | None, pictures: Sequence[tuple[Path, int | None]]) -> Tensor:
     """Preprocessed pixels (B, 3, size, size) of image files, or of their tiles; runs in the loader's workers."""
-    images = [(open_rgb(file), tile) for file, tile in pictures]
-    return teacher.preprocess([image if tile is None else view.pictures(image)[tile] for image, tile in images])
+    cut = lru_cache(1)(lambda file: view.pictures(open_rgb(file)))  # tiles of an image stand side by side
+    return teacher.preprocess([open_rgb(file) if tile is None else cut(file)[tile] for file, tile in pictures])
 
 
 def write_cache(

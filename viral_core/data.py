@@ -45,16 +45,12 @@ class Encoding:
         return torch.from_numpy(ids), torch.from_numpy(labels)
 
 
-def encode(
-    sample: Sample, processor, template: Template, max_length: int, image_tokens: Sequence[int] | None = None
-) -> Encoding:
+def encode(sample: Sample, processor, template: Template, max_length: int, image_tokens: Sequence[int]) -> Encoding:
     """Tokenise a conversation, mark what is supervised, and cut it to `max_length` tokens.
 
     ValueError, naming the sample, when a token straddles an answer's border, the stop string yields no token, or the
     image tokens are not those of the images.
     """
-    if image_tokens is None:
-        [image_tokens] = count_image_tokens([sample], view_of(processor))
     pieces = segments(template, sample.turns, images=bool(sample.images))
     ids, start, end = _tokens(pieces, processor.tokenizer, template, bool(sample.images))
     supervised = np.zeros(len(ids), dtype=bool)

@@ -21,6 +21,8 @@ def describe(root: str | Path = ".") -> dict:
     """Git commit (with what differs from it), Python, packages (null: not installed), platform, CPU, GPUs, threads."""
     import torch
 
+    from viral_core import distributed
+
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     return {
         "git": git_state(root),
@@ -31,7 +33,7 @@ def describe(root: str | Path = ".") -> dict:
         "gpus": [{"model": gpu.name, "memory_bytes": gpu.total_memory} for gpu in gpus],
         "cuda": torch.version.cuda,
         "torch_threads": torch.get_num_threads(),
-        "processes": int(os.environ.get("WORLD_SIZE", 1)),
+        "processes": distributed.world_size(),
     }
 
 

@@ -40,10 +40,10 @@ def read_text(path: str | Path, fallback: str | None = None) -> str:
         raise ValueError(f"{path} is not {encoding.upper()} ({place}; perhaps cp1252): save it as UTF-8") from error
 
 
-def read_json(path: str | Path) -> object:
-    """What a json file holds.  Errors as of `read_text`, and ValueError where it is not json."""
+def read_json(path: str | Path, text: str | None = None) -> object:
+    """What a json file holds, or its `text`.  Errors as of `read_text`, and ValueError where it is not json."""
     try:
-        return json.loads(read_text(path))
+        return json.loads(read_text(path) if text is None else text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not valid json ({error}): create or download it again") from error
 
@@ -52,7 +52,7 @@ def read_entries(path: str | Path) -> list:
     """The entries of a json list, or of a file with one json object a line; ValueError names the line."""
     text = read_text(path)
     if text.lstrip().startswith("["):
-        return read_json(path)
+        return read_json(path, text)
     entries = []
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
@@ -75,7 +75,8 @@ def writing(path: str | Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if DISK.search(str(error)) and not str(error).startswith("cannot write"):
+        told = isinstance(error, ValueError) or str(error).startswith("cannot write")  # of a file that was read; before
+        if DISK.search(str(error)) and not told:
             raise OSError(f"cannot write {path}: {str(error).splitlines()[0]}") from error
         raise
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from operator import attrgetter
 from pathlib import Path
 
 import torch
@@ -79,6 +80,7 @@ def assemble(
         vision_feature_layer=vision_feature_layer,
         tie_word_embeddings=lm.config.tie_word_embeddings,
         dtype=dtype,
+        attn_implementation=attn_implementation,  # without it the parts' own is forgotten
         **own,
     )
     with torch.device("meta"):
@@ -185,8 +187,9 @@ def load_projector(llava: nn.Module, path: str | Path) -> None:
 
 
 def check_base(path: str | Path, trained_on: Base, here: Base) -> None:
-    """Refuse what was trained on models of other content; where they lie does not matter."""
-    if (trained_on.vision_sha256, trained_on.language_sha256) != (here.vision_sha256, here.language_sha256):
+    """Refuse what was trained on models of other content, or another layer's features; where they lie is no matter."""
+    content = attrgetter("vision_sha256", "language_sha256", "vision_feature_layer")
+    if content(trained_on) != content(here):
         raise ValueError(f"{path} was trained on {trained_on}, but the models here are {here}: train it again")
 
 

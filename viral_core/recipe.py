@@ -1,7 +1,6 @@
 """The hyperparameters of a training, and what transformers' Trainer is told of them."""
 
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +28,11 @@ class Recipe:
     save_every: int | None = None  # steps between resume states
     workers: int = 0  # data loading processes
 
+    def __post_init__(self):
+        for name in ("batch_size", "steps", "epochs", "micro_batch", "max_length", "log_every", "save_every"):
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise ValueError(f"{name} is {value}: it has to be above 0")
+
     def total_steps(self, samples: int) -> int:
         """Optimiser steps of a training on so many samples."""
         return self.steps or math.ceil(self.epochs * math.ceil(samples / self.batch_size))
@@ -38,7 +42,9 @@ class Recipe:
         import torch  # here: profiles hold recipes, and are read where nothing is trained
         from transformers import TrainingArguments
 
-        ranks = int(os.environ.get("WORLD_SIZE", 1))
+        from viral_core import distributed
+
+        ranks = distributed.world_size()
         micro = self.micro_batch or self.batch_size // ranks
         if not micro or self.batch_size % (micro * ranks):
             raise ValueError(f"batch_size {self.batch_size} is no multiple of micro_batch {micro} x {ranks} processes")

@@ -39,6 +39,7 @@ def settings(
     llava = base_llava(aligned.llava)
     for p in llava.model.multi_modal_projector.parameters():
         projector.update(p.detach().float().cpu().numpy().tobytes())
+    adapters = getattr(aligned.llava, "peft_config", {})
     content = {
         "recipe": {key: value for key, value in asdict(recipe).items() if key not in FREE},
         "template": asdict(template),
@@ -46,6 +47,7 @@ def settings(
         "align": aligned.align and asdict(aligned.align),
         "residuals": [asdict(residual) for residual in aligned.residuals],
         "reconstruct": aligned.reconstruct and asdict(aligned.reconstruct),
+        "lora": [(lora.r, lora.lora_alpha, lora.lora_dropout) for lora in adapters.values()],
         **sources,
         "data": data.hexdigest(),
         "projector": projector.hexdigest(),

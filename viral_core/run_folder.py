@@ -51,13 +51,13 @@ def save_run(
     Files: `projector.safetensors`, `heads.safetensors` (heads, residual adapters, denoiser, if any), `adapter/` (peft,
     if LoRA is on), and `run.json`. Under DeepSpeed every rank must call it; rank 0 writes.
     """
-    folder, checksum = Path(folder), None
-    with gathered([p for p in aligned.parameters() if p.requires_grad]):
+    folder, checksum, additions = Path(folder), None, _additions(aligned)
+    with gathered({*additions.parameters(), *(p for p in aligned.parameters() if p.requires_grad)}):
         if not distributed.is_main():
             return
         save_projector(aligned.llava, folder / PROJECTOR)
-        if additions := _additions(aligned).state_dict():
-            save_weights(additions, folder / HEADS)
+        if state := additions.state_dict():
+            save_weights(state, folder / HEADS)
         if isinstance(aligned.llava, PeftModel):
             adapter = folder / ADAPTER
             state = get_peft_model_state_dict(aligned.llava, save_embedding_layers=False)

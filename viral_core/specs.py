@@ -58,7 +58,7 @@ class Align:
         if self.span < 0:
             raise ValueError(f"span {self.span} must not be negative")
         if self.layers is not None:
-            object.__setattr__(self, "layers", tuple(self.layers))
+            object.__setattr__(self, "layers", tuple(sorted(set(self.layers))))
             if not self.layers:
                 raise ValueError("alignment needs at least one layer")
         if self.shared_head and not self.span and len(self.layers or ()) < 2:

@@ -4,7 +4,7 @@ Layer 0 is the language model's input (at visual positions the projector's outpu
 before any final norm. The last of transformers' `output_hidden_states` is layer L after the final norm: `post_norm`.
 
 Hooks work with LoRA, DDP and ZeRO because they sit on the blocks themselves, and under gradient checkpointing because
-a block that runs again in the backward pass repeats its reads and edits without touching what the forward pass stored.
+transformers runs again what is inside of a block, and its hooks but once.
 """
 
 import weakref
@@ -112,5 +112,5 @@ class VisualTap:
             hidden = hidden.flatten(0, 1).index_add(0, index, change).view_as(hidden)
         state = hidden.flatten(0, 1).index_select(0, index)
         if layer in self.layers:
-            self.states.setdefault(layer, state)
+            self.states[layer] = state
         return hidden

@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -117,7 +118,11 @@ def _train(aligned, samples, recipe: Recipe, folder: Path, template, collator: C
         "teacher": teacher.identity() if hasattr(teacher, "identity") else getattr(collator.features, "teacher", None),
         "latents": getattr(collator.latents, "teacher", None),
         "encoder": getattr(collator.encoder, "teacher", None),
+        "kept_as": [getattr(cache, "dtype", None) for cache in (collator.features, collator.latents, collator.encoder)],
     }
+    base, own = base_llava(aligned.llava).base, sources["encoder"]
+    if own and (own["checkpoint"], own["feature_layer"]) != (base.vision_sha256, base.vision_feature_layer):
+        raise ValueError("the cached encoder features are those of another encoder or layer: write the cache again")
     state = resume_point(work, settings(aligned, samples, recipe, template, sources))
     start = step_of(state)
     run = work / "run"
@@ -135,6 +140,9 @@ def _train(aligned, samples, recipe: Recipe, folder: Path, template, collator: C
         data_collator=collator,
         callbacks=[_EndOfStep(kept_steps, save, run), MarkComplete()],
     )
+    trainer.add_callback(_WithoutFrozen(trainer))
+    if distributed.rank():  # else dropout and noise are the same in all processes
+        torch.manual_seed(recipe.seed + distributed.rank())
     with writing(work):
         trainer.train(resume_from_checkpoint=None if state is None else str(state))
     save(run, steps)
@@ -150,9 +158,8 @@ def _publish(work: Path, run: Path, folder: Path) -> None:
     """Copy a complete run to where it belongs; killed meanwhile and called again, a training has all that it needs."""
     begun = work / "published"
     if not begun.exists():
-        for path in run.iterdir():
-            if (folder / path.name).exists():  # of an earlier run
-                set_aside(folder / path.name, "replaced")
+        if folder.is_dir() and (earlier := list(folder.iterdir())):
+            set_aside(folder, "replaced", earlier)
         begun.touch()
     shutil.copytree(run, folder, copy_function=_copy, dirs_exist_ok=True)
 
@@ -189,6 +196,11 @@ class AlignmentTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset=None):
         return self.sampler
+
+    def save_model(self, *args, **kwargs):
+        """Part of a resume state, which DeepSpeed writes itself."""
+        if not self.is_deepspeed_enabled:
+            super().save_model(*args, **kwargs)
 
     def create_optimizer(self, model=None):
         if self.optimizer is not None:
@@ -255,6 +267,17 @@ class AlignmentTrainer(Trainer):
             if not all(map(math.isfinite, losses.values())):
                 raise FloatingPointError(f"step {step}: the loss is not finite ({losses}): lower the learning rate")
         super().log(logs, start_time)
+
+
+class _WithoutFrozen(TrainerCallback):
+    """Leaves frozen weights out of DeepSpeed's resume states, as transformers does for a model of peft."""
+
+    def __init__(self, trainer: Trainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if (engine := self.trainer.deepspeed) is not None:
+            engine.save_checkpoint = partial(engine.save_checkpoint, exclude_frozen_parameters=True)
 
 
 class _EndOfStep(TrainerCallback):

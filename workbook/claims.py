@@ -171,7 +171,7 @@ def decide(rows: pd.DataFrame) -> pd.DataFrame:
     """Apply the rule to rows as `read` returns them; all rows are one family.
 
     Adds section, claim, expect, threshold and notebook of their claim; p and p_equivalence as they are, q and
-    q_equivalence adjusted; verdict; and fails, the needed premises that do not hold for it.
+    q_equivalence adjusted; verdict; and fails, the needed premises that do not hold for it, each with its `state`.
     """
     claims, smallest = ledger()
     own = pd.DataFrame([claims[name].model_dump() for name in rows["id"]], index=rows.index)
@@ -194,19 +194,20 @@ def decide(rows: pd.DataFrame) -> pd.DataFrame:
     ]
     verdicts = ["not run", "no difference", "reproduced", "contradicted"]
     table["verdict"] = np.select(conditions, verdicts, "inconclusive")
-    holding = {name for name, part in table.groupby("id") if state(claims[name], part["verdict"]) == "holds"}
-    parts = zip(table["id"], table["part"], table["verdict"], strict=True)
-    verdict = {(id, part): word for id, part, word in parts if claims[id].at_least is None}
+    # Of a whole premise, and of each part that a row may be about, too.
+    states = {(name, None): state(claims[name], rows["verdict"]) for name, rows in table.groupby("id")}
+    for (name, part), rows in table.groupby(["id", "part"]):
+        if claims[name].at_least is None:
+            states[name, part] = state(claims[name], rows["verdict"])
     table["fails"] = [
-        ", ".join(name for name in claims[id].needs if not _holds(name, verdict.get((name, part)), holding))
+        ", ".join(
+            f"{name} ({found})"
+            for name in claims[id].needs
+            if (found := states.get((name, part), states.get((name, None), "open"))) != "holds"
+        )
         for id, part in zip(table["id"], table["part"], strict=True)
     ]
     return table
-
-
-def _holds(premise: str, verdict: str | None, holding: set[str]) -> bool:
-    """Whether a premise holds for a row: by its verdict on the row's own part, if it has one."""
-    return premise in holding if verdict is None else verdict == "reproduced"
 
 
 def state(claim: Claim, verdicts: pd.Series) -> str:
@@ -237,7 +238,7 @@ def styled(table: pd.DataFrame, caption: str):
         "n": table["n"],
         "seeds": table["seeds"],
         "verdict": table["verdict"],
-        "missing, or premises that do not hold": table["missing"].where(table["missing"] != "", table["fails"]),
+        "missing, or premises that fail or are open": table["missing"].where(table["missing"] != "", table["fails"]),
     })  # fmt: skip
     style = shown.style.hide(axis="index").set_caption(caption).set_uuid("claims")
     style = style.format("{:+.3g}", subset=["paper", "ours", "low", "high"], na_rep="")

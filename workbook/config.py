@@ -133,7 +133,8 @@ def load(name: str) -> Profile:
     data = json.loads(text.replace("{profile}", name))  # paths hold the profile's name
     check_keys(data, KEYS, f"{where}: ")
     defaults = {key: validate(dict, data.pop(key, None) or {}, f"{where}: {key}") for key in ("align", "reconstruct")}
-    validate(System, {**defaults, "align": {"teacher": "", **defaults["align"]}}, where)
+    teacher = {"teacher": ""} if defaults["align"].get("target", "teacher") == "teacher" else {}  # which a run names
+    validate(System, {**defaults, "align": teacher | defaults["align"]}, where)
     systems = _entries(defaults, where)
     curve = data.get("learning_curve") and validate(LearningCurve, data["learning_curve"], f"{where}: learning_curve")
     for run in curve.runs if curve else ():

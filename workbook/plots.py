@@ -75,11 +75,27 @@ def mark_layers(axis: plt.Axes, layers: list[int], chance: float | None = None) 
         axis.axhline(chance, color="grey", linestyle=":", linewidth=1.2, label="chance", zorder=0)
 
 
-def score_panels(table: pd.DataFrame, titles: dict[str, str], value: str = "ours") -> plt.Figure:
+def cknna_curves(curve: pd.DataFrame, names: dict[str, str], aligned: list[int], k: str, chance: float, label: str):
+    """The figure of CKNNA by layer, from columns run, layer, value, low, high, n and seeds, as `curves` draws them.
+
+    `aligned`: layers to mark; `k` says how many neighbours of how many tokens count; `label` is the profile's.
+    """
+    figure, axis = plt.subplots(figsize=(7.8, 3.4))
+    curves(axis, curve, "layer", "value", names)
+    mark_layers(axis, aligned, chance)
+    axis.set(xlabel="layer (0 = input of the language model)", ylabel="CKNNA to the encoder's z")
+    axis.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1))
+    counted = f"{k}; n = {curve['n'].max()} images, {seeds(curve['seeds'])}, 95 % intervals"
+    axis.set_title(wrap(f"{label}; {counted}; dashed: layer of re-injection or alignment"), fontsize="small")
+    return figure
+
+
+def score_panels(table: pd.DataFrame, titles: dict[str, str], label: str, value: str = "ours") -> plt.Figure:
     """What `tables.side_by_side` returns, a panel per benchmark and a line of text per run: dots with intervals.
 
     `value`: "ours", beside the dotted score of the best constant answer, or "gain", beside zero.  The number of seeds
     stands behind a run's label: scores of rows with other seeds are not to be subtracted, the gains are paired.
+    `label` is the profile's.
     """
     low, high, counted = ("low", "high", "seeds") if value == "ours" else ("gain_low", "gain_high", "gain_seeds")
     runs, benchmarks = list(dict.fromkeys(table["run"])), list(dict.fromkeys(table["benchmark"]))
@@ -103,13 +119,17 @@ def score_panels(table: pd.DataFrame, titles: dict[str, str], value: str = "ours
             axis.axvline(rows["constant"].max(), color="grey", linestyle=":", linewidth=1.2, zorder=0)
         if value == "gain":
             axis.axvline(0, color="grey", linewidth=0.8, zorder=0)
-        axis.set_title(titles[benchmark], fontsize="small")
+        axis.set_title(f"{titles[benchmark]}\nn = {rows['n'].max():.0f}", fontsize="small")
         axis.set_xlabel("points" if benchmark == "mme" or value == "gain" else "%", fontsize="small")
         axis.tick_params(labelsize="small")
         axis.set(yticks=range(len(runs)), ylim=(len(runs) - 0.5, -0.5))
     axes[0, 0].set_yticklabels(
         wrap(labels[run] + (f", {seeds([of_run[run]])}" if of_run[run] else ""), 42) for run in runs
     )
+    drawn = "dotted: best constant answer"
+    if value == "gain":
+        drawn = "paired gain over the baseline; filled: this interval excludes 0"
+    figure.suptitle(wrap(f"{label}; 95 % intervals; {drawn}", 90), fontsize="small")
     return figure
 
 
@@ -195,17 +215,24 @@ def tiles(columns: dict[str, list], rows: list[str], side: float = 1.15) -> plt.
 
 
 def similarities(image: Image.Image, tokens: dict[str, np.ndarray]) -> plt.Figure:
-    """An image, and a map for each set of tokens (N, D): cosine of the token in the middle to all, tokens centred."""
-    figure, axes = plt.subplots(1, 1 + len(tokens), figsize=(1.4 * (1 + len(tokens)) + 0.4, 1.8), squeeze=False)
-    axes[0, 0].imshow(pixels(image))
+    """An image, and a map for each set of tokens (N, D): cosine of one token to all, tokens centred.
+
+    It is, and is marked on the image, the token whose feature in the first set is farthest from the mean: of an object.
+    """
+    figure, axes = plt.subplots(1, 1 + len(tokens), figsize=(1.4 * (1 + len(tokens)) + 0.6, 1.8), squeeze=False)
+    centred = {
+        name: np.asarray(values, float) - np.mean(np.asarray(values, float), 0) for name, values in tokens.items()
+    }
+    lengths = np.linalg.norm(next(iter(centred.values())), axis=1)
+    asked, side = int(lengths.argmax()), round(len(lengths) ** 0.5)
+    axes[0, 0].imshow(pixels(image), extent=(0, side, side, 0))
     axes[0, 0].set_axis_off()
-    for axis, (name, values) in zip(axes[0, 1:], tokens.items(), strict=True):
-        centred = np.asarray(values, float) - np.mean(np.asarray(values, float), 0)
-        unit = centred / np.linalg.norm(centred, axis=1, keepdims=True)
-        side = round(len(unit) ** 0.5)
-        similar = (unit @ unit[side * (side // 2) + side // 2]).reshape(side, side)
+    axes[0, 0].add_patch(plt.Rectangle((asked % side, asked // side), 1, 1, fill=False, edgecolor="red", linewidth=1.5))
+    for axis, (name, values) in zip(axes[0, 1:], centred.items(), strict=True):
+        unit = values / np.linalg.norm(values, axis=1, keepdims=True)
+        last = {"cbar_kws": {"label": "cosine"}} if axis is axes[0, -1] else {"cbar": False}
         look = {"vmin": -1, "vmax": 1, "cmap": "vlag", "square": True, "xticklabels": False, "yticklabels": False}
-        sns.heatmap(similar, cbar=axis is axes[0, -1], ax=axis, **look)
+        sns.heatmap((unit @ unit[asked]).reshape(side, side), ax=axis, **look, **last)
         axis.set_title(wrap(name, 14), fontsize="x-small")
     return figure
 

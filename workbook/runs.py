@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from viral_core.files import read_json
+from viral_core.measure.intervals import interval
 from workbook import config
 from workbook.benchmarks import PAPER
 from workbook.benchmarks.answers import read_answers
@@ -41,7 +42,7 @@ def trained(profile: str, runs: Iterable[str]) -> dict[str, Path]:
 def evaluated(profile: str, runs: Iterable[str] | None = None) -> dict[tuple[str, int], Path]:
     """Folders of the evaluated ones of all runs, or of those of `runs`, by (run, seed): answers, log, `run.json`."""
     places = {(run, seed): Paths(profile).evaluation(run, seed) for run, seed in names(profile, runs)}
-    return {name: folder for name, folder in places.items() if any(folder.glob("*.jsonl"))}
+    return {name: folder for name, folder in places.items() if (folder / "log.csv").is_file()}  # written last
 
 
 def not_run(profile: str, runs: Iterable[str]) -> list[str]:
@@ -109,7 +110,7 @@ def answers(profile: str, run: str, benchmark: str, checkpoint: int | None = Non
 def checkpoints(profile: str, run: str) -> list[int]:
     """Steps of the checkpoints of a run that all its evaluated seeds have answers of; 0 is the run before stage 2."""
     steps = [
-        {int(checkpoint.name.split("-")[1]) for checkpoint in folder.glob("checkpoint-*")}
+        {int(checkpoint.name.split("-")[1]) for checkpoint in folder.glob("checkpoint-*[0-9]")}
         for folder in evaluated(profile, [run]).values()
     ]
     return sorted(set.intersection(*steps)) if steps else []
@@ -127,6 +128,18 @@ def measured(profile: str, table: str, runs: Iterable[str] | None = None) -> pd.
         if file.is_file():
             frames.append(pd.read_csv(file).assign(run=run, seed=seed))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def intervals(table: pd.DataFrame, by: list[str], item: str, value: str) -> pd.DataFrame:
+    """The interval of the mean of `value` over seeds and the items in column `item`, of each group of rows.
+
+    Of an item with several rows, such as the tiles of an image, their mean counts.
+    """
+    rows = []
+    for key, group in table.groupby(by, sort=False) if len(table) else ():
+        cells = group.pivot_table(index="seed", columns=item, values=value)
+        rows.append({**dict(zip(by, key, strict=True)), **interval(cells).columns()})
+    return pd.DataFrame(rows, columns=[*by, "value", "low", "high", "n", "seeds"])
 
 
 def attention_maps(profile: str, run: str, seed: int) -> dict[str, np.ndarray]:

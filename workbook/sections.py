@@ -76,12 +76,12 @@ class Section(BaseModel):
 class World(Section):
     """The embedded world: how many scenes are drawn for what (`workbook.world`)."""
 
-    captions: int  # scenes with a stage-1 caption
-    conversations: int  # scenes of the instruction mix
-    turns: int  # questions per scene at the most
-    text_only: int  # conversations without an image
-    benchmarks: dict[str, int]  # rows per benchmark
-    probes: dict[str, int]  # scenes with labelled tokens per split, train, val and test
+    captions: Count  # scenes with a stage-1 caption
+    conversations: Count  # scenes of the instruction mix
+    turns: Count  # questions per scene at the most
+    text_only: Annotated[int, Field(ge=0)]  # conversations without an image
+    benchmarks: dict[str, Count]  # rows per benchmark
+    probes: dict[str, Count]  # scenes with labelled tokens per split, train, val and test
 
 
 class Data(Section):
@@ -104,7 +104,7 @@ class LanguageModel(Section):
 
     path: str
     template: TemplateName
-    blocks: int  # which layers a run aligns follows from it
+    blocks: Count  # which layers a run aligns follows from it
     revision: str | None = None
     package: str | None = None  # pip requirement of a package that ships the model as GGUF (workbook.scale.pretrained)
 
@@ -136,14 +136,14 @@ class Tiles(Section):
 
     grids: Annotated[list[Grid], Field(min_length=1)] = [[1, 2], [2, 1], [2, 2], [3, 1], [1, 3]]
     cache: CacheType | None = None  # as a teacher's; null because the tiles of an image take the room of several images
-    max_length: int = 4096  # of stage 2.  LLaVA-NeXT's: its own grids give up to 2928 visual tokens of 576 a tile
+    max_length: Count = 4096  # of stage 2.  LLaVA-NeXT's: its own grids give up to 2928 visual tokens of 576 a tile
 
 
 class Lora(Section):
     """LoRA on the language model."""
 
-    r: int
-    alpha: int
+    r: Count
+    alpha: Count
     dropout: float = 0.0
 
 
@@ -151,9 +151,9 @@ class Evaluation(Section):
     """What every run is asked."""
 
     benchmarks: list[str]
-    batch_size: int = 64
-    max_new_tokens: int = 8
-    sampled: dict[str, int] = {}  # benchmarks answered by so many sampled runs, not greedily
+    batch_size: Count = 64
+    max_new_tokens: Count = 8
+    sampled: dict[str, Count] = {}  # benchmarks answered by so many sampled runs, not greedily
 
 
 class LearningCurve(Section):
@@ -169,8 +169,8 @@ class Cknna(Section):
 
     runs: list[str]
     benchmark: str
-    images: int
-    k: int = 10
+    images: Count
+    k: Count = 10
 
 
 class Attention(Section):
@@ -179,8 +179,8 @@ class Attention(Section):
     runs: list[str]
     benchmark: str
     category: str
-    questions: int
-    maps: int = 0  # attention maps of the first so many questions are kept, for Fig. 12
+    questions: Count
+    maps: Annotated[int, Field(ge=0)] = 0  # attention maps of the first so many questions are kept, for Fig. 12
 
 
 class Permutation(Section):
@@ -188,14 +188,14 @@ class Permutation(Section):
 
     runs: list[str]
     benchmark: str
-    permutations: int
+    permutations: Count
 
 
 class Probes(Section):
     """Settings of the linear probes of every layer: of these runs, fitted to so many labelled scenes of the world."""
 
     runs: list[str]
-    scenes: int
+    scenes: Count
 
 
 class Compute(Section):
@@ -319,6 +319,9 @@ class Profile(Section):
             if len(set(seeds)) < len(seeds):
                 raise ValueError(f"runs.{run}: seeds must differ, found {seeds}")
             self._check_system(self.systems[run], f"run {run} of {self.name}")
+        for run in {*getattr(self.attention, "runs", ()), *getattr(self.permutation, "runs", ())} & set(self.systems):
+            if self.systems[run].tiled:
+                raise ValueError(f"attention and permutation measure images that are whole, {run} takes them in tiles")
         for model in (*self.languages.values(), *self.visions.values(), *self.teachers.values()):
             if hub.is_hub_id(model.path) and not hub.is_commit(model.revision):
                 raise ValueError(

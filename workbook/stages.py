@@ -70,7 +70,8 @@ def cache(settings: Profile, item: dict) -> None:
 def _llava(settings: Profile, item: dict, recipe: Recipe, **options):
     """The LLaVA of a training, in the recipe's precision, on this process's device (ZeRO-3 places it itself)."""
     dtype = torch.bfloat16 if recipe.bf16 else torch.float32
-    device = "cpu" if (settings.launch.deepspeed or "").startswith("zero3") else distributed.device()
+    zero = (recipe.deepspeed or {}).get("zero_optimization", {})
+    device = "cpu" if zero.get("stage") == 3 else distributed.device()
     return models.llava(settings, item["language"], item["vision"], dtype, device, **options)
 
 
@@ -130,11 +131,12 @@ def stage2(settings: Profile, item: dict) -> None:
 
 def first_images(samples: list, n: int) -> list:
     """The conversations about the first `n` images, and the same share of those without; ValueError: fewer images."""
-    images = [sample for sample in samples if sample.images]
-    texts = [sample for sample in samples if not sample.images]
-    if n > len(images):
-        raise ValueError(f"the instruction mix has {len(images)} images, not {n}: lower `images` in the run's entry")
-    return images[:n] + texts[: round(len(texts) * n / len(images))]
+    names = list(dict.fromkeys(name for sample in samples for name in sample.images))
+    if n > len(names):
+        raise ValueError(f"the instruction mix has {len(names)} images, not {n}: lower `images` in the run's entry")
+    first, texts = set(names[:n]), [sample for sample in samples if not sample.images]
+    images = [sample for sample in samples if sample.images and first.issuperset(sample.images)]
+    return images + texts[: round(len(texts) * n / len(names))]
 
 
 def evaluate(settings: Profile, item: dict) -> None:

@@ -10,7 +10,7 @@ profile=${1:?name a profile}
 python -m workbook fetch "$profile"
 python -m workbook profile "$profile"
 for kind in cache stage1 stage2 evaluate measure; do
-  for key in $(python -c "from workbook import config; print(*config.active()[1].get('$kind') or config.active()[1]['stage2'])"); do
+  for key in $(python -c "from workbook import config; print(*config.active()[1].get('$kind', config.active()[1]['stage2']))"); do
     echo "== $kind $key"
     python -m workbook "$kind" "$key"
   done

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from viral_core.conversations import Sample, check_conversations, load_conversations
-from viral_core.data import IGNORE, Collator, ConversationDataset, Encoding, GroupedSampler, encode
+from viral_core.data import IGNORE, Collator, ConversationDataset, Encoding, GroupedSampler, count_image_tokens, encode
 from viral_core.images import CLIP_COLOR, find_image, pad_to_square
 from viral_core.llava import assemble, load_processor
 from viral_core.teachers import load_encoder
@@ -28,8 +28,13 @@ def processors(tiny):
     return {name: load_processor(tiny / "clip", tiny / name) for name in ("llama", "qwen")}
 
 
+def encoded(sample, processor, template, max_length=1024):
+    [image_tokens] = count_image_tokens([sample], view_of(processor))
+    return encode(sample, processor, template, max_length, image_tokens)
+
+
 def tensors(sample, processor, template):
-    return encode(sample, processor, template, 1024).tensors(processor.image_token_id)
+    return encoded(sample, processor, template).tensors(processor.image_token_id)
 
 
 def turns(*texts):
@@ -139,7 +144,7 @@ def test_what_is_too_long_is_cut_but_images_stay_whole(processor, samples):
     first_answer = int((labels != IGNORE).nonzero()[0])
     assert len(sample.images) == 2
     for length in range(1, len(ids) + 1):
-        encoding = encode(sample, processor, template, length)
+        encoding = encoded(sample, processor, template, length)
         cut_ids, cut_labels = encoding.tensors(processor.image_token_id)
         whole = [i for i in range(2) if places[4 * i + 3] < length]
         fitting = min([length, *(int(places[4 * i]) for i in range(2) if i not in whole)])
@@ -198,7 +203,7 @@ def test_a_tokenizer_that_does_not_suit_the_template_is_refused(processor, sampl
     tokenizer.added_tokens_decoder = {}
     own = {name: getattr(processor, name) for name in ("image_processor", "patch_size", "image_token_id")}
     with pytest.raises(ValueError, match=message):
-        encode(samples[0], SimpleNamespace(tokenizer=tokenizer, **own), TEMPLATES["plain"], 512)
+        encode(samples[0], SimpleNamespace(tokenizer=tokenizer, **own), TEMPLATES["plain"], 512, (4,))
 
 
 @pytest.mark.parametrize("vision", ["clip", "siglip"])

@@ -98,6 +98,12 @@ def test_trainings_read_the_cache(tiny, samples, tmp_path):
     for name, value in states["pixels"].items():
         torch.testing.assert_close(states["cached"][name], value, atol=1e-5, rtol=1e-5)
 
+    write_cache(load_encoder(tiny / "clip", -1), images, tmp_path / "deeper", dtype="float32")
+    model, processor = build(tiny)
+    options = {"template": TEMPLATE, "encoder_features": FeatureCache(tmp_path / "deeper")}
+    with pytest.raises(ValueError, match="those of another encoder or layer"):
+        train_stage2(model, processor, samples, recipe, tmp_path / "other", **options)
+
 
 def test_features_of_another_grid_are_refused(tiny, samples):
     model, processor = build(tiny)
@@ -106,6 +112,15 @@ def test_features_of_another_grid_are_refused(tiny, samples):
     )
     with pytest.raises(ValueError, match="encoder features .* do not match 4 visual tokens"):
         model(**batch)
+    batch = Collator(processor)([ConversationDataset(samples, processor, TEMPLATE, 512)[0]])
+    seen = base_llava(model.llava)(input_ids=batch["input_ids"], pixel_values=batch["pixel_values"]).logits
+    block = base_llava(model.llava).model.language_model.layers[0]
+    fault = block.register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # what a failing step leaves behind changes no later answer
+        model(**batch, encoder_features=torch.zeros(1, 4, 24))
+    fault.remove()
+    again = base_llava(model.llava)(input_ids=batch["input_ids"], pixel_values=batch["pixel_values"]).logits
+    assert torch.equal(seen, again)
     tiled = load_processor(tiny / "clip", tiny / "llama", tile_grids=[(1, 2)])
     with pytest.raises(ValueError, match="LLaVA-NeXT's tiles go through the vision tower"):
         Collator(tiled, encoder=lambda names: None)

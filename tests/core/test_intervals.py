@@ -108,6 +108,8 @@ def test_sums_share_their_seeds():
     assert both.error == pytest.approx(apart * np.sqrt(2), rel=0.05)  # the seeds' noise does not average out
     assert (effects(a) + effects(a) * -1).interval().value == 0
     assert (effects(a) + effects(b) * -1).interval().error < 0.05
+    with pytest.raises(ValueError, match="5 and 1 seeds are no pairs"):
+        effects(a) + effects(b[:1])
     scaled = interval(a).scaled(-100)
     assert (scaled.low, scaled.high) == pytest.approx((-100 * interval(a).high, -100 * interval(a).low))
 

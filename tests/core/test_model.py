@@ -240,6 +240,9 @@ def test_a_run_knows_its_base(tiny, tmp_path):
     load_run(tmp_path / "run", vision=tmp_path / "moved")
 
     (tmp_path / "moved").rename(tmp_path / "clip")
+    deeper, _ = assemble(tmp_path / "clip", tmp_path / "llama", vision_feature_layer=-1)
+    with pytest.raises(ValueError, match="train it again"):
+        load_projector(deeper, tmp_path / "run" / "projector.safetensors")
     other = AutoModelForCausalLM.from_pretrained(tmp_path / "llama")
     other.model.norm.weight.data += 1
     other.save_pretrained(tmp_path / "llama")

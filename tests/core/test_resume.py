@@ -10,6 +10,7 @@ import torch
 from trainings import ALIGN, RECIPE, TEMPLATE, Killed, build, features, killing, log
 from transformers import Trainer
 
+from viral_core.resume import settings
 from viral_core.run_folder import load_run
 from viral_core.trainer import AlignmentTrainer, train_stage2
 
@@ -119,18 +120,21 @@ def test_a_run_of_other_settings_is_kept_aside_and_the_new_one_starts_over(tiny,
     assert all(torch.equal(found[name], fresh[name]) for name in fresh)
 
 
+def test_other_lora_settings_are_other_settings(tiny, images):
+    model, _ = build(tiny, ALIGN)
+    before = settings(model, images, RECIPE, TEMPLATE, {})
+    model.llava.peft_config["default"].lora_alpha *= 2
+    assert settings(model, images, RECIPE, TEMPLATE, {}) != before
+
+
 def test_a_run_in_the_place_of_another_sets_it_aside(tiny, images, tmp_path):
-    for weight in (0.5, 0.1):
-        train(tiny, images, tmp_path / "run", replace(EVERY_STEP, steps=1), features, replace(ALIGN, weight=weight))
-    aside = {path.name.split(".20")[0] for path in (tmp_path / "run").iterdir() if path.name.endswith(".replaced")}
-    assert aside == {
-        "adapter",
-        "environment.json",
-        "heads.safetensors",
-        "log.jsonl",
-        "projector.safetensors",
-        "run.json",
-    }
+    for weight, kept in ((0.5, (0.5,)), (0.1, ())):
+        recipe = replace(EVERY_STEP, steps=2, checkpoints=kept)
+        train(tiny, images, tmp_path / "run", recipe, features, replace(ALIGN, weight=weight))
+    (aside,) = tmp_path.glob("run.20*.replaced")
+    files = {"adapter", "environment.json", "heads.safetensors", "log.jsonl", "projector.safetensors", "run.json"}
+    assert {path.name for path in aside.iterdir()} == files | {"checkpoint-1"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == files
     assert load_run(tmp_path / "run").aligned.align.weight == 0.1
 
 

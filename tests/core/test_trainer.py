@@ -199,6 +199,12 @@ def test_bad_recipes(tiny, samples, tmp_path):
             train_stage2(model, processor, samples, RECIPE, tmp_path, template=TEMPLATE, **options)
 
 
+@pytest.mark.parametrize("change", [{"steps": 0}, {"batch_size": -1}, {"micro_batch": 0}, {"epochs": 0.0}])
+def test_sizes_are_above_0(change):
+    with pytest.raises(ValueError, match=f"{next(iter(change))} is .*: it has to be above 0"):
+        replace(RECIPE, **change)
+
+
 def test_steps_come_from_epochs():
     assert Recipe(batch_size=128, lr=1.0).total_steps(665_298) == 5198
     assert Recipe(batch_size=4, lr=1.0, epochs=0.5).total_steps(17) == 3

@@ -89,7 +89,7 @@ def test_false_decisions_are_controlled_over_all_rows(entries):
     assert claims.decide(table(many))["verdict"].iat[0] == "inconclusive"
 
 
-@pytest.mark.parametrize(("at_least", "fails"), [(None, "premise"), (2, ""), (3, "premise")])
+@pytest.mark.parametrize(("at_least", "fails"), [(None, "premise (fails)"), (2, ""), (3, "premise (fails)")])
 def test_a_claim_names_the_premises_that_do_not_hold(entries, at_least, fails):
     entries(at_least=at_least)
     rows = [claims.row("above", interval(5, 1)), claims.row("below", interval(5, 1))]
@@ -103,7 +103,11 @@ def test_a_premise_of_the_same_part_counts_for_a_row(entries):
     rows = [claims.row("above", interval(5, 1), part=part) for part in ("a", "b", "c")]
     rows += [claims.row("premise", interval(value, 1), part=part) for part, value in (("a", 20), ("b", 3))]
     fails = claims.decide(table(rows))["fails"]
-    assert fails.tolist()[:3] == ["", "premise", "premise"]  # c is no part of the premise: all of it must hold
+    assert fails.tolist()[:3] == [
+        "",
+        "premise (fails)",
+        "premise (fails)",
+    ]  # c is no part of the premise: all of it must hold
     entries(at_least=1)
     assert claims.decide(table(rows))["fails"].tolist()[:3] == ["", "", ""]
 

@@ -477,6 +477,8 @@ def test_a_run_may_take_a_part_of_the_mix():
     assert stages.first_images(samples, 4) == images + texts
     with pytest.raises(ValueError, match="has 4 images, not 5"):
         stages.first_images(samples, 5)
+    again = SimpleNamespace(images=("a",))  # a second conversation about an image
+    assert stages.first_images([*samples, again], 2) == [*images[:2], again, *texts[:2]]
 
 
 def test_changing_one_run_changes_what_its_stages_read_only(folder):

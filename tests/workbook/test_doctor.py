@@ -214,6 +214,11 @@ def test_every_profile_names_what_there_is(name):
             {"category": "Relatoin"},
             "attention.category: no category 'Relatoin'; there are: Relation, Count",
         ),
+        (
+            "evaluation",
+            {"sampled": {"pope_random": 3}},
+            "evaluation.sampled: pope_random and pope_popular need the same",
+        ),
         ("world", {"benchmarks": {"cv_bench": 4}}, "evaluation.benchmarks: no benchmark 'mmvp'; there are: cv_bench$"),
     ],
 )

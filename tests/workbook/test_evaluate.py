@@ -28,6 +28,8 @@ def model(request, tiny):
     vision, language, template, attention = request.param
     torch.manual_seed(0)
     llava, processor = assemble(tiny / vision, tiny / language, attn_implementation=attention)
+    for part in (llava.model.vision_tower, llava.model.language_model):
+        assert part.config._attn_implementation == attention
     for parameter in llava.parameters():
         parameter.data += 0.2 * torch.randn_like(parameter) * (parameter.ndim > 1)
     return llava, processor, TEMPLATES[template]

@@ -102,6 +102,9 @@ def test_more_gpus_than_there_are_is_an_error(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(ProfileError, match="launch.gpus is 8 and this machine has 4"):
         launch.spread("stage2", Launch(gpus=8))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(ProfileError, match="launch.gpus is 2 and this machine has 0"):
+        launch.spread("stage2", Launch(gpus=2))
 
 
 def test_deepspeed_configurations_are_data():

@@ -27,9 +27,9 @@ def here(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("part", "name"), [("languages", "vicuna-7b"), ("visions", "clip")])
 def test_parameters_of_a_model_that_is_here(part, name):
     """Those of the embedded world's: their metrics state them."""
-    path = getattr(profiles.load("laptop"), part)[name].path
-    stated = json.loads((ROOT / path / "metrics.json").read_text())["parameters"]
-    assert estimates.architecture(path)["parameters"] == pytest.approx(stated, rel=0.05)
+    model = getattr(profiles.load("laptop"), part)[name]
+    stated = json.loads((ROOT / model.path / "metrics.json").read_text())["parameters"]
+    assert estimates.architecture(model)["parameters"] == pytest.approx(stated, rel=0.05)
 
 
 def test_trained_parameters_of_the_real_recipe():

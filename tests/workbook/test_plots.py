@@ -41,10 +41,10 @@ def test_panels_tell_decided_gains_from_others_and_say_what_has_not_run():
         ("ours", ["A, 2 seeds", "B, 2 seeds", "C"], [50, 50, np.nan], [50, 50, np.nan], 25, "%"),
         ("gain", ["A, 2 seeds", "B, 1 seed", "C"], [3, -1, np.nan], [3, np.nan, np.nan], 0, "points"),
     ):
-        figure = plots.score_panels(table, {"mmvp": "MMVP"}, value)
+        figure = plots.score_panels(table, {"mmvp": "MMVP"}, "tiny", value)
         (axis,) = figure.axes
         assert [label.get_text() for label in axis.get_yticklabels()] == labels
-        assert (axis.get_title(), axis.get_xlabel()) == ("MMVP", unit)
+        assert (axis.get_title(), axis.get_xlabel()) == ("MMVP\nn = 60", unit)
         for drawn, expected in zip(axis.get_lines(), (dots, filled, [line, line]), strict=True):
             np.testing.assert_array_equal(drawn.get_xdata(), expected)
         assert [(text.get_text(), text.xy[1]) for text in axis.texts] == [("not run", 2)]

@@ -51,7 +51,7 @@ def test_pages_are_whole_without_a_network(report_folder):
         "<b>1</b> inconclusive",
         "<b>0</b> contradicted",
         "It helps &lt;b&gt;here&lt;/b&gt;.",
-        "premises that do not hold: above-constant",
+        "premises that fail or are open: above-constant (open)",
         f"1 of {sum(map(len, config.load('smoke').runs.values()))} trainings",
         "<code>baseline-s0</code>",
         "<math",

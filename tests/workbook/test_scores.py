@@ -82,7 +82,7 @@ def test_a_list_of_runs_is_their_mean_and_a_sum_shares_its_seeds(root):
     assert scores.change("tiny", "viral", "qwen-viral", {"cv_bench": 1}) is None
 
 
-def test_checkpoints_are_scores_of_an_unfinished_training(root):
+def test_checkpoints_are_those_that_all_seeds_have(root):
     for seed in (0, 1):
         for step, right in ((0, 6), (20, 48)):
             write(root, "viral", "cv_bench", share(right), seed=seed, folder=f"checkpoint-{step}")
@@ -162,6 +162,8 @@ def test_our_numbers_stand_beside_the_papers_and_what_is_missing_says_so(root):
     assert ", 2 seeds" in html
     assert html == tables.styled(frame, "caption").to_html()  # no number that is drawn for each
     assert tables.own_runs("tiny") == []
-    figure = plots.score_panels(frame, scores.TITLES)
-    assert [axis.get_title() for axis in figure.axes] == [scores.TITLES[name] for name in frame["benchmark"].unique()]
+    figure = plots.score_panels(frame, scores.TITLES, "tiny")
+    assert [axis.get_title().split("\n")[0] for axis in figure.axes] == [
+        scores.TITLES[name] for name in frame["benchmark"].unique()
+    ]
     plots.plt.close(figure)

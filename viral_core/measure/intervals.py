@@ -86,7 +86,8 @@ class Effects:
     n: int  # items
 
     def __add__(self, other: "Effects") -> "Effects":
-        """Paired sum: the same seeds and the same clusters, in the same order."""
+        """Paired sum: the same seeds and the same clusters, in the same order; ValueError for other numbers of them."""
+        self._check_seeds(other)
         pairs = zip(self.influence, other.influence, strict=True)
         return Effects(self.seeds + other.seeds, tuple(a + b for a, b in pairs), self.n)
 
@@ -95,7 +96,12 @@ class Effects:
 
     def beside(self, other: "Effects") -> "Effects":
         """Sum with the statistic of other items that the same seeds have answered, such as another benchmark."""
+        self._check_seeds(other)
         return Effects(self.seeds + other.seeds, self.influence + other.influence, self.n + other.n)
+
+    def _check_seeds(self, other: "Effects") -> None:
+        if len(self.seeds) != len(other.seeds):
+            raise ValueError(f"{len(self.seeds)} and {len(other.seeds)} seeds are no pairs")
 
     def interval(self) -> Interval:
         """The module's estimate."""

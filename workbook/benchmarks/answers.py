@@ -38,7 +38,6 @@ def settings(
         "questions": hashlib.sha256(asked.encode()).hexdigest(),
         "max_new_tokens": max_new_tokens,
         "protocol": dict(protocol) if protocol else "greedy",
-        "limit": None,  # in earlier files the number of rows of a trial
         "variant": variant,
         "rows": len(rows),
         "runs": protocol["runs"] if protocol else 1,

@@ -16,11 +16,11 @@ from pathlib import Path
 import pandas
 
 from viral_core.files import read_entries
-from workbook.benchmarks import load_rows
+from workbook.benchmarks import load_rows, score
 from workbook.benchmarks.answers import read_answers
 from workbook.benchmarks.benchmark import LETTER_INSTRUCTION, WORD_INSTRUCTION
 from workbook.benchmarks.registry import PAPER
-from workbook.benchmarks.stats import contrast, reduce
+from workbook.benchmarks.stats import intervals
 
 # How the programs name what a model said, and what it was asked.
 RESPONSES = ("text", "prediction", "response", "resps", "filtered_resps")
@@ -57,14 +57,11 @@ def score_files(benchmark: str, files: Sequence[str | Path], folder: str | Path)
         sides.append([row for rows in parts for row in join(rows, answers, file)])
     table: dict[str, dict] = {}
     for rule, prefix in (("official", ""), ("strict", "strict ")):
-        models = [[reduce(benchmark, [rows], rule)] for rows in sides]
-        effects = contrast(benchmark, models, (1, -1)[: len(models)])
-        bounds = {name: one.interval() for name, one in effects.items()}
-        table[rule] = {name: interval.value for name, interval in bounds.items()}
-        table[f"{prefix}low"] = {name: interval.low for name, interval in bounds.items()}
-        table[f"{prefix}high"] = {name: interval.high for name, interval in bounds.items()}
+        bounds = intervals(benchmark, *([[rows]] for rows in sides), rule=rule)
+        for column, part in ((rule, "value"), (f"{prefix}low", "low"), (f"{prefix}high", "high")):
+            table[column] = {name: getattr(interval, part) for name, interval in bounds.items()}
     frame = pandas.DataFrame(table)
-    frame.attrs = {"questions": len(sides[0]), "unparsed": [model.unparsed for (model,) in models]}
+    frame.attrs = {"questions": len(sides[0]), "unparsed": [score(benchmark, rows)["unparsed"] for rows in sides]}
     return frame
 
 

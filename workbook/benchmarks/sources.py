@@ -85,15 +85,16 @@ def open_image(image: str | Path | bytes | Image.Image) -> Image.Image:
     return open_rgb(io.BytesIO(image) if isinstance(image, bytes) else image)
 
 
-def row_faults(rows: Sequence[dict], expected: Mapping, categories: Sequence[str], first: int | None) -> Iterator[str]:
-    """What is wrong with rows as a whole: repeated or missing ids, totals, categories, answers.
+def row_faults(
+    rows: Sequence[dict], totals: Sequence[int], expected: Mapping, categories: Sequence[str], first: int | None
+) -> Iterator[str]:
+    """What is wrong with rows as a whole: repeated or missing ids, none of the `totals`, categories, answers.
 
     `expected`, `categories` and `first` are a benchmark's `expected` (of one file), `categories` and `first_id`.
     """
     for name, n in Counter(row["id"] for row in rows).items():
         if n > 1:
             yield f"row {name} occurs {n} times; {AGAIN}"
-    totals = expected["rows"] if isinstance(expected["rows"], tuple | list) else (expected["rows"],)
     if len(rows) not in totals:
         yield f"{len(rows)} rows instead of {' or '.join(map(str, totals))}; {AGAIN}"
     if first is not None:

@@ -22,7 +22,7 @@ class POPERow(Row):
 class POPE(Benchmark):
     """POPE on COCO (Li et al. 2023): is there a ... in the image; the paper reports random and popular.
 
-    LLaVA's shorter copy of `random`, 2910 rows, is admitted too.
+    The earlier file of `random`, 2910 rows, which LLaVA copied, is read where answers to it are scored.
     """
 
     expected = {

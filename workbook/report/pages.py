@@ -68,7 +68,8 @@ def section(name: str, file: Path, recorded: Mapping[str, str]) -> Section:
         notebook = nbformat.reads(data.decode(), as_version=4)
     except ValueError as error:
         if data:
-            print(f"{file} is left out: changed, damaged or being made ({error}); make repro TARGETS={name} makes it")
+            remedy = f"make repro PROFILE={file.parts[-3]} TARGETS={name} makes it"
+            print(f"{file} is left out: changed, damaged or being made ({error}); {remedy}")
         return Section(name, name.replace("_", " ").capitalize())
     part = Section(name, name, notebook=notebook)
     heading, own = "", 0

@@ -20,13 +20,13 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from viral_core.files import write_text
-from workbook.benchmarks import BENCHMARKS, load_rows
+from workbook.benchmarks import BENCHMARKS, PAPER, load_rows
 from workbook.benchmarks.registry import FAMILIES, family
 from workbook.paths import ROOT, Paths
 from workbook.scale import estimates, fetch, hub, manifest, plan
 from workbook.scale.launch import TRAININGS
 from workbook.scale.plan import GB
-from workbook.sections import Profile, known
+from workbook.sections import Profile, ProfileError, known
 
 OK, NOTE, MISSING = "ok", "note", "missing"
 
@@ -144,8 +144,11 @@ def memory(profile: Profile, jobs: list[plan.Job]) -> Iterator[Finding]:
     """The estimated memory of every kind of training and evaluation against that of the smallest GPU."""
     room = min((gib for _, gib in visible_gpus()[: profile.launch.gpus]), default=None)
     owners: dict[tuple[str, int], dict[str, None]] = {}
+    jobs = [job for job in jobs if job.stage not in ("cache", "measure")]
+    if unknown := dict.fromkeys(job.owner for job in jobs if not job.work):
+        yield Finding(NOTE, f"memory and disk of {', '.join(unknown)} are unknown: a model of theirs is not here yet")
     for job in jobs:
-        if job.work and job.stage not in ("cache", "measure"):
+        if job.work:
             answers = job.stage == "evaluate"
             gib = estimates.evaluation_memory(profile, job.owner) if answers else job.work.memory(profile.launch)
             owners.setdefault((job.stage, round(gib)), {})[job.owner.removeprefix("stage1 ")] = None
@@ -155,10 +158,11 @@ def memory(profile: Profile, jobs: list[plan.Job]) -> Iterator[Finding]:
         if room is None or gib <= room:
             yield Finding(OK if room else NOTE, what)
             continue
-        remedy = "lower evaluation.batch_size"
+        remedy = "lower evaluation.batch_size (greedy answers stay the same, sampled ones are drawn anew)"
         if stage != "evaluate":
             remedy = f"lower {stage}.micro_batch, set its gradient_checkpointing, or take launch.deepspeed zero3"
-        yield Finding(MISSING, f"{what}: there are {room:.0f}", f"in the profile, {remedy} (the results stay the same)")
+            remedy += " (the results stay the same)"
+        yield Finding(MISSING, f"{what}: there are {room:.0f}", f"in the profile, {remedy}")
 
 
 def disk(profile: Profile, jobs: list[plan.Job]) -> Finding:
@@ -253,8 +257,11 @@ def _faults(section: str, model, folder: Path) -> Iterator[tuple[str, str]]:
         yield f"does not fit its template: {error}", "correct its `template` in the profile"
 
 
-def check_benchmarks(profile: Profile) -> None:
-    """ProfileError where a profile names a benchmark, or a category of one, that there is not."""
+def check_benchmarks(profile: Profile) -> list[str]:
+    """The benchmarks that a profile asks or measures.
+
+    ProfileError for one, or a category of one, that there is not; and for parts of one that are not sampled alike.
+    """
     where, evaluation, curve = f"profiles/{profile.name}.yaml", profile.evaluation, profile.learning_curve
     valid = [name for name in BENCHMARKS if not profile.world or name in profile.world.benchmarks]
     named = {"evaluation.benchmarks": evaluation.benchmarks, "evaluation.sampled": evaluation.sampled}
@@ -264,14 +271,19 @@ def check_benchmarks(profile: Profile) -> None:
     for place, names in named.items():
         for name in names:
             known("benchmark", name, valid, f"{where}: {place}")
+    for parts in PAPER.values():
+        times = {evaluation.sampled.get(part) for part in parts if part in evaluation.benchmarks}
+        if len(times) > 1:
+            raise ProfileError(f"{where}: evaluation.sampled: {' and '.join(parts)} need the same number of runs")
     if attention := profile.attention:
         categories = FAMILIES[family(attention.benchmark)].categories
         known("category", attention.category, categories, f"{where}: attention.category")
+    return list(dict.fromkeys(name for names in named.values() for name in names))
 
 
 def files(profile: Profile) -> Iterator[Finding]:
     """Training json, image folders and benchmarks of a profile that does not draw them itself."""
-    check_benchmarks(profile)
+    benchmarks = check_benchmarks(profile)
     if profile.world:
         yield Finding(OK, "data: drawn by the pipeline")
         return
@@ -281,13 +293,27 @@ def files(profile: Profile) -> Iterator[Finding]:
     for path in (profile.data.caption_images, profile.data.conversation_images):
         filled = Path(path).is_dir() and any(Path(path).iterdir())
         yield _finding(filled, path, f"no images in {path}", remedy)
-    for benchmark in profile.evaluation.benchmarks:
+    for benchmark in benchmarks:
         try:
             rows = load_rows(benchmark, profile.data.benchmarks)
         except (FileNotFoundError, ValueError) as error:
             yield Finding(MISSING, f"benchmark {benchmark}: {error}", remedy)
         else:
             yield Finding(OK, f"benchmark {benchmark}: {len(rows)} rows")
+            yield from _too_few(profile, benchmark, rows)
+
+
+def _too_few(profile: Profile, benchmark: str, rows: list[dict]) -> Iterator[Finding]:
+    """Measurements that ask for more images or questions than their benchmark has."""
+    needed = []
+    if profile.cknna.benchmark == benchmark:
+        needed.append(("cknna.images", profile.cknna.images, len({row["group"] for row in rows})))
+    if (attention := profile.attention) and attention.benchmark == benchmark:
+        there = sum(row["category"] == attention.category for row in rows)
+        needed.append(("attention.questions", attention.questions, there))
+    for name, asked, there in needed:
+        if asked > there:
+            yield Finding(MISSING, f"{name} is {asked}, and {benchmark} has {there}", "lower it in the profile")
 
 
 def images(profile: Profile, drop_faulty: bool = False) -> Iterator[Finding]:

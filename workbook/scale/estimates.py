@@ -7,7 +7,6 @@ for time as good as the utilisation that profiles/reference/hardware.yaml states
 import json
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import yaml
 
@@ -31,17 +30,20 @@ def reference(name: str) -> dict:
     return yaml.safe_load((PROFILES / "reference" / f"{name}.yaml").read_text(encoding="utf-8"))
 
 
-def architecture(path: str) -> dict:
-    """Config of a model, flat, with its number of `parameters`: stated, or by the size of its weights here.
+def architecture(model) -> dict:
+    """Config of a profile's model, flat, with its number of `parameters`: stated, or by the size of its weights here.
 
-    FileNotFoundError where the model is neither listed nor here: a stage has not made it yet.
+    FileNotFoundError where the model is neither listed nor here: it is to be fetched, or a stage has not made it yet.
     """
-    if known := reference("architectures").get(path):
+    if known := reference("architectures").get(model.path):
         return {**known, **known["config"]}
-    folder = Path(path)
+    folder = hub.folder(model)
+    if folder is None:
+        raise FileNotFoundError(f"{model.path} is not on this machine")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     size = sum(file.stat().st_size for file in hub.weight_files(folder))
-    parameters = size // (4 if config.get("dtype", "float32") == "float32" else 2)
+    dtype = config.get("dtype") or config.get("torch_dtype") or "float32"  # its name before transformers 5
+    parameters = size // (4 if dtype == "float32" else 2)
     return {"parameters": parameters, **(config.get("vision_config") or config.get("backbone_config") or config)}
 
 
@@ -137,19 +139,19 @@ class Training:
 
 def stage1(profile: Profile, language: str, vision: str) -> Training:
     """A stage 1; raises as `architecture`."""
-    tower = architecture(profile.visions[vision].path)
+    tower = architecture(profile.visions[vision])
     visual = visual_tokens(profile, tower, tiled=False)
-    return Training(architecture(profile.languages[language].path), tower, profile.stage1, visual)
+    return Training(architecture(profile.languages[language]), tower, profile.stage1, visual)
 
 
 def stage2(profile: Profile, run: str) -> Training:
     """A stage 2; raises as `architecture`."""
     system, online = profile.systems[run], None
     if system.teacher and not profile.cache_type(system.teacher, system.tiled):
-        online = architecture(profile.teachers[system.teacher].path)
-    tower = architecture(profile.visions[system.vision].path)
+        online = architecture(profile.teachers[system.teacher])
+    tower = architecture(profile.visions[system.vision])
     visual = visual_tokens(profile, tower, system.tiled)
-    language = architecture(profile.languages[system.language].path)
+    language = architecture(profile.languages[system.language])
     return Training(language, tower, profile.recipe(run, 0), visual, profile.lora.r, system.align, online)
 
 
@@ -181,9 +183,9 @@ class Cache:
 def feature_cache(profile: Profile, item: dict, images: int) -> Cache:
     """A line of the pipeline's `cache` stages; raises as `architecture`."""
     encoder, tiled = profile.visions[item["vision"]], item["views"] == "tiles"
-    dtype, path = encoder.cache, encoder.path
+    dtype, model = encoder.cache, encoder
     if item["model"]:
-        dtype, path = profile.cache_type(item["model"], tiled), profile.teachers[item["model"]].path
-    tokens, model = visual_tokens(profile, architecture(encoder.path), tiled), architecture(path)
-    dim = model.get("dim") or model.get("output_channels") or model.get("hidden_size") or 64
+        dtype, model = profile.cache_type(item["model"], tiled), profile.teachers[item["model"]]
+    tokens, config = visual_tokens(profile, architecture(encoder), tiled), architecture(model)
+    dim = config.get("dim") or config.get("output_channels") or config.get("hidden_size") or 64
     return Cache(images, tokens, dim, dtype)

@@ -22,7 +22,7 @@ from workbook.config import validate
 from workbook.paths import ROOT
 from workbook.scale import hub
 from workbook.scale.estimates import reference
-from workbook.sections import Profile, ProfileError, known
+from workbook.sections import Profile, ProfileError, check_keys, known
 
 
 @dataclass(frozen=True)
@@ -70,15 +70,17 @@ def sources(profile: Profile) -> list[Source]:
     for group in profile.data.downloads:
         known("group of downloads", group, groups, f"profiles/{profile.name}.yaml: data.downloads")
         for entry in groups[group]:
+            where = f"{profile.data.sources}: {entry.get('name', group)}"
+            check_keys(entry, Source.__annotations__, f"{where}: ")
             entry = {**entry, "to": entry["to"].format(**dict(profile.data))}
-            out.append(validate(Source, entry, f"sources.yaml: {entry['name']}"))
+            out.append(validate(Source, entry, where))
     return out
 
 
 def run(profile: Profile, only_list: bool = False) -> bool:
-    """Fetch models and data, or only say what comes from where and goes where.  True if nothing is left to do.
+    """Fetch models and data, or only say what comes from where and goes where.
 
-    What fails or has to be done by hand is listed at the end.
+    What fails or has to be done by hand is listed at the end; True if that is nothing, and with `only_list`.
     """
     failures = []
     for model in hub.models(profile):

@@ -39,10 +39,10 @@ def roles(profile) -> dict[tuple[str, str], object]:
 
 
 def used(profile) -> list:
-    """The models of `roles`, each once."""
+    """The models of `roles`, each of its commits once."""
     first: dict = {}  # an encoder that is a teacher, too, counts as the encoder
     for model in roles(profile).values():
-        first.setdefault(model.path, model)
+        first.setdefault((model.path, model.revision, subfolder(model)), model)
     return list(first.values())
 
 

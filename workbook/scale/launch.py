@@ -41,11 +41,10 @@ def spread(stage: str, settings: Launch) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = seen.split(",")[0]
     else:
         here = torch.cuda.device_count()
-        if here and settings.gpus > here:
-            raise ProfileError(
-                f"launch.gpus is {settings.gpus} and this machine has {here}: set it to {here} or less in the profile; "
-                "the global batch stays as it is"
-            )
+        if settings.gpus > here and (here or not settings.cpu):
+            less = f"set it to {here} or less in the profile; the global batch stays as it is"
+            remedy = less if here else "take one that has GPUs"
+            raise ProfileError(f"launch.gpus is {settings.gpus} and this machine has {here}: {remedy}")
         command = launcher(settings, sys.argv[1:], os.environ)
         os.environ.setdefault("OMP_NUM_THREADS", "1" if settings.gpus > 1 else str(os.cpu_count()))
         print("starting", " ".join(command), flush=True)

@@ -87,7 +87,9 @@ def jobs(profile: Profile) -> Iterator[Job]:
     for stage, all_steps in steps.items():
         for key, item in index.get(stage, index["stage2"]).items():
             out, count = Path(item["out"]), all_steps
-            if stage == "evaluate":
+            if stage == "cache":
+                out /= "index.json"  # written last
+            elif stage == "evaluate":
                 out = paths.evaluation(item["run"], item["seed"]) / "log.csv"
             elif stage == "stage2" and (images := profile.systems[item["run"]].images):
                 count = profile.stage2.total_steps(round(images / data["with_image"]))
