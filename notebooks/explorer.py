@@ -66,7 +66,7 @@ except FileNotFoundError as error:
 # %% [markdown]
 # ## The first view
 #
-# The similarity of the upper left patch (black: unlike, white: alike) and the PCA map, of each run in its middle layer.
+# The similarity of the upper left patch (the darker, the more alike) and the PCA map, of each run in its middle layer.
 
 
 # %%

@@ -214,12 +214,8 @@ if len(table):
 # answer. And, as a control, whether the baseline loses any.
 
 # %%
-options = [
-    row["options"].index(row["answer"])
-    for row in load_rows("cv_bench", settings.data.benchmarks)
-    if row["category"] == "Relation"
-]
-constant = max(options.count(option) for option in set(options)) / len(options)  # of always the same option
+keys = [row["answer"] for row in load_rows("cv_bench", settings.data.benchmarks) if row["category"] == "Relation"]
+constant = pd.Series(keys).value_counts(normalize=True).max()  # right answers of always the same letter
 rows, found = [], []
 for run, reference, claim in (
     ("viral", "baseline", "permutation-clip"),
