@@ -124,7 +124,8 @@ plots.save(figure, out, "figure_1b")
 #
 # How far apart the seeds of one recipe lie (`std`, `range`), and, since gains are paired by seed, the gains of single
 # seeds (`std of gain`): one seed's gain that is smaller than the latter says little, whatever its interval over
-# questions.
+# questions. Few seeds tell such a deviation badly. The runs of a table tell it together: *rest* of score = run + seed +
+# rest, which the intervals of gains are made of.
 
 # %%
 noise = scores.by_seed(profile, systems)
@@ -136,7 +137,11 @@ for run in [run for run in by_run if scores.reference(profile, run) in by_run an
     for benchmark, deviation in change.groupby("benchmark").std().dropna().items():
         spread.loc[(benchmark, run), "std of gain"] = deviation
 spread.to_csv(out / "seed_noise.csv", float_format="%.4f")
-spread.rename(columns={"count": "seeds", "ptp": "range"}).round(2)
+display(spread.rename(columns={"count": "seeds", "ptp": "range"}).round(2))
+show(scores.seed_noise)
+covariance, freedom = scores.seed_noise(profile, systems, scores.benchmarks_of(profile))
+rest = pd.Series(np.sqrt(np.diag(covariance)), scores.benchmarks_of(profile), name="std of rest")
+rest.round(2).to_frame().assign(**{"degrees of freedom": freedom}).T if freedom else "No run has several seeds yet."
 
 # %%
 if len(noise):
@@ -192,7 +197,7 @@ printed = paper.gains()
 rows.append(claims.row("average-gain", mean, missing=missing, paper=printed["relative"].mean()))
 
 contrast = {"cv_bench": 1 / 3, "mmvp": 1 / 3, "whats_up": 1 / 3, "pope": -1 / 2, "mmstar": -1 / 2}
-estimate = scores.change(profile, "viral", "baseline", contrast)
+estimate = scores.change(profile, "viral", "baseline", contrast, beside=systems)
 of_7b = printed[printed["run"] == "viral"].set_index("benchmark")["gain"]
 stated = sum(share * of_7b[name] for name, share in contrast.items())
 missing = "" if estimate else "viral or baseline"

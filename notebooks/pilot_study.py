@@ -216,7 +216,7 @@ pd.DataFrame(found)[["id", "value", "low", "high", "n", "seeds", "missing"]].rou
 
 # %%
 contrast, ways = {"mmvp": 1, "cv_bench": -1 / 2, "pope": -1 / 2}, ["residual-post", "align-encoder"]
-estimate = scores.change(profile, ways, "baseline", contrast)
+estimate = scores.change(profile, ways, "baseline", contrast, beside=systems)
 printed = [
     share * (paper.score(run, name) - paper.score("baseline", name)) for run in ways for name, share in contrast.items()
 ]

@@ -113,14 +113,20 @@ def row(id: str, interval: Interval | None, *, part: str = "", unit: str = "", p
 
 
 def gains(profile: str, notebook: str) -> list[dict]:
-    """Rows of the claims of a notebook that compare the scores of runs, one per benchmark."""
+    """Rows of the claims of a notebook that compare the scores of runs, one per benchmark.
+
+    All of its runs tell the noise of a seed (`scores.seed_noise`).
+    """
     rows, scale = [], scores.highest_mme(profile)
-    for claim in ledger()[0].values():
-        if claim.notebook != notebook or claim.run is None:
-            continue
+    own = [claim for claim in ledger()[0].values() if claim.notebook == notebook and claim.run is not None]
+    of_claims = {
+        claim.id: [[names] if isinstance(names, str) else names for names in (claim.run, claim.over)] for claim in own
+    }
+    together = [name for sides in of_claims.values() for side in sides for name in side]
+    for claim in own:
+        sides = of_claims[claim.id]
         for benchmark in claim.benchmarks:
-            one = scores.change(profile, claim.run, claim.over, {benchmark: 1.0})
-            sides = [[names] if isinstance(names, str) else names for names in (claim.run, claim.over)]
+            one = scores.change(profile, claim.run, claim.over, {benchmark: 1.0}, beside=together)
             printed = [[paper.score(name, benchmark) for name in names] for names in sides]
             known = all(value is not None for side in printed for value in side)
             rows.append(

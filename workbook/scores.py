@@ -3,6 +3,10 @@
 Units are the paper's: percent, MME in points.  A benchmark of two files is their mean.  Intervals are those of
 `viral_core.measure.intervals`, over questions (in clusters where questions share an image) and, where there are
 several, over seeds.  Sampled answers are no seeds: the scores of a seed's sampled runs are averaged.
+
+Few seeds tell badly how much a seed moves a run.  Runs that are compared together tell it together: in the layout
+score = run + seed + rest of an analysis of variance the rest has one variance, of (runs - 1) (seeds - 1) degrees of
+freedom if none is missing (`seed_noise`).  Differences take it in place of the spread of their own few seeds.
 """
 
 import functools
@@ -133,6 +137,24 @@ def by_seed(profile: str, runs: Iterable[str]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["run", "seed", "benchmark", "score"])
 
 
+def seed_noise(profile: str, runs: Iterable[str], benchmarks: Sequence[str]) -> tuple[np.ndarray, int]:
+    """How much a seed moves a run's official scores: covariance over benchmarks (B, B), and its degrees of freedom.
+
+    Of those of `runs` that have been evaluated.  What a seed moves in all of them alike, such as the order of the data,
+    is no part of it.  No degree of freedom: they tell nothing.
+    """
+    scored = by_seed(profile, dict.fromkeys(runs))
+    table = (
+        scored.pivot(index=["run", "seed"], columns="benchmark", values="score").reindex(columns=benchmarks).dropna()
+    )
+    if table.empty:
+        return np.zeros((len(benchmarks),) * 2), 0
+    layout = pd.get_dummies(table.index.to_frame().astype(str)).to_numpy(float)
+    rest = table.to_numpy() - layout @ np.linalg.lstsq(layout, table.to_numpy(), rcond=None)[0]
+    freedom = len(table) - int(np.linalg.matrix_rank(layout))
+    return rest.T @ rest / max(freedom, 1), freedom
+
+
 def change(
     profile: str,
     run: str | Sequence[str],
@@ -142,13 +164,15 @@ def change(
     relative: bool = False,
     checkpoint: int | None = None,
     over_checkpoint: int | None = None,
+    beside: Iterable[str] = (),
 ) -> Interval | None:
     """Paired difference of official scores, `run` minus `over`, as a weighted sum over benchmarks.
 
     None where no seed of all these runs has been evaluated on all benchmarks.  Several runs stand for their mean;
     `checkpoint` is of `run`, `over_checkpoint` of `over`.  A sum shares the noise of its seeds; the questions of
     its benchmarks are independent.  `relative`: the mean over the pairs of `run` and `over`, each in percent of its
-    own score of `over`, and over the benchmarks by weight; where `over` scores 0, a pair is left out of it.
+    own score of `over`, and over the benchmarks by weight; where `over` scores 0, a pair is left out of it.  `beside`:
+    runs that are compared together with these, which tell the noise of a seed, too, of finished runs in their unit.
     """
     ours, theirs = ([names] if isinstance(names, str) else list(names) for names in (run, over))
     scored = {}
@@ -176,20 +200,30 @@ def change(
     if not sums:
         return None
     total = functools.reduce(Effects.beside, sums)
-    return (total * (1 / used) if relative else total).interval()
+    if relative:
+        return (total * (1 / used)).interval()
+    noise = None
+    if checkpoint is None and over_checkpoint is None:
+        images = {settings(profile).systems[name].images for name in ours + theirs}
+        alike = [name for name in beside if settings(profile).systems[name].images in images]
+        covariance, freedom = seed_noise(profile, [*ours, *theirs, *alike], list(weights))
+        if freedom >= len(seeds):  # more than these seeds alone have
+            weight = np.array(list(weights.values()))
+            noise = float(np.square(shares).sum() * weight @ covariance @ weight), freedom
+    return total.interval(noise)
 
 
 def differences(profile: str, pairs: Mapping[str, str], benchmarks: Iterable[str] | None = None) -> pd.DataFrame:
     """Paired differences of runs to their references, {run: reference}, on the questions and seeds that both have.
 
-    Columns: run, reference, benchmark, difference, low, high, p (two-sided), error, df, n, clusters, seeds; no row for
-    what has not been run.
+    All of these runs tell the noise of a seed.  Columns: run, reference, benchmark, difference, low, high, p
+    (two-sided), error, df, n, clusters, seeds; no row for what has not been run.
     """
     rows = []
     benchmarks = benchmarks_of(profile) if benchmarks is None else list(benchmarks)
     for run, over in pairs.items():
         for benchmark in benchmarks:
-            one = change(profile, run, over, {benchmark: 1.0})
+            one = change(profile, run, over, {benchmark: 1.0}, beside=[*pairs, *pairs.values()])
             if one is not None:
                 rows.append({"run": run, "reference": over, "benchmark": benchmark, **one.columns()})
     columns = ["run", "reference", "benchmark", "value", *COLUMNS]

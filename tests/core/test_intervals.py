@@ -31,6 +31,18 @@ def test_intervals_hold_the_truth_with_few_seeds(seeds, of_seeds, of_items):
     assert decided == pytest.approx(1 - coverage)
 
 
+@pytest.mark.parametrize(("of_seeds", "of_items"), [(0.1, 0.3), (1.0, 1.0)])
+def test_the_noise_that_more_runs_tell_makes_three_seeds_tell_more(of_seeds, of_items):
+    """Its variance is that of a seed's statistic, the rest of its items included."""
+    rng, noise = RNG(3), of_seeds**2 + 1 / 60
+    drawn = list(samples(3, 60, of_seeds, of_items, 1.0, 400))
+    known = [effects(values).interval((noise * rng.chisquare(40) / 40, 40)) for values in drawn]
+    alone = [interval(values) for values in drawn]
+    assert 0.925 <= np.mean([one.low <= 0 <= one.high for one in known]) <= 0.975
+    assert np.mean([one.high for one in known]) < np.mean([one.high for one in alone])
+    assert effects(drawn[0][:1]).interval((noise, 40)) == interval(drawn[0][:1])
+
+
 @pytest.mark.parametrize("seeds", [3, 5])
 def test_small_p_values_are_rare_where_nothing_is(seeds):
     """As often as they say: the many rows of a ledger are decided by these."""

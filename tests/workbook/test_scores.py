@@ -82,6 +82,24 @@ def test_a_list_of_runs_is_their_mean_and_a_sum_shares_its_seeds(root):
     assert scores.change("tiny", "viral", "qwen-viral", {"cv_bench": 1}) is None
 
 
+def test_runs_of_a_table_tell_the_noise_of_a_seed_together(root):
+    """Two runs of two seeds and one of three: a layout with a missing cell; MMVP is counted with its own covariance."""
+    runs.settings("tiny").runs["layer-4"] = [0, 1, 2]
+    for seed, right in enumerate((20, 33, 30)):
+        write(root, "layer-4", "cv_bench", share(right), seed=seed)
+    names, percent = ["baseline", "viral", "layer-4"], 100 / QUESTIONS
+    covariance, freedom = scores.seed_noise("tiny", names, ["cv_bench"])
+    steps = percent * np.array([6, 12, 13])  # from seed 0 to 1; the third seed of one run is fitted exactly
+    assert freedom == 2
+    assert covariance.item() == pytest.approx(steps.var(ddof=1) / 2)
+    table = scores.differences("tiny", {"viral": "baseline", "layer-4": "baseline"}, ["cv_bench"])
+    row = cell(table, "viral", "cv_bench")
+    alone = scores.change("tiny", "viral", "baseline", {"cv_bench": 1})
+    assert (row["difference"], row["seeds"]) == (pytest.approx(alone.value), 2)
+    assert row["df"] > alone.df
+    assert scores.seed_noise("tiny", ["qwen-viral"], ["cv_bench"])[1] == 0
+
+
 def test_checkpoints_are_those_that_all_seeds_have(root):
     for seed in (0, 1):
         for step, right in ((0, 6), (20, 48)):

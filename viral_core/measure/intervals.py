@@ -15,6 +15,9 @@ Nominal 95 % intervals held the truth in 94 to 98 % of cases with 3 seeds or mor
 a percentile bootstrap in 79 % with 3.  p-values up to .01 came in at most 1.4 % of cases with 3 seeds or more, with 2
 in up to 4 % (`tests/core/test_intervals.py`).  A single seed's interval is over items alone.
 
+Where more runs tell how much a seed moves one of them, their pooled variance, of more degrees of freedom, can take the
+place of var_s(T_s) and of S - 1 (`Effects.interval`).
+
 Statistics that are no means (F1, scores of several parts) enter through the jackknife: the influence of a cluster is
 (C - 1) times what leaving it out changes, within its stratum, whose number of clusters C is fixed.
 """
@@ -103,8 +106,11 @@ class Effects:
         if len(self.seeds) != len(other.seeds):
             raise ValueError(f"{len(self.seeds)} and {len(other.seeds)} seeds are no pairs")
 
-    def interval(self) -> Interval:
-        """The module's estimate."""
+    def interval(self, noise: tuple[float, float] | None = None) -> Interval:
+        """The module's estimate; `noise`: the variance of one seed's statistic and its degrees of freedom, if known.
+
+        It takes the place of what these seeds alone tell of it; of a single seed it is not used.
+        """
         seeds, clusters = len(self.seeds), np.array([part.shape[1] for part in self.influence])
         value, size = float(self.seeds.mean()), (self.n, int(clusters.sum()), len(self.seeds))
         nothing = Interval(value, math.nan, math.nan, *size)
@@ -113,16 +119,17 @@ class Effects:
         scale = clusters * np.maximum(clusters - 1, 1)
         means = [part.mean(0) for part in self.influence]
         of_items = sum((mean**2).sum() / c for mean, c in zip(means, scale, strict=True))
-        variance, of_seeds = of_items, 0.0
+        variance, of_seeds, freedom = of_items, 0.0, 1.0
         if seeds > 1:
-            of_seeds = self.seeds.var(ddof=1) / seeds
+            spread, freedom = noise or (self.seeds.var(ddof=1), seeds - 1)
+            of_seeds = spread / seeds
             residuals = [part - mean for part, mean in zip(self.influence, means, strict=True)]
             squares = sum((part**2).sum() / c for part, c in zip(residuals, scale, strict=True))
             variance = max(of_seeds + of_items - squares / (seeds * (seeds - 1)), of_seeds, of_items)
         if not variance > (1e-12 * max(1.0, abs(value))) ** 2:  # all the same, but for rounding; or NaN
             return nothing
         # Where there is one seed, or one item, its share of the variance is 0.
-        df = variance / (of_seeds / max(seeds - 1, 1) + (variance - of_seeds) / max((clusters - 1).sum(), 1))
+        df = variance / (of_seeds / freedom + (variance - of_seeds) / max((clusters - 1).sum(), 1))
         return Interval(value, math.sqrt(variance), float(df), *size)
 
 
