@@ -6,7 +6,8 @@ several, over seeds.  Sampled answers are no seeds: the scores of a seed's sampl
 
 Few seeds tell badly how much a seed moves a run.  Runs that are compared together tell it together: in the layout
 score = run + seed + rest of an analysis of variance the rest has one variance, of (runs - 1) (seeds - 1) degrees of
-freedom if none is missing (`seed_noise`).  Differences take it in place of the spread of their own few seeds.
+freedom for each group of runs with one reference, if no seed is missing (`seed_noise`).  Differences take it in place
+of the spread of their own few seeds.
 """
 
 import functools
@@ -140,16 +141,16 @@ def by_seed(profile: str, runs: Iterable[str]) -> pd.DataFrame:
 def seed_noise(profile: str, runs: Iterable[str], benchmarks: Sequence[str]) -> tuple[np.ndarray, int]:
     """How much a seed moves a run's official scores: covariance over benchmarks (B, B), and its degrees of freedom.
 
-    Of those of `runs` that have been evaluated.  What a seed moves in all of them alike, such as the order of the data,
-    is no part of it.  No degree of freedom: they tell nothing.
+    Of those of `runs` that have been evaluated.  What a seed moves alike in all that share a `reference`, such as the
+    order of the data, is no part of it.  No degree of freedom: they tell nothing.
     """
     scored = by_seed(profile, dict.fromkeys(runs))
-    table = (
-        scored.pivot(index=["run", "seed"], columns="benchmark", values="score").reindex(columns=benchmarks).dropna()
-    )
+    table = scored.pivot(index=["run", "seed"], columns="benchmark", values="score")
+    table = table.reindex(columns=benchmarks).dropna()
     if table.empty:
         return np.zeros((len(benchmarks),) * 2), 0
-    layout = pd.get_dummies(table.index.to_frame().astype(str)).to_numpy(float)
+    seeds = [f"{seed} of {reference(profile, run)}" for run, seed in table.index]  # it moves other models otherwise
+    layout = pd.get_dummies(table.index.to_frame(index=False)[["run"]].assign(seed=seeds)).to_numpy(float)
     rest = table.to_numpy() - layout @ np.linalg.lstsq(layout, table.to_numpy(), rcond=None)[0]
     freedom = len(table) - int(np.linalg.matrix_rank(layout))
     return rest.T @ rest / max(freedom, 1), freedom
