@@ -38,8 +38,9 @@ settings, out = begin(profile, "claims")
 # %% [markdown]
 # ## The rule
 #
-# With $d$ the measured quantity minus the threshold, $\mathrm{se}$ its standard error over questions and seeds, and
-# $\delta$ the smallest effect of interest (2 points of accuracy, 0.02 CKNNA, 5 % of an entropy, ...; the table below):
+# With $d$ the measured quantity minus the threshold, $\mathrm{se}$ its standard error over questions and seeds (how
+# much a seed moves a score is told by all runs of a notebook's claims together, `main_table` shows how), and $\delta$
+# the smallest effect of interest (2 points of accuracy, 0.02 CKNNA, 5 % of an entropy, ...; the table below):
 #
 # - **no difference** if $|d| \ge \delta$ can be excluded (two one-sided tests), whether or not $d$ differs from 0;
 # - else **reproduced** if $d$ differs from 0 on the claimed side, **contradicted** on the other;
