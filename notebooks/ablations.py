@@ -180,8 +180,7 @@ tables.styled(fifth, f"Table 5, the paper's numbers beside ours. Ours: {settings
 # - `lambda-...`: the weight of the alignment loss; `viral` has 0.5.
 
 # %%
-table = tables.side_by_side(profile, 2, controls)
-table = table[table["run"].isin(["baseline", *controls])]
+table = tables.side_by_side(profile, 2, controls, only=["baseline", *controls])
 table.to_csv(out / "controls.csv", index=False, float_format="%.4f")
 tables.styled(table, f"Controls of ours; only the first two rows are the paper's. Ours: {settings.label}.")
 

@@ -156,8 +156,7 @@ clamps.round(3)
 # are those of its Table 4.
 
 # %%
-table = tables.side_by_side(profile, 4, {"viral": systems["viral"]})
-table = table[table["run"].isin(systems)]
+table = tables.side_by_side(profile, 4, {"viral": systems["viral"]}, only=systems)
 table.to_csv(out / "figure_2e.csv", index=False, float_format="%.4f")
 tables.styled(table, f"Numbers of Figure 2e, the paper's beside ours. Ours: {settings.label}.")
 

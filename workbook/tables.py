@@ -4,7 +4,7 @@ Which run supplies which row stands in `workbook/paper/table_<n>.csv`.  What has
 paper does not report is a dash.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import pandas as pd
 from pandas.io.formats.style import Styler
@@ -22,10 +22,13 @@ def own_runs(profile: str) -> list[str]:
     return [run for run in settings(profile).runs if run not in printed]
 
 
-def side_by_side(profile: str, number: int, extra: Mapping[str, str] | None = None) -> pd.DataFrame:
+def side_by_side(
+    profile: str, number: int, extra: Mapping[str, str] | None = None, only: Collection[str] | None = None
+) -> pd.DataFrame:
     """One of the paper's tables of scores (1, 2, 4, 5, 6) with our numbers in every cell.
 
-    `extra` are rows of our own below the paper's, {run: label}; a run that the table has too is only there.
+    `extra` are rows of our own below the paper's, {run: label}; a run that the table has too is only there.  With `only`
+    the rows of other runs are left out.
 
     One row per cell, in the paper's order: row, run, benchmark, paper, ours, low, high, strict, constant, n, clusters,
     seeds; reference, and the paired gain over it: gain, gain_low, gain_high, gain_seeds.  What has not been run has NaN
@@ -35,6 +38,7 @@ def side_by_side(profile: str, number: int, extra: Mapping[str, str] | None = No
     benchmarks = list(dict.fromkeys(cells["benchmark"]))
     rows = [pair for pair in dict.fromkeys(zip(cells["row"], cells["run"], strict=True)) if pair[1] not in extra]
     rows += [(label, run) for run, label in extra.items()]
+    rows = [row for row in rows if only is None or row[1] in only]
     frame = pd.DataFrame([(*row, name) for row in rows for name in benchmarks], columns=["row", "run", "benchmark"])
     printed = cells.drop_duplicates(["run", "benchmark"]).rename(columns={"value": "paper"})
     frame = frame.merge(printed[["run", "benchmark", "paper"]], how="left", on=["run", "benchmark"])
