@@ -27,8 +27,8 @@ def side_by_side(
 ) -> pd.DataFrame:
     """One of the paper's tables of scores (1, 2, 4, 5, 6) with our numbers in every cell.
 
-    `extra` are rows of our own below the paper's, {run: label}; a run that the table has too is only there.  With `only`
-    the rows of other runs are left out.
+    `extra` are rows of our own below the paper's, {run: label}; a run that the table has too is only there.  With
+    `only`, rows of other runs are left out.
 
     One row per cell, in the paper's order: row, run, benchmark, paper, ours, low, high, strict, constant, n, clusters,
     seeds; reference, and the paired gain over it: gain, gain_low, gain_high, gain_seeds.  What has not been run has NaN

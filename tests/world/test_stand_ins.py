@@ -76,9 +76,8 @@ def test_text_is_tokenised_as_training_and_evaluation_do(made, name):
             (turns(items, questions.described(scene)), ()),
             (captioning(questions.caption(scene, rng)), ("a.jpg",)),
         ):
-            encoding = encode(
-                Sample("s", tuple(conversation), shown, None), processor, template, 512, (64,) * len(shown)
-            )
+            sample = Sample("s", tuple(conversation), shown, None)
+            encoding = encode(sample, processor, template, 512, (64,) * len(shown))
             expected, labels = encoding.tensors(processor.image_token_id)
             ids, supervised = lessons.tokenise(built, lessons.conversation_pieces(conversation))
             first = 0 if name == "vicuna-7b" else 1
