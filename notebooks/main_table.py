@@ -197,7 +197,8 @@ printed = paper.gains()
 rows.append(claims.row("average-gain", mean, missing=missing, paper=printed["relative"].mean()))
 
 contrast = {"cv_bench": 1 / 3, "mmvp": 1 / 3, "whats_up": 1 / 3, "pope": -1 / 2, "mmstar": -1 / 2}
-estimate = scores.change(profile, "viral", "baseline", contrast, beside=systems)
+noise = scores.seed_noise(profile, systems, list(contrast))
+estimate = scores.change(profile, "viral", "baseline", contrast, noise=noise)
 of_7b = printed[printed["run"] == "viral"].set_index("benchmark")["gain"]
 stated = sum(share * of_7b[name] for name, share in contrast.items())
 missing = "" if estimate else "viral or baseline"

@@ -189,17 +189,18 @@ def slope(run: str, first: int, second: int) -> pd.DataFrame:
     return (at(run, second) - at(run, first)) / (second - first)
 
 
-late = range(half, last + 1)
+def later(run: str, other: str) -> pd.DataFrame:
+    """Difference of two runs, mean over the layers from the middle to the last."""
+    return at(run, *range(half, last + 1)) - at(other, *range(half, last + 1))
+
+
 comparisons = {  # claim: the runs that it takes, and the difference
     "cknna-falls": (["baseline"], lambda run: at(run, last) - at(run, 0)),
     "cknna-middle-slows": (["baseline"], lambda run: quarter * (slope(run, quarter, half) - slope(run, 0, quarter))),
     "cknna-middle-rise": (["baseline"], lambda run: at(run, half) - at(run, between)),
     "training-lowers-cknna": (["baseline", "before stage 2"], lambda run, before: at(run, last) - at(before, last)),
-    "residual-keeps-cknna": (["residual-post", "baseline"], lambda run, other: at(run, *late) - at(other, *late)),
-    "align-beats-residual-cknna": (
-        ["align-encoder", "residual-post"],
-        lambda run, other: at(run, *late) - at(other, *late),
-    ),
+    "residual-keeps-cknna": (["residual-post", "baseline"], later),
+    "align-beats-residual-cknna": (["align-encoder", "residual-post"], later),
 }
 found = []
 for claim, (names, difference) in comparisons.items():
@@ -215,7 +216,8 @@ pd.DataFrame(found)[["id", "value", "low", "high", "n", "seeds", "missing"]].rou
 
 # %%
 contrast, ways = {"mmvp": 1, "cv_bench": -1 / 2, "pope": -1 / 2}, ["residual-post", "align-encoder"]
-estimate = scores.change(profile, ways, "baseline", contrast, beside=systems)
+noise = scores.seed_noise(profile, systems, list(contrast))
+estimate = scores.change(profile, ways, "baseline", contrast, noise=noise)
 printed = [
     share * (paper.score(run, name) - paper.score("baseline", name)) for run in ways for name, share in contrast.items()
 ]

@@ -108,8 +108,10 @@ def main() -> None:
             continue
         distributed.join(deepspeed=ENGINES[name] is not None)
         if what == "half":
-            changes = {"steps": 3, "bf16": True, "gradient_checkpointing": True}
-            train(folder, f"{name}-half", ENGINES[name], head=name != "zero3", **changes)
+            train(folder, f"{name}-half", ENGINES[name], steps=3, bf16=True, gradient_checkpointing=True)
+            continue
+        if what == "frozen":
+            train(folder, f"{name}-frozen", ENGINES[name], head=False, steps=1)
             continue
         lives = 4 if what == "die" else float("inf")
         label = "whole" if what == "whole" else "killed"

@@ -76,6 +76,11 @@ class Claim(BaseModel):
             raise ValueError("give either run and over, or quantity and unit")
         return self
 
+    @property
+    def sides(self) -> tuple[list[str], list[str]]:
+        """The runs of `run`, and those of `over`."""
+        return tuple([names] if isinstance(names, str) else names for names in (self.run, self.over))
+
 
 @functools.cache
 def ledger() -> tuple[dict[str, Claim], dict[str, float]]:
@@ -119,14 +124,13 @@ def gains(profile: str, notebook: str) -> list[dict]:
     """
     rows, scale = [], scores.highest_mme(profile)
     own = [claim for claim in ledger()[0].values() if claim.notebook == notebook and claim.run is not None]
-    of_claims = {
-        claim.id: [[names] if isinstance(names, str) else names for names in (claim.run, claim.over)] for claim in own
-    }
-    together = [name for sides in of_claims.values() for side in sides for name in side]
+    together = [name for claim in own for side in claim.sides for name in side]
+    asked = dict.fromkeys(name for claim in own for name in claim.benchmarks)
+    noise = {name: scores.seed_noise(profile, together, [name]) for name in asked}
     for claim in own:
-        sides = of_claims[claim.id]
+        sides = claim.sides
         for benchmark in claim.benchmarks:
-            one = scores.change(profile, claim.run, claim.over, {benchmark: 1.0}, beside=together)
+            one = scores.change(profile, claim.run, claim.over, {benchmark: 1.0}, noise=noise[benchmark])
             printed = [[paper.score(name, benchmark) for name in names] for names in sides]
             known = all(value is not None for side in printed for value in side)
             rows.append(

@@ -75,7 +75,9 @@ def mark_layers(axis: plt.Axes, layers: list[int], chance: float | None = None) 
         axis.axhline(chance, color="grey", linestyle=":", linewidth=1.2, label="chance", zorder=0)
 
 
-def cknna_curves(curve: pd.DataFrame, names: dict[str, str], aligned: list[int], k: str, chance: float, label: str):
+def cknna_curves(
+    curve: pd.DataFrame, names: dict[str, str], aligned: list[int], k: str, chance: float, label: str
+) -> plt.Figure:
     """The figure of CKNNA by layer, from columns run, layer, value, low, high, n and seeds, as `curves` draws them.
 
     `aligned`: layers to mark; `k` says how many neighbours of how many tokens count; `label` is the profile's.

@@ -128,11 +128,12 @@ def scores(
     return pd.DataFrame(rows, columns=columns).rename(columns={"value": "score"})
 
 
-def by_seed(profile: str, runs: Iterable[str]) -> pd.DataFrame:
-    """Official score of every seed: run, seed, benchmark, score; what the seed alone moves is its spread."""
+def by_seed(profile: str, runs: Iterable[str], benchmarks: Iterable[str] | None = None) -> pd.DataFrame:
+    """Official score of every seed, on all benchmarks of the profile by default: run, seed, benchmark, score."""
     rows = []
+    benchmarks = benchmarks_of(profile) if benchmarks is None else list(benchmarks)
     for run in dict(names(profile, runs)):
-        for benchmark in benchmarks_of(profile):
+        for benchmark in benchmarks:
             for seed, one in _scored(profile, run, benchmark).items():
                 rows.append((run, seed, benchmark, unit(benchmark) * one.effects["official"].seeds.item()))
     return pd.DataFrame(rows, columns=["run", "seed", "benchmark", "score"])
@@ -144,7 +145,7 @@ def seed_noise(profile: str, runs: Iterable[str], benchmarks: Sequence[str]) -> 
     Of those of `runs` that have been evaluated.  What a seed moves alike in all that share a `reference`, such as the
     order of the data, is no part of it.  No degree of freedom: they tell nothing.
     """
-    scored = by_seed(profile, dict.fromkeys(runs))
+    scored = by_seed(profile, runs, [name for name in benchmarks_of(profile) if name in benchmarks])
     table = scored.pivot(index=["run", "seed"], columns="benchmark", values="score")
     table = table.reindex(columns=benchmarks).dropna()
     if table.empty:
@@ -165,15 +166,15 @@ def change(
     relative: bool = False,
     checkpoint: int | None = None,
     over_checkpoint: int | None = None,
-    beside: Iterable[str] = (),
+    noise: tuple[np.ndarray, int] | None = None,
 ) -> Interval | None:
     """Paired difference of official scores, `run` minus `over`, as a weighted sum over benchmarks.
 
     None where no seed of all these runs has been evaluated on all benchmarks.  Several runs stand for their mean;
     `checkpoint` is of `run`, `over_checkpoint` of `over`.  A sum shares the noise of its seeds; the questions of
     its benchmarks are independent.  `relative`: the mean over the pairs of `run` and `over`, each in percent of its
-    own score of `over`, and over the benchmarks by weight; where `over` scores 0, a pair is left out of it.  `beside`:
-    runs that are compared together with these, which tell the noise of a seed, too, of finished runs in their unit.
+    own score of `over`, and over the benchmarks by weight; where `over` scores 0, a pair is left out of it.
+    `noise`: the `seed_noise` of runs that are compared together with these, on the benchmarks of `weights`, in order.
     """
     ours, theirs = ([names] if isinstance(names, str) else list(names) for names in (run, over))
     scored = {}
@@ -203,28 +204,27 @@ def change(
     total = functools.reduce(Effects.beside, sums)
     if relative:
         return (total * (1 / used)).interval()
-    noise = None
-    if checkpoint is None and over_checkpoint is None:
-        images = {settings(profile).systems[name].images for name in ours + theirs}
-        alike = [name for name in beside if settings(profile).systems[name].images in images]
-        covariance, freedom = seed_noise(profile, [*ours, *theirs, *alike], list(weights))
-        if freedom >= len(seeds):  # more than these seeds alone have
-            weight = np.array(list(weights.values()))
-            noise = float(np.square(shares).sum() * weight @ covariance @ weight), freedom
-    return total.interval(noise)
+    if noise is None or noise[1] < len(seeds):  # these seeds alone have as many degrees of freedom
+        return total.interval()
+    weight = np.array(list(weights.values()))
+    return total.interval((float(np.square(shares).sum() * weight @ noise[0] @ weight), noise[1]))
 
 
 def differences(profile: str, pairs: Mapping[str, str], benchmarks: Iterable[str] | None = None) -> pd.DataFrame:
     """Paired differences of runs to their references, {run: reference}, on the questions and seeds that both have.
 
-    All of these runs tell the noise of a seed.  Columns: run, reference, benchmark, difference, low, high, p
-    (two-sided), error, df, n, clusters, seeds; no row for what has not been run.
+    All of these runs that are trained on as many images tell the noise of a seed.  Columns: run, reference, benchmark,
+    difference, low, high, p (two-sided), error, df, n, clusters, seeds; no row for what has not been run.
     """
-    rows = []
+    rows, alike = [], {}
     benchmarks = benchmarks_of(profile) if benchmarks is None else list(benchmarks)
+    images = {run: settings(profile).systems[run].images for run in pairs}
+    for run, over in pairs.items():
+        alike.setdefault(images[run], []).extend([run, over])
+    noise = {(size, name): seed_noise(profile, group, [name]) for size, group in alike.items() for name in benchmarks}
     for run, over in pairs.items():
         for benchmark in benchmarks:
-            one = change(profile, run, over, {benchmark: 1.0}, beside=[*pairs, *pairs.values()])
+            one = change(profile, run, over, {benchmark: 1.0}, noise=noise[images[run], benchmark])
             if one is not None:
                 rows.append({"run": run, "reference": over, "benchmark": benchmark, **one.columns()})
     columns = ["run", "reference", "benchmark", "value", *COLUMNS]

@@ -72,6 +72,7 @@ def folder(tiny, conversations, tmp_path_factory):
     keep_states(folder, "zero2")
     together(folder, "resume:zero2", "whole:zero3")  # after a training with ZeRO-3 a process assembles no other model
     together(folder, "half:zero3")
+    together(folder, "frozen:zero3")
     together(folder, "die:zero3", dies=True)
     keep_states(folder, "zero3")
     together(folder, "resume:zero3")
@@ -110,8 +111,7 @@ def test_half_precision_and_checkpointing_follow_the_same_course(folder, engine)
     for one, two in zip(single, half, strict=False):
         assert two["lm_loss"] == pytest.approx(one["lm_loss"], rel=0.03)
         assert (one["vra_loss"] is None) == (two["vra_loss"] is None)
-        if engine == "zero2" and two["vra_loss"] is not None:  # with ZeRO-3 the head of this one does not train
-            assert two["vra_loss"] == pytest.approx(one["vra_loss"], abs=0.05)
+        assert two["vra_loss"] is None or two["vra_loss"] == pytest.approx(one["vra_loss"], abs=0.05)
 
 
 @pytest.mark.parametrize("name", ["zero2-half", "zero3-half", "ddp-whole"])
@@ -142,7 +142,7 @@ def test_resume_states_hold_what_trains_alone(folder, engine):
 
 def test_a_head_that_does_not_train_is_saved_whole(folder):
     """ZeRO-3 partitions it like the rest."""
-    heads = load_file(folder / "zero3-half" / "heads.safetensors")
+    heads = load_file(folder / "zero3-frozen" / "heads.safetensors")
     assert heads
     assert all(weight.numel() for weight in heads.values())
 

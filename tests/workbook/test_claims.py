@@ -103,11 +103,8 @@ def test_a_premise_of_the_same_part_counts_for_a_row(entries):
     rows = [claims.row("above", interval(5, 1), part=part) for part in ("a", "b", "c")]
     rows += [claims.row("premise", interval(value, 1), part=part) for part, value in (("a", 20), ("b", 3))]
     fails = claims.decide(table(rows))["fails"]
-    assert fails.tolist()[:3] == [
-        "",
-        "premise (fails)",
-        "premise (fails)",
-    ]  # c is no part of the premise: all of it must hold
+    # c is no part of the premise: all of it must hold
+    assert fails.tolist()[:3] == ["", "premise (fails)", "premise (fails)"]
     entries(at_least=1)
     assert claims.decide(table(rows))["fails"].tolist()[:3] == ["", "", ""]
 
