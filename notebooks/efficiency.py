@@ -56,9 +56,9 @@ show_missing(runs.not_run(profile, systems))
 # %% [markdown]
 # ## Learning curves (Figure 6)
 #
-# Run folders kept at fixed fractions of the training answer the benchmarks of the learning curve, whose mean the paper
-# draws; step 0 is the model before stage 2, the same with and without alignment. Bands are 95 % intervals over
-# questions and seeds.
+# Run folders kept at fixed fractions of the training answer the benchmarks of the learning curve. The paper draws their
+# mean; below it are its parts. Step 0 is the model before stage 2, the same with and without alignment. Bands are 95 %
+# intervals over questions and seeds.
 
 # %%
 logs = runs.measured(profile, "log", systems)
@@ -70,6 +70,8 @@ for run in systems:
     steps = runs.checkpoints(profile, run)
     for step in [*steps, None] if steps else ():
         part = scores.scores(profile, [run], benchmarks, checkpoint=step)
+        both = {"run": run, "benchmark": "mean"} | scores.change(profile, run, (), mean, checkpoint=step).columns()
+        part = pd.concat([pd.DataFrame([both]).rename(columns={"value": "score"}), part])
         curve.append(part.assign(step=last[run] if step is None else step))
 columns = ["run", "step", "benchmark", "score", "low", "high", "n", "seeds"]
 curve = pd.concat(curve)[columns] if curve else pd.DataFrame(columns=columns)
@@ -79,10 +81,10 @@ curve.to_csv(out / "figure_6.csv", index=False, float_format="%.4f")
 
 # %%
 if len(curve):
-    figure, axes = plt.subplots(
-        len(benchmarks), len(models), figsize=(7.6, 1.9 * len(benchmarks)), squeeze=False, sharex=True
-    )  # figure_6
-    for row, benchmark in zip(axes, benchmarks, strict=True):
+    panels = ["mean", *benchmarks]
+    size = (7.6, 1.8 * len(panels))
+    figure, axes = plt.subplots(len(panels), len(models), figsize=size, squeeze=False, sharex=True)  # figure_6
+    for row, benchmark in zip(axes, panels, strict=True):
         part = curve[curve["benchmark"] == benchmark].rename(columns={"score": "value"})
         for axis, (prefix, title) in zip(row, models.items(), strict=True):
             names = {f"{prefix}baseline": "without alignment", f"{prefix}viral": "with alignment"}
@@ -90,12 +92,12 @@ if len(curve):
             end = part[(part["run"] == f"{prefix}baseline") & (part["step"] == part["step"].max())]["value"]
             if len(end):
                 axis.axhline(end.iat[0], color="grey", linewidth=0.8, linestyle="--", zorder=0)
-            if benchmark == benchmarks[0]:
+            if benchmark == "mean":
                 axis.set_title(title, fontsize="small")
             if not set(names) & set(part["run"]):
                 axis.annotate("not run", (0.5, 0.5), xycoords="axes fraction", ha="center", color="grey")
                 axis.set_yticks([])
-        row[0].set_ylabel(f"{scores.TITLES[benchmark]} (%)")
+        row[0].set_ylabel(f"{scores.TITLES.get(benchmark, benchmark)} (%)")
     axes[0, -1].legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1))
     for axis in axes[-1]:
         axis.set_xlabel("step")

@@ -170,10 +170,11 @@ def change(
 ) -> Interval | None:
     """Paired difference of official scores, `run` minus `over`, as a weighted sum over benchmarks.
 
-    None where no seed of all these runs has been evaluated on all benchmarks.  Several runs stand for their mean;
-    `checkpoint` is of `run`, `over_checkpoint` of `over`.  A sum shares the noise of its seeds; the questions of
-    its benchmarks are independent.  `relative`: the mean over the pairs of `run` and `over`, each in percent of its
-    own score of `over`, and over the benchmarks by weight; where `over` scores 0, a pair is left out of it.
+    None where no seed of all these runs has been evaluated on all benchmarks.  Several runs stand for their mean; with
+    none in `over` it is the scores of `run` themselves.  `checkpoint` is of `run`, `over_checkpoint` of `over`.  A sum
+    shares the noise of its seeds; the questions of its benchmarks are independent.  `relative`: the mean over the
+    pairs of `run` and `over`, each in percent of its own score of `over`, and over the benchmarks by weight; where
+    `over` scores 0, a pair is left out of it.
     `noise`: the `seed_noise` of runs that are compared together with these, on the benchmarks of `weights`, in order.
     """
     ours, theirs = ([names] if isinstance(names, str) else list(names) for names in (run, over))
@@ -184,7 +185,7 @@ def change(
     seeds = sorted(set.intersection(*(set(one) for models in scored.values() for one in models)))
     if not seeds:
         return None
-    shares = [1 / len(ours)] * len(ours) + [-1 / len(theirs)] * len(theirs)
+    shares = [1 / len(ours)] * len(ours) + [-1 / max(len(theirs), 1)] * len(theirs)
     sums, used = [], 0.0
     for benchmark, weight in weights.items():
         models = [[one[seed] for seed in seeds] for one in scored[benchmark]]

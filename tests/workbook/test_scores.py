@@ -67,12 +67,15 @@ def test_a_list_of_runs_is_their_mean_and_a_sum_shares_its_seeds(root):
     assert one.value == pytest.approx(100 * (30 - (24 + 40) / 2) / 60)
     assert one.seeds == 1
 
-    both = scores.change("tiny", "viral", "baseline", {"cv_bench": 0.5, "pope": 0.5})
+    halves = {"cv_bench": 0.5, "pope": 0.5}
+    both = scores.change("tiny", "viral", "baseline", halves)
     assert both.value == pytest.approx(15)
     change = np.array([share(30), share(42)]) * 1.0 - np.array([share(24), share(30)])
     alike = (effects(change) * 50).beside(effects(change) * 50).interval()
     assert both.error == pytest.approx(alike.error)  # POPE's two files are one cluster an image
-    relative = scores.change("tiny", "viral", "baseline", {"cv_bench": 0.5, "pope": 0.5}, relative=True)
+    ours, theirs = (scores.change("tiny", run, (), halves).value for run in ("viral", "baseline"))
+    assert both.value == pytest.approx(ours - theirs)
+    relative = scores.change("tiny", "viral", "baseline", halves, relative=True)
     assert relative.value == pytest.approx(100 * 15 / 45)
     pairs = scores.change("tiny", ["viral", "layer-4"], ["baseline", "baseline"], {"cv_bench": 1}, relative=True)
     change = (np.array(share(30)) * 1.0 + share(40)) / 2 - share(24)  # of the same questions
