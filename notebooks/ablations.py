@@ -169,7 +169,12 @@ plots.save(figure, out, "table_2_gains")
 # %%
 fifth = tables.side_by_side(profile, 5)
 fifth.to_csv(out / "table_5.csv", index=False, float_format="%.4f")
-tables.styled(fifth, f"Table 5, the paper's numbers beside ours. Ours: {settings.label}.")
+blocks_of = "; ".join(
+    f"{name}: blocks {', '.join(map(str, layers[name]))}" for name in layers if name.startswith("layers")
+)
+tables.styled(
+    fifth, f"Table 5, the paper's numbers beside ours. Ours: {settings.label}; of {blocks} blocks ({blocks_of})."
+)
 
 # %% [markdown]
 # ## Our controls

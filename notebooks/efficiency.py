@@ -93,7 +93,8 @@ if len(curve):
             if len(end):
                 axis.axhline(end.iat[0], color="grey", linewidth=0.8, linestyle="--", zorder=0)
             if benchmark == "mean":
-                axis.set_title(title, fontsize="small")
+                counted = f"\n{plots.seeds(seeds)}" if len(seeds := part[part["run"].isin(names)]["seeds"]) else ""
+                axis.set_title(title + counted, fontsize="small")
             if not set(names) & set(part["run"]):
                 axis.annotate("not run", (0.5, 0.5), xycoords="axes fraction", ha="center", color="grey")
                 axis.set_yticks([])
@@ -101,7 +102,10 @@ if len(curve):
     axes[0, -1].legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1))
     for axis in axes[-1]:
         axis.set_xlabel("step")
-    caption = f"{settings.label}; {plots.seeds(curve['seeds'])}; dashed: the finished baseline"
+    n = ", ".join(
+        f"{scores.TITLES[name]} {part['n'].max()}" for name, part in curve.groupby("benchmark") if name != "mean"
+    )
+    caption = f"{settings.label}; n = {n} questions; 95 % intervals; dashed: the finished baseline"
     figure.suptitle(plots.wrap(caption, 90), fontsize="small")
     plots.save(figure, out, "figure_6")
 

@@ -83,7 +83,8 @@ if explorer:
         for panel in panels
     }
     figure = plots.tiles(columns, ["similarity", "PCA"])
-    figure.suptitle(plots.wrap(f"{explorer.view['question']} {settings.label}", 110), fontsize="x-small")
+    said = (explorer.view["question"], settings.label)
+    figure.suptitle("\n".join(plots.wrap(text, 110) for text in said), fontsize="x-small")
     plots.save(figure, out, "first_view")
     answers = {answer["run"]: "".join(word for word, *_ in answer["tokens"]) for answer in explorer.view["answers"]}
     display(pd.DataFrame({"answer": answers, "key": explorer.view["key"]}))

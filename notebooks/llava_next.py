@@ -34,6 +34,7 @@ from viral_core.conversations import load_conversations
 from viral_core.measure.cknna import cknna
 from viral_core.measure.intervals import interval
 from viral_core.measure.states import layerwise_cknna
+from viral_core.specs import block_at
 from workbook import claims, plots, runs
 from workbook.notebook import begin, show, show_missing
 
@@ -138,13 +139,19 @@ differences.to_csv(out / "differences.csv", index=False, float_format="%.5f")
 differences.style.hide(axis="index").format(precision=4).set_uuid("differences")
 
 # %% [markdown]
-# ## The claim of this section
+# ## The claims of this section
 #
-# How far the baseline falls from the input to the last layer.
+# How far the baseline falls from the input to the last layer; and how much less from a quarter of its depth to the
+# middle than up to the quarter, as in the pilot study.
 
 # %%
-fall = None
+estimates = {"next-cknna-falls": None, "next-cknna-middle-slows": None}
 if len(similarity) and "next-baseline" in set(similarity["run"]):
-    fall = interval(cells.loc["next-baseline", similarity["layer"].max()] - cells.loc["next-baseline", 0])
-rows = [claims.row("next-cknna-falls", fall, missing="" if fall else "cknna of next-baseline")]
+    baseline, depth = cells.loc["next-baseline"], settings.blocks("next-baseline")
+    quarter, half = block_at(0.25, depth), block_at(0.5, depth)
+    estimates["next-cknna-falls"] = interval(baseline.loc[depth] - baseline.loc[0])
+    later = (baseline.loc[half] - baseline.loc[quarter]) * (quarter / (half - quarter))
+    estimates["next-cknna-middle-slows"] = interval(later - (baseline.loc[quarter] - baseline.loc[0]))
+missing = "cknna of next-baseline"
+rows = [claims.row(name, one, missing="" if one else missing) for name, one in estimates.items()]
 claims.write(out, rows).drop(columns=["error", "df"])

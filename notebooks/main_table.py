@@ -179,8 +179,8 @@ if len(kinds):
 # Aligned minus not, of the same models: same questions, same seeds. Of the average gain only seeds count that all
 # systems have; they answer the same questions, so they are no independent samples. The paper's 9.4 % is that of the
 # first system without MME; over all that Table 1 prints it is 7.49 % (notebook `paper_arithmetic`), which is what ours
-# stands beside. Where a baseline's score is near zero, its relative gain is that of a few questions: below, the mean is
-# shown without MMVP, too.
+# stands beside. A relative gain is a ratio, and the interval allows for the noise of both scores. Where a baseline's
+# score is near zero, its relative gain is that of a few questions: below, the mean is shown without MMVP, too.
 
 # %%
 rows = claims.gains(profile, "main_table")

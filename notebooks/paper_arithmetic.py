@@ -98,7 +98,8 @@ not_improved[["run", "benchmark", "value_baseline", "value", "gain"]].round(2)
 # The tables print one number per cell and no interval. An accuracy $p$ over $n$ independent questions has the standard
 # error $\sqrt{p (1 - p) / n}$, and the difference of two independent ones about $\sqrt{2}$ times that. Asking both
 # models the same questions makes the difference more precise, by an amount that the tables do not tell; another seed
-# of training makes it less precise. MMVP's $n$ is its 150 pairs: ten sampled answers to the same pairs add no pairs.
+# of training makes it less precise. MMVP's $n$ is its 150 pairs: ten runs over the same pairs add no pairs. Where their
+# answers differ, their mean is more precise than this, by a factor of $\sqrt{10}$ at most.
 # What's Up is the mean of two files, worth as many questions as $4 / (1 / n_1 + 1 / n_2)$. So is POPE; but its
 # questions share pictures, and where those of a picture are right and wrong together it is worth fewer than that.
 
@@ -132,10 +133,10 @@ figure.suptitle("Table 1's gains with the 95 % interval of two independent accur
 plots.save(figure, out, "gains_with_errors")
 
 # %% [markdown]
-# On CV-Bench2D, MMVP and MMStar no gain reaches two standard errors of an unpaired comparison except that of SigLIPv2
-# on CV-Bench2D (2.1). The gains on What's Up with CLIP are beyond noise (2.5 to 9.8 standard errors), and so is VIRAL's
-# on POPE with Vicuna-7B (4.2, if its questions were independent). A paired interval over questions and seeds is
-# what decides, and the main table computes one.
+# On CV-Bench2D, MMVP and MMStar no gain reaches two standard errors of an unpaired comparison, for MMVP of a single
+# run, except that of SigLIPv2 on CV-Bench2D (2.1). The gains on What's Up with CLIP are beyond noise (2.5 to 9.8
+# standard errors), and so is VIRAL's on POPE with Vicuna-7B (4.2, if its questions were independent). A paired
+# interval over questions and seeds is what decides, and the main table computes one.
 #
 # ## Table 3: which 788 questions?
 #
@@ -216,7 +217,7 @@ fits = {
 pd.Series(fits, name=f"attainable, of {len(missed)}").rename_axis("runs").to_frame().T
 
 # %% [markdown]
-# All but 22.55 % of nine runs, and of no other number more than a few.
+# All but 22.55 % of nine runs, or twice nine, and of no other number more than a few.
 #
 # ## The ablations
 #

@@ -167,9 +167,9 @@ plots.save(figure, out, "figure_2e")
 # %% [markdown]
 # ## Differences in CKNNA, and their claims
 #
-# On the same images and seeds: the baseline's change from one depth to another, how much smaller its fall per block is
-# from a quarter to the middle than up to the quarter, its last layer against that before stage 2, and the difference of
-# two systems, mean over the layers from the middle to the last.
+# On the same images and seeds: the baseline's change from one depth to another, how much less it falls over the blocks
+# from a quarter to the middle than over as many up to the quarter, its last layer against that before stage 2, and the
+# difference of two systems, mean over the layers from the middle to the last.
 
 # %%
 every = pd.concat([similarity, start])

@@ -183,8 +183,8 @@ plots.save(figure, out, "similarity")
 # ## The number beside the pictures
 #
 # If an aligned layer shows the teacher's structure, its tokens have the teacher's neighbourhoods: CKNNA at the aligned
-# layer to the system's own teacher, minus the baseline's, on the pictures above and of the first seed. Four pictures,
-# which were chosen because the two systems differ on them, are an illustration.
+# layer to the system's own teacher, minus the baseline's, on the pictures above and of the first seed. A handful of
+# pictures, chosen where the answers of two systems differ if they do anywhere, is an illustration.
 
 # %%
 numbers = []

@@ -124,10 +124,13 @@ show(VisualTap._visit)
 figure, axis = plt.subplots(figsize=(4.6, 2.6))  # one_image
 for i, (name, values) in enumerate(states.items()):
     similarity = cknna(values, z, settings.cknna.k)
-    axis.plot(range(blocks + 1), similarity.cpu(), label=f"{name} before stage 2", markersize=4, **plots.line(i))
+    axis.plot(range(blocks + 1), similarity.cpu(), label=name, markersize=4, **plots.line(i))
 plots.mark_layers(axis, [middle])
 axis.set(xlabel="layer", ylabel=f"CKNNA to z, k = {settings.cknna.k}")
 axis.legend(fontsize="x-small")
+axis.set_title(
+    plots.wrap(f"{settings.label}; one image, before stage 2; dashed: where a residual enters", 60), fontsize="small"
+)
 plots.save(figure, out, "one_image")
 
 # %%

@@ -166,7 +166,8 @@ if len(machines):
 # ## Time
 #
 # Wall time of each stage as it last finished, attempts that it continued included. `minutes` adds up what ran side by
-# side too; `began` to `ended` is what one waits, with the pauses between.
+# side too; `began` to `ended` is from the first to the last, with the pauses between. What one waits is the time in
+# which any stage ran: pauses are left out of it, and of the figure.
 
 # %%
 finished = pd.DataFrame(read_costs(paths.root), columns=["stage", "key", "began", "ended", "seconds"])
@@ -180,15 +181,17 @@ times.sort_values("began").round({"minutes": 2})
 # %%
 if len(finished):
     figure, axis = plt.subplots(figsize=(6.4, 0.28 * len(times) + 0.8))  # times
-    start = finished["began"].min()
+    finished = finished.sort_values("began")
+    pauses = (finished["began"] - finished["ended"].cummax().shift()).dt.total_seconds().clip(lower=0).fillna(0)
+    begins = ((finished["began"] - finished["began"].min()).dt.total_seconds() - pauses.cumsum()) / 60
+    wall = (begins + (finished["ended"] - finished["began"]).dt.total_seconds() / 60).max()
+    print(f"{wall:.0f} minutes of wall time in which a stage of this profile ran")
     order = {name: place for place, name in enumerate(times.sort_values("began").index)}
-    minutes = (finished["began"] - start).dt.total_seconds() / 60
-    axis.barh(
-        finished["stage"].map(order), finished["seconds"] / 60, left=minutes, height=0.6, color="#0072B2", alpha=0.5
-    )
+    bars = {"left": begins, "height": 0.6, "color": "#0072B2", "alpha": 0.5}
+    axis.barh(finished["stage"].map(order), finished["seconds"] / 60, **bars)
     axis.set_yticks(list(order.values()), list(order))
     axis.invert_yaxis()
-    axis.set(xlabel="minutes since the first stage began; a bar a stage")
+    axis.set(xlabel="minutes since the first stage began, without pauses; a bar a stage")
     axis.set_title(plots.wrap(settings.label), fontsize="small")
     plots.save(figure, out, "times")
 

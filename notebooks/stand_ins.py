@@ -98,7 +98,7 @@ for scene in drawn[:2]:
 
 # %% [markdown]
 # What the language models answer right on held-out scenes, with the scene *spelled* at the visual positions and
-# *described* in the question. The brackets above are what is supervised.
+# *described* in the question: 150 of each kind (`make stand-ins` asks 400). The brackets above are what is supervised.
 
 # %%
 answers = [
@@ -123,8 +123,9 @@ if len(answers):
 # %% [markdown]
 # ## Encoders and teachers
 #
-# Each by a small version of its family's own objective. No label of a patch enters any of them; captions enter the
-# encoders (and RADIO, which is distilled).
+# Each by a small version of its family's own objective. None of them is told what kind of object a patch shows, but the
+# captions of the encoders (and of RADIO, which is distilled from others) name the kinds in a picture. SAM's learns from
+# the masks of objects and Depth Anything's from the depth of the scene, both as drawn.
 
 # %%
 show(encoders.softmax_contrast)

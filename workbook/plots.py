@@ -109,7 +109,8 @@ def score_panels(table: pd.DataFrame, titles: dict[str, str], label: str, value:
         lines = np.arange(len(runs))
         axis.hlines(lines, rows[low], rows[high], color="black", linewidth=1.2)
         axis.plot(rows[value], lines, "o", color="black", markerfacecolor="white", markersize=5)
-        filled = rows[value] if value == "ours" else rows[value].where((rows[low] > 0) | (rows[high] < 0))
+        decided = ((rows[low] > 0) | (rows[high] < 0)) & (rows[counted] > 1)
+        filled = rows[value] if value == "ours" else rows[value].where(decided)
         axis.plot(filled, lines, "o", color="black", markersize=5)
         empty = rows["n"] == 0
         for i in np.flatnonzero(empty):
@@ -130,7 +131,7 @@ def score_panels(table: pd.DataFrame, titles: dict[str, str], label: str, value:
     )
     drawn = "dotted: best constant answer"
     if value == "gain":
-        drawn = "paired gain over the baseline; filled: this interval excludes 0"
+        drawn = "paired gain over the baseline; filled: of several seeds, and this interval excludes 0"
     figure.suptitle(wrap(f"{label}; 95 % intervals; {drawn}", 90), fontsize="small")
     return figure
 

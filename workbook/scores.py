@@ -13,6 +13,7 @@ of the spread of their own few seeds.
 import functools
 import operator
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -194,9 +195,11 @@ def change(
             continue
         parts = []
         for pair in zip(models[: len(ours)], models[len(ours) :], strict=True):
-            level = np.mean([seed.effects["official"].seeds for seed in pair[1]])
-            if level > 0:
-                parts.append(stats.contrast(benchmark, pair, (1, -1))["official"] * (weight * 100 / level))
+            above, below = (np.mean([seed.effects["official"].seeds for seed in side]) for side in pair)
+            if below > 0:  # a ratio, whose denominator is measured as well: linear in both around their means
+                around = stats.contrast(benchmark, pair, (1, -above / below))["official"] * (1 / below)
+                gain = replace(around, seeds=around.seeds + above / below - 1)
+                parts.append(gain * (weight * 100))
         if parts:
             used += weight * len(parts)
             sums.append(functools.reduce(operator.add, parts))  # the systems answer the same questions

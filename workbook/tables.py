@@ -42,6 +42,8 @@ def side_by_side(
     frame = pd.DataFrame([(*row, name) for row in rows for name in benchmarks], columns=["row", "run", "benchmark"])
     printed = cells.drop_duplicates(["run", "benchmark"]).rename(columns={"value": "paper"})
     frame = frame.merge(printed[["run", "benchmark", "paper"]], how="left", on=["run", "benchmark"])
+    elsewhere = [paper.score(run, name) for run, name in zip(frame["run"], frame["benchmark"], strict=True)]
+    frame["paper"] = frame["paper"].fillna(pd.Series(elsewhere, dtype=float))  # of a row that is only in another table
     runs = dict.fromkeys(run for _, run in rows)
     complete = [name for name in benchmarks if name in ours.benchmarks_of(profile)]
     scores = ours.scores(profile, runs, complete).rename(columns={"score": "ours"}).drop(columns="part")
@@ -70,8 +72,8 @@ def styled(frame: pd.DataFrame, caption: str) -> Styler:
     """What `side_by_side` returns, as the paper prints it: a row per system, three columns per benchmark.
 
     Columns of a benchmark: the paper's number (italic and grey), ours with its interval and the number of seeds, and
-    our paired difference to the row's reference, on the seeds that both have; bold where its interval excludes zero.
-    The caption, below, says so.
+    our paired difference to the row's reference, on the seeds that both have; bold where these are several and its
+    interval excludes zero.  The caption, below, says so.
     """
     columns, bold = {}, {}
     for benchmark, cells in frame.groupby("benchmark", sort=False):
@@ -85,15 +87,18 @@ def styled(frame: pd.DataFrame, caption: str) -> Styler:
             DASH if pd.isna(row.reference) else number(row.gain, row.gain_low, row.gain_high, digits, sign=True)
             for row in cells.itertuples()
         ]
-        decided = (cells["gain_low"] > 0) | (cells["gain_high"] < 0)
+        decided = ((cells["gain_low"] > 0) | (cells["gain_high"] < 0)) & (cells["gain_seeds"] > 1)
         bold[title, "gain"] = ["font-weight: bold" if one else "" for one in decided]
     index = pd.MultiIndex.from_frame(frame.drop_duplicates(["row", "run"])[["row", "run"]])
     table = pd.DataFrame(columns, index=index)
     weights = pd.DataFrame(bold, index=index).reindex(columns=table.columns, fill_value="")
     caption += (
-        " Gains are paired: of the questions and seeds that a row and its reference share; bold where this one interval"
-        " excludes zero, for all of them together see the ledger; without an interval where all answers are the same."
+        " Gains are paired: of the questions and seeds that a row and its reference share; bold where there are several"
+        " seeds and this one interval excludes zero, for all of them together see the ledger. A single seed's is over"
+        " questions alone; there is none where all answers are the same."
     )
+    if "mme" in set(frame["benchmark"]):
+        caption += " MME: the paper's points are of 2,800, ours of 200 for each subtask that was asked."
     style = table.style.apply(lambda _: weights, axis=None).set_caption(caption)
     style = style.set_uuid("scores")  # else the page would differ every time
     printed = [column for column in table.columns if column[1] == "paper"]

@@ -78,9 +78,10 @@ def test_a_list_of_runs_is_their_mean_and_a_sum_shares_its_seeds(root):
     relative = scores.change("tiny", "viral", "baseline", halves, relative=True)
     assert relative.value == pytest.approx(100 * 15 / 45)
     pairs = scores.change("tiny", ["viral", "layer-4"], ["baseline", "baseline"], {"cv_bench": 1}, relative=True)
-    change = (np.array(share(30)) * 1.0 + share(40)) / 2 - share(24)  # of the same questions
-    assert pairs.value == pytest.approx(100 * change.sum() / 24)
-    assert pairs.error == pytest.approx(interval(change).error * 100 * QUESTIONS / 24)
+    above = (np.array(share(30)) * 1.0 + share(40)) / 2  # of the same questions
+    assert pairs.value == pytest.approx(100 * (above.sum() / 24 - 1))
+    around = interval(above - above.sum() / 24 * np.array(share(24)))  # of a ratio: its denominator varies, too
+    assert pairs.error == pytest.approx(around.error * 100 * QUESTIONS / 24)
     assert pairs.n == QUESTIONS
     assert scores.change("tiny", "viral", "qwen-viral", {"cv_bench": 1}) is None
 
@@ -176,11 +177,15 @@ def test_our_numbers_stand_beside_the_papers_and_what_is_missing_says_so(root):
     assert (row["paper"], row["ours"], row["seeds"], row["reference"]) == (59.67, pytest.approx(60), 2, "baseline")
     assert (row["gain"], row["gain_seeds"]) == (pytest.approx(15), 2)
     assert cell(frame, "layer-4", "cv_bench")["n"] == 0
-    assert np.isnan(cell(frame, "layer-4", "mme")["paper"])
+    assert cell(frame, "layer-4", "mme")["paper"] == paper.score("layer-4", "mme")  # Table 2 prints it
+    assert np.isnan(cell(frame, "layer-4", "mmstar")["paper"])
     html = tables.styled(frame, "caption").to_html()
     assert "not run" in html
     assert "60.0 [" in html
     assert ", 2 seeds" in html
+    for seeds, bold in ((1, False), (2, True)):
+        clear = frame.assign(gain_low=1.0, gain_seeds=seeds)
+        assert ("font-weight: bold" in tables.styled(clear, "caption").to_html()) == bold
     assert html == tables.styled(frame, "caption").to_html()  # no number that is drawn for each
     assert tables.own_runs("tiny") == []
     figure = plots.score_panels(frame, scores.TITLES, "tiny")
