@@ -190,8 +190,8 @@ for number, name in enumerate(shown):
     for layer in range(max(1, depth - 7), depth + 1):
         columns[f"layer {layer}"] = [stored[run][name][layer - 1] if stored.get(run) else None for run in systems]
     figure = plots.tiles(columns, list(systems.values()))
-    replies = "; ".join(f"{title}: {told[run].get(name, 'not run')}" for run, title in systems.items())
-    said = f"{' '.join(by_id[name]['prompt'].split())} Right: {by_id[name]['answer']}; {replies}"
+    replies = "; ".join(f"{title}: “{told[run].get(name, 'not run')}”" for run, title in systems.items())
+    said = f"{' '.join(by_id[name]['prompt'].split())} Key: {by_id[name]['answer']}; {replies}"
     under = f"{settings.label}; the first seed"
     figure.suptitle(f"{plots.wrap(said, 120)}\n{plots.wrap(under, 120)}", fontsize="x-small")
     plots.save(figure, out, f"figure_12_{number}")
