@@ -113,20 +113,17 @@ for name, spec in settings.teachers.items():
         continue
     teacher = load_teacher(spec.kind, spec.path, grid, revision=spec.revision, device=distributed.device())
     features[name] = teacher([image])[0].cpu()
-y = features["dinov2"]
-one_image = torch.zeros(len(y), dtype=torch.long)
-rotation = torch.linalg.qr(torch.randn(y.shape[1], y.shape[1], generator=torch.Generator().manual_seed(0)))[0]
-noise = torch.randn(y.shape, generator=torch.Generator().manual_seed(0)) * y.std()
-predictions = {"the target itself": y, "the target, turned": y @ rotation, "half noise": y + noise, "noise": noise}
-pd.DataFrame(
-    {
-        name: {
-            "cosine": losses.cosine(pred, y, one_image).item(),
-            "relation": losses.relation(pred, y, one_image).item(),
-        }
+if features:
+    y = features.get("dinov2", next(iter(features.values())))
+    one_image = torch.zeros(len(y), dtype=torch.long)
+    rotation = torch.linalg.qr(torch.randn(y.shape[1], y.shape[1], generator=torch.Generator().manual_seed(0)))[0]
+    noise = torch.randn(y.shape, generator=torch.Generator().manual_seed(0)) * y.std()
+    predictions = {"the target itself": y, "the target, turned": y @ rotation, "half noise": y + noise, "noise": noise}
+    found = {
+        name: {loss.__name__: loss(pred, y, one_image).item() for loss in (losses.cosine, losses.relation)}
         for name, pred in predictions.items()
     }
-).round(3)
+    display(pd.DataFrame(found).round(3))
 
 # %% [markdown]
 # ## What the teachers see (live)
@@ -140,12 +137,14 @@ pd.DataFrame(
 show(randomise_linears)
 
 # %%
-spec = settings.teachers["dinov2"]
-released = load_teacher(spec.kind, spec.path, grid, revision=spec.revision, clip_pixels=True)
-randomise_linears(released, seed=0)
-features["dinov2, as released"] = released([image])[0]
-figure = plots.similarities(image, features)  # teachers
-plots.save(figure, out, "teachers")
+if "dinov2" in features:
+    spec = settings.teachers["dinov2"]
+    released = load_teacher(spec.kind, spec.path, grid, revision=spec.revision, clip_pixels=True)
+    randomise_linears(released, seed=0)
+    features["dinov2, as released"] = released([image])[0]
+if features:
+    figure = plots.similarities(image, features)  # teachers
+    plots.save(figure, out, "teachers")
 
 # %% [markdown]
 # ## Teachers and layers (Table 2)
@@ -197,7 +196,7 @@ plots.save(figure, out, "controls_gains")
 # ## Runs of your own
 #
 # Runs of `profiles/runs.yaml` that the profile trains and that no table of the paper and no notebook of ours is about:
-# gains over the run without alignment of the same models, if that is trained, too.
+# gains over the run without alignment of the same models, on the seeds that both have.
 
 # %%
 sizes = runs.by_images(profile, ("baseline", "viral", "oracle", "align-encoder", "shuffled-teacher"))
@@ -206,7 +205,11 @@ own = {run: scores.reference(profile, run) for run in tables.own_runs(profile) i
 gains = scores.differences(profile, {run: reference for run, reference in own.items() if run != reference})
 gains.to_csv(out / "own_runs.csv", index=False, float_format="%.4f")
 columns = ["run", "reference", "benchmark", "difference", "low", "high", "p", "n", "seeds"]
-display(gains[columns].round(3) if len(gains) else Markdown("None in this profile."))
+display(gains[columns].round(3) if len(gains) else Markdown("None." if own else "None in this profile."))
+for run in [run for run in own if run not in set(gains["run"]) and not settings.systems[run].plain]:
+    other = own[run]
+    why = f"no seed of it and of {other}" if run != other else "no run without alignment of the same models and images"
+    display(Markdown(f"**{run}** is compared with nothing: {why} has been evaluated."))
 
 # %% [markdown]
 # ## Differences and claims
