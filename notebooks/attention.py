@@ -181,16 +181,16 @@ stored = {name: runs.attention_maps(profile, name, settings.runs[name][0]) for n
 shown = list(next((maps for maps in stored.values() if maps), {}))
 by_id = {row["id"]: row for row in rows}
 told = {}
-for run in systems:
-    seeds = runs.answers(profile, run, section.benchmark)
-    told[run] = {row["id"]: row["response"] for row in next(iter(seeds.values()), [[]])[0]}
+for run in stored:
+    files = runs.answer_files(profile, run, section.benchmark).get(settings.runs[run][0])
+    told[run] = {row["id"]: row["response"] for row in runs.read_all(files)[0]} if files else {}
 for number, name in enumerate(shown):
     depth = len(next(maps for maps in stored.values() if maps)[name])
     columns = {"image": [plots.pixels(pad_to_square(open_image(by_id[name]["image"])))] * len(systems)}
     for layer in range(max(1, depth - 7), depth + 1):
         columns[f"layer {layer}"] = [stored[run][name][layer - 1] if stored.get(run) else None for run in systems]
     figure = plots.tiles(columns, list(systems.values()))
-    replies = "; ".join(f"{title}: “{told[run].get(name, 'not run')}”" for run, title in systems.items())
+    replies = "; ".join(f"{title}: “{told.get(run, {}).get(name, 'not run')}”" for run, title in systems.items())
     said = f"{' '.join(by_id[name]['prompt'].split())} Key: {by_id[name]['answer']}; {replies}"
     under = f"{settings.label}; the first seed"
     figure.suptitle(f"{plots.wrap(said, 120)}\n{plots.wrap(under, 120)}", fontsize="x-small")

@@ -88,15 +88,15 @@ claims.styled(ledger, f"{settings.label}; the paper's MME is of 2,800 points, ou
 
 # %%
 units = claims.ledger()[1]
-of_mme = ledger["unit"].str.startswith("MME")
-smallest = {"value": ledger["unit"].map(units), "paper": ledger["unit"].mask(of_mme, "MME points of 2800").map(units)}
+ours = ledger["unit"].map(units)
+printed = ledger["unit"].mask(ledger["unit"].str.startswith("MME"), "MME points of 2800").map(units)
 side = ledger["expect"].map({"above": 1, "below": -1})
 families = {"premise": "premises", "": "the paper's claims", "control": "our controls"}
 family = ledger["section"].where(ledger["section"].isin(families), "").map(families)
 ledger["family"] = pd.Categorical(family, families.values())
 effects = ledger[["family", "claim", "verdict", "seeds"]].copy()
-for column in ("value", "low", "high", "paper"):
-    effects[column] = side * (ledger[column] - ledger["threshold"]) / smallest.get(column, smallest["value"])
+for column, smallest in {"value": ours, "low": ours, "high": ours, "paper": printed}.items():
+    effects[column] = side * (ledger[column] - ledger["threshold"]) / smallest
 effects = effects[effects["value"].notna()].sort_values("family", kind="stable")
 
 # %%

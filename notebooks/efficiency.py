@@ -92,10 +92,11 @@ if len(curve):
             end = part[(part["run"] == f"{prefix}baseline") & (part["step"] == part["step"].max())]["value"]
             if len(end):
                 axis.axhline(end.iat[0], color="grey", linewidth=0.8, linestyle="--", zorder=0)
+            own = part[part["run"].isin(names)]
             if benchmark == "mean":
-                counted = f"\n{plots.seeds(seeds)}" if len(seeds := part[part["run"].isin(names)]["seeds"]) else ""
+                counted = "" if own.empty else f"\n{plots.seeds(own['seeds'])}"
                 axis.set_title(title + counted, fontsize="small")
-            if not set(names) & set(part["run"]):
+            if own.empty:
                 axis.annotate("not run", (0.5, 0.5), xycoords="axes fraction", ha="center", color="grey")
                 axis.set_yticks([])
         row[0].set_ylabel(f"{scores.TITLES.get(benchmark, benchmark)} (%)")

@@ -179,8 +179,7 @@ form = {
 }
 form = pd.DataFrame(form).rename_axis("run").assign(n=relation["n"], seeds=relation["seeds"])
 style = form.style.format(precision=1, na_rep="not run").format("{:.0f}", subset=["n", "seeds"], na_rep="")
-printed_columns = [column for column in form if column[1] == "paper"]
-style = style.set_properties(subset=printed_columns, **{"font-style": "italic", "color": "#666666"})
+style = style.set_properties(subset=[column for column in form if column[1] == "paper"], **paper.LOOK)
 style.set_caption(settings.label).set_uuid("form")
 
 # %% [markdown]

@@ -252,5 +252,5 @@ def styled(table: pd.DataFrame, caption: str):
     })  # fmt: skip
     style = shown.style.hide(axis="index").set_caption(caption).set_uuid("claims")
     style = style.format("{:+.3g}", subset=["paper", "ours", "low", "high"], na_rep="")
-    style = style.set_properties(subset="paper", **{"font-style": "italic", "color": "#666666"})
+    style = style.set_properties(subset="paper", **paper.LOOK)
     return style.map(lambda word: f"font-weight: bold; color: {COLOURS[word]}", subset="verdict")

@@ -186,7 +186,7 @@ def change(
     seeds = sorted(set.intersection(*(set(one) for models in scored.values() for one in models)))
     if not seeds:
         return None
-    shares = [1 / len(ours)] * len(ours) + [-1 / max(len(theirs), 1)] * len(theirs)
+    shares = [1 / len(ours) for _ in ours] + [-1 / len(theirs) for _ in theirs]
     sums, used = [], 0.0
     for benchmark, weight in weights.items():
         models = [[one[seed] for seed in seeds] for one in scored[benchmark]]

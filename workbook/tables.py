@@ -40,10 +40,8 @@ def side_by_side(
     rows += [(label, run) for run, label in extra.items()]
     rows = [row for row in rows if only is None or row[1] in only]
     frame = pd.DataFrame([(*row, name) for row in rows for name in benchmarks], columns=["row", "run", "benchmark"])
-    printed = cells.drop_duplicates(["run", "benchmark"]).rename(columns={"value": "paper"})
-    frame = frame.merge(printed[["run", "benchmark", "paper"]], how="left", on=["run", "benchmark"])
-    elsewhere = [paper.score(run, name) for run, name in zip(frame["run"], frame["benchmark"], strict=True)]
-    frame["paper"] = frame["paper"].fillna(pd.Series(elsewhere, dtype=float))  # of a row that is only in another table
+    printed = [paper.score(run, name) for run, name in zip(frame["run"], frame["benchmark"], strict=True)]
+    frame["paper"] = pd.Series(printed, dtype=float)
     runs = dict.fromkeys(run for _, run in rows)
     complete = [name for name in benchmarks if name in ours.benchmarks_of(profile)]
     scores = ours.scores(profile, runs, complete).rename(columns={"score": "ours"}).drop(columns="part")
@@ -102,7 +100,7 @@ def styled(frame: pd.DataFrame, caption: str) -> Styler:
     style = table.style.apply(lambda _: weights, axis=None).set_caption(caption)
     style = style.set_uuid("scores")  # else the page would differ every time
     printed = [column for column in table.columns if column[1] == "paper"]
-    style = style.set_properties(subset=printed, **{"font-style": "italic", "color": "#666666"})
+    style = style.set_properties(subset=printed, **paper.LOOK)
     style = style.map(lambda text: "color: #999999" if text == NOT_RUN else "")
     return style.set_table_styles([{"selector": "caption", "props": "caption-side: bottom; text-align: left"}])
 

@@ -13,6 +13,7 @@ import pandas as pd
 
 FOLDER = Path(__file__).parent
 TABLES = (1, 2, 3, 4, 5, 6)
+LOOK = {"font-style": "italic", "color": "#666666"}  # of the paper's numbers in a table of ours
 
 
 def table(number: int) -> pd.DataFrame:
