@@ -1,5 +1,6 @@
 """The sections of a profile and the entry of a run: typed, checked where they are read (`workbook.config`)."""
 
+import math
 import typing
 from dataclasses import replace
 from difflib import get_close_matches
@@ -52,6 +53,8 @@ def _keys(kind, data):
     check_keys(data, hints)
     out = {key: value for key, value in data.items() if value is not None or NoneType in typing.get_args(hints[key])}
     for key, value in out.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{key} is {value}: give a finite number")
         if isinstance(value, list) and "tuple" in str(hints[key]):
             out[key] = tuple(value)
     return out
@@ -240,6 +243,14 @@ class System(Section):
     checkpoints: list[float] = []  # fractions of stage 2 after which it is kept, from the profile's learning curve
 
     @model_validator(mode="after")
+    def _check_align(self):
+        if self.align and self.align.layers and self.align.span:
+            raise ValueError("align: `layers` stand in place of depth and span: take `span` away")
+        if self.align and self.align.teacher and self.align.dim:
+            raise ValueError("align: a teacher says the `dim` of its features itself: take it away")
+        return self
+
+    @model_validator(mode="after")
     def _check_tiles(self):
         if self.tiled and (self.residual or self.reconstruct or (self.align and self.align.shuffled)):
             raise ValueError("residual, reconstruct and shuffled take whole images: choose architecture llava")
@@ -267,7 +278,7 @@ MEASUREMENTS = ("cknna", "attention", "permutation", "probes")  # sections of a 
 class Profile(Section):
     """A profile, checked.  `runs` says which systems are trained, and with which seeds."""
 
-    name: str
+    name: Name
     label: str
     data: Data
     languages: dict[Name, LanguageModel]
@@ -334,6 +345,8 @@ class Profile(Section):
         return self
 
     def _check_system(self, system: System, where: str) -> None:
+        if self.world and system.images and system.images > self.world.conversations:
+            raise ValueError(f"{where}: images is {system.images}, and {self.world.conversations} scenes are drawn")
         known("language", system.language, self.languages, where)
         known("vision", system.vision, self.visions, where)
         vaes = [name for name, model in self.teachers.items() if model.kind == "vae"]

@@ -102,6 +102,12 @@ def test_the_profiles_that_exist():
         config.load("huge")
 
 
+def test_a_profile_has_a_name_that_dvc_can_key(folder):
+    (folder / "my profile@1.yaml").write_text("extends: laptop\n")
+    with pytest.raises(ProfileError, match=r"my profile@1.yaml: name: .*pattern .*found 'my profile@1'"):
+        config.load("my profile@1")
+
+
 @pytest.mark.parametrize("name", config.names())
 def test_every_profile_loads_and_its_stages_are_its_own(name):
     profile = config.load(name)
@@ -175,6 +181,8 @@ def test_committed_params_are_the_laptop_profile():
         ({"launch": {"deepspeed": "zero9"}}, r"no DeepSpeed configuration 'zero9'; there are: zero\d, "),
         ({"languages": {"my.model": {"path": "x", "template": "qwen", "blocks": 2}}}, r"languages.my.model: .*pattern"),
         ({"teachers": {"dinov2": {"path": "owner/model"}}}, r"needs its commit as `revision`"),
+        ({"stage2": {"lr": float("nan")}}, r"mine.yaml: stage2: lr is nan: give a finite number"),
+        ({"lora": {"dropout": float("inf")}}, r"mine.yaml: lora: dropout is inf"),
         ({"extends": "mine"}, r"mine.yaml: mine extends mine"),
     ],
 )
@@ -392,6 +400,10 @@ TEACHER = {"teacher": "dinov2"}
         ({"align": TEACHER | {"train_head": 1}}, r"mine: align.train_head: .*boolean, found 1"),
         ({"align": TEACHER | {"span": 4}}, r"run mine of mine: span 4 around block 4 leaves the 8 blocks"),
         ({"align": TEACHER | {"depth": 1.0, "span": 1}}, r"span 1 around block 8 leaves the 8 blocks"),
+        ({"align": TEACHER | {"weight": float("nan")}}, r"mine: align: weight is nan: give a finite number"),
+        ({"align": TEACHER | {"layers": [3], "span": 1}}, r"mine: align: `layers` stand in place of depth and span"),
+        ({"align": TEACHER | {"dim": 768}}, r"mine: align: a teacher says the `dim` of its features itself"),
+        ({"images": 10_000_000}, r"run mine of mine: images is 10000000, and \d+ scenes are drawn"),
         ({"align": TEACHER | {"layers": [9]}}, r"layers \[9\] do not exist"),
         ({"align": TEACHER | {"shared_head": True}}, r"shared_head needs several layers"),
         ({"align": TEACHER | {"target": "encoder"}}, r"teacher need\(s\) target teacher, not encoder"),

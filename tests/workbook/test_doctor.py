@@ -14,6 +14,7 @@ from commands import replace
 from huggingface_hub.errors import GatedRepoError
 from PIL import Image
 
+from viral_core import losses
 from workbook import config as profiles
 from workbook.paths import ROOT
 from workbook.scale import doctor, estimates, hub, plan
@@ -144,6 +145,10 @@ STAND_INS = ROOT / "workbook/world/stand_ins"
         ("teachers dinov2", "dinov2 -preprocessor_config.json", {}, "lacks preprocessor_config.json"),
         ("teachers dinov2", "dinov2", {"kind": "clip"}, "is a 'dinov2' model"),
         ("teachers dinov2", "dinov2", {"kind": "dinov3"}, "teachers.dinov2: no kind 'dinov3'"),
+        ("teachers dinov2", "clip", {}, "is a 'clip' model, not of kind 'dinov2'"),
+        ("teachers dinov2", "dinov2", {"kind": "sam"}, "is a 'dinov2' model, not of kind 'sam'"),
+        ("visions clip", "clip", {"feature_layer": -9}, "blocks, and no layer -9"),
+        ("visions clip", "clip", {"feature_layer": 9}, "blocks, and no layer 9"),
         ("languages vicuna-7b", "clip", {}, "is a 'clip' model"),
         ("languages vicuna-7b", "vicuna-7b", {"blocks": 6}, "has 8 blocks, not 6"),
         ("languages vicuna-7b", "vicuna-7b -tokenizer.json", {}, "lacks a tokenizer"),
@@ -175,6 +180,14 @@ def test_a_model_that_is_not_what_the_profile_says(here, capsys, role, model, ch
     if "dinov3" in message:
         assert "-> there are: dinov2, clip, sam, depth_anything, radio, vae, oracle\n" in said
     assert "viral" in plan.show(profile)
+
+
+def test_an_objective_without_a_function(monkeypatch):
+    monkeypatch.delattr(losses, "relation")
+    profile = replace(profiles.load("smoke"), runs={"viral": [0], "relation": [0]})
+    assert [wrong.what for wrong in findings(doctor.misfits, profile)] == [
+        "runs.relation: no function relation in viral_core/losses.py"
+    ]
 
 
 def test_files_and_disk(here, monkeypatch):
@@ -246,6 +259,10 @@ def test_images_last_and_only_when_the_rest_is_there(here, monkeypatch, capsys):
     assert doctor.run(PAPER)
     assert "conversations: 1 samples, 1 images, all of which open" in capsys.readouterr().out
     assert (here / "runs/paper/manifest/conversations.json").is_file()
+
+    part = PAPER.systems["viral"].model_copy(update={"images": 2})
+    assert not doctor.run(replace(PAPER, systems={**PAPER.systems, "viral": part}))
+    assert "run viral takes 2 images of the conversations, and there are 1" in capsys.readouterr().out
 
     os.truncate(here / data.conversation_images / "coco/a.jpg", 300)
     entries += [{"id": "b", "conversations": [{**turns[0], "value": "Hi"}, turns[1]]}]

@@ -29,6 +29,8 @@ from workbook.scale.plan import GB
 from workbook.sections import Profile, ProfileError, known
 
 OK, NOTE, MISSING = "ok", "note", "missing"
+# Model types of those kinds of teachers that a folder's config.json tells; CLIP's are the encoders'.
+TEACHERS = {"dinov2": ("dinov2",), "sam": ("sam", "sam_vision_model"), "depth_anything": ("depth_anything",)}
 
 
 @dataclass(frozen=True)
@@ -211,9 +213,15 @@ def models(profile: Profile) -> Iterator[Finding]:
 def misfits(profile: Profile) -> Iterator[Finding]:
     """What the models are not that the profile says they are, by their folders without the weights."""
     try:
+        from viral_core import losses
         from viral_core.teachers import KINDS  # loads torch, as what `_faults` takes
     except ImportError:  # of which `packages` tells
         return
+    for run in profile.runs:
+        align = profile.systems[run].align
+        if align and not hasattr(losses, align.objective):
+            what = f"runs.{run}: no function {align.objective} in viral_core/losses.py"
+            yield Finding(MISSING, what, "write it there, under the name that is in viral_core.specs.OBJECTIVES")
     kinds = [*KINDS, "vae", "oracle"]
     for (section, name), model in hub.roles(profile).items():
         what = f"{section}.{name}"
@@ -226,7 +234,7 @@ def misfits(profile: Profile) -> Iterator[Finding]:
 
 def _faults(section: str, model, folder: Path) -> Iterator[tuple[str, str]]:
     """What the folder of a language model, encoder or teacher is not, or lacks, each with the remedy."""
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     from viral_core.checkpoints import VISION
@@ -239,9 +247,17 @@ def _faults(section: str, model, folder: Path) -> Iterator[tuple[str, str]]:
         return
     kind, whole = config.get("model_type"), "put it there, as save_pretrained of the model's processor writes it"
     if section != "languages":
-        if (section == "visions" or model.kind == "clip") and kind not in VISION:
+        role = "clip" if section == "visions" else model.kind
+        if role == "clip" and kind not in VISION:
             yield f"is a {kind!r} model", f"name a vision tower of a fixed size: {', '.join(VISION)}"
-        if getattr(model, "kind", None) != "vae" and not (folder / "preprocessor_config.json").is_file():
+        elif kind not in TEACHERS.get(role, [kind]):
+            yield f"is a {kind!r} model, not of kind {role!r}", "correct its `kind` in the profile, or its path"
+        elif section == "visions":
+            tower = AutoConfig.from_pretrained(folder)
+            blocks = getattr(tower, "vision_config", tower).num_hidden_layers
+            if not -blocks - 1 <= model.feature_layer <= blocks:  # 0 is what the first block reads
+                yield f"has {blocks} blocks, and no layer {model.feature_layer}", "correct its `feature_layer`"
+        if role != "vae" and not (folder / "preprocessor_config.json").is_file():
             yield "lacks preprocessor_config.json", whole
         return
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
@@ -337,6 +353,10 @@ def images(profile: Profile, drop_faulty: bool = False) -> Iterator[Finding]:
         for what, count in summary["adapted"].items():
             yield Finding(NOTE, f"{part}: {count} conversations with {what}")
         if part == "conversations":
+            for run in profile.runs:
+                if (asked := profile.systems[run].images or 0) > summary["images"]:
+                    what = f"run {run} takes {asked} images of the conversations, and there are {summary['images']}"
+                    yield Finding(MISSING, what, "lower `images` in the run's entry")
             yield from lengths(profile, summary["conversations_sha256"])
 
 
