@@ -5,6 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+# Those that come with the repository; a user's own, beside them, may be anything.
+PROFILES = ("gpu", "laptop", "paper", "rehearsal", "rehearsal_gpu", "smoke", "study")
+
 
 def environment(folder: Path) -> dict[str, str]:
     """Variables under which a command uses this Python and the copy's package."""

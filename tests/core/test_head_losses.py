@@ -6,8 +6,8 @@ import torch
 
 from viral_core import losses
 from viral_core.head import AlignmentHead
-from viral_core.specs import OBJECTIVES
 
+NAMES = ("cosine", "relation")  # the paper's
 SIZES = [4, 1, 7]
 
 
@@ -19,7 +19,7 @@ def tokens():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", NAMES)
 def test_losses_match_float64_loops(name, dtype, tokens):
     """In float32 inside, whatever the type of the model and of the autocast around."""
     pred, target, ids = tokens
@@ -30,7 +30,7 @@ def test_losses_match_float64_loops(name, dtype, tokens):
     assert value.item() == pytest.approx(getattr(reference_losses, name)(pred, target, SIZES), abs=1e-6)
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", NAMES)
 def test_no_gradient_reaches_the_target(name, tokens):
     pred, target, ids = tokens
     target.requires_grad_()
@@ -39,7 +39,7 @@ def test_no_gradient_reaches_the_target(name, tokens):
     assert pred.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", NAMES)
 def test_without_tokens_zero_and_in_the_graph(name):
     head = AlignmentHead(6, 5, hidden=8)
     pred = head(torch.zeros(0, 6))
@@ -49,7 +49,7 @@ def test_without_tokens_zero_and_in_the_graph(name):
     assert all(p.grad is not None and not p.grad.any() for p in head.parameters())
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("wrong", ["features", "tokens", "images"])
 def test_shapes_that_would_broadcast_are_refused(name, wrong, tokens):
     pred, target, ids = tokens

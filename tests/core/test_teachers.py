@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from viral_core.images import pad_to_square
-from viral_core.teachers import KINDS, load_encoder, load_teacher, randomise_linears, resample_grid
+from viral_core.teachers import load_encoder, load_teacher, randomise_linears, resample_grid
 
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 WIDTHS = {"dinov2": 16, "clip": 16, "sam": 12, "depth_anything": 16, "radio": 16}
@@ -65,7 +65,7 @@ def checkpoints(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=WIDTHS)
 def teacher(request, checkpoints):
     """One kind after the other."""
     return load_teacher(request.param, checkpoints / request.param, grid=24)

@@ -108,9 +108,10 @@ def test_more_gpus_than_there_are_is_an_error(monkeypatch):
 
 
 def test_deepspeed_configurations_are_data():
-    assert deepspeed_names() == ["zero2", "zero3", "zero3_offload"]
-    stages = [deepspeed_config(Launch(deepspeed=name))["zero_optimization"]["stage"] for name in deepspeed_names()]
-    assert stages == [2, 3, 3]
+    expected = {"zero2": 2, "zero3": 3, "zero3_offload": 3}
+    assert expected.keys() <= set(deepspeed_names())
+    stages = {name: deepspeed_config(Launch(deepspeed=name))["zero_optimization"]["stage"] for name in expected}
+    assert stages == expected
     assert deepspeed_config(Launch()) is None
 
 

@@ -136,7 +136,7 @@ def test_encoder_grids(name):
     assert layers[-2].shape == (1, ARCHITECTURES[name]["grid"] ** 2 + drop, model.config.hidden_size)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TEACHERS)
 def test_teacher_grids_at_the_real_size(kind, thin):
     """The loader's own reading of features, applied to the full-size model: 24 x 24 features of the paper's sizes."""
     name = TEACHERS[kind]
@@ -152,7 +152,7 @@ def test_teacher_grids_at_the_real_size(kind, thin):
     assert features.shape == (1, ARCHITECTURES[name]["grid"] ** 2, ARCHITECTURES[name]["dim"])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TEACHERS)
 def test_teachers_are_brought_to_the_grid_of_siglip2(kind, thin):
     """27 x 27 for a student with 729 tokens; CLIP's own input is fixed at 24 x 24 and is resampled."""
     teacher = load_teacher(kind, thin(TEACHERS[kind]), grid=27)

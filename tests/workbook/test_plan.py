@@ -6,7 +6,7 @@ from datetime import datetime
 
 import numpy as np
 import pytest
-from commands import replace
+from commands import PROFILES, replace
 
 from workbook import config as profiles
 from workbook import pipeline
@@ -190,7 +190,7 @@ def test_a_manifest_replaces_the_stated_counts(here):
     assert plan.samples_of(PAPER) == {"captions": 558128, "conversations": 12, "images": 7}
 
 
-@pytest.mark.parametrize("name", profiles.names())
+@pytest.mark.parametrize("name", PROFILES)
 def test_every_profile_has_a_plan(name, here):
     profile = profiles.load(name)
     text = plan.show(profile)
