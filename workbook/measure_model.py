@@ -15,6 +15,7 @@ from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from viral_core import distributed
+from viral_core.checkpoints import load_whole, require_model
 from viral_core.files import write_text
 from viral_core.images import image_size
 from viral_core.measure.attention import question_entropies
@@ -22,6 +23,7 @@ from viral_core.measure.inputs import batches
 from viral_core.measure.pca import pca_map
 from viral_core.measure.permutation import PatchPermutation
 from viral_core.measure.states import layerwise_cknna, stream_states
+from viral_core.run_folder import RUN
 from viral_core.templates import IMAGE_MARKER, TEMPLATES, prompt
 from viral_core.tiles import view_of
 
@@ -42,20 +44,23 @@ def measure(
 
     `model_id` is the folder or hub id of a LLaVA or LLaVA-NeXT, `images` a folder, of which all that Pillow reads are
     taken in the order of their names; `template` one of `viral_core.templates`, by default the model's own chat
-    template.  ValueError: another kind of model or quantity, no chat template, or no images.
+    template.  ValueError: another kind of model or quantity, one without all weights, no chat template, or no images;
+    OSError: no such model.
     """
     if quantity not in QUANTITIES:
         raise ValueError(f"no measurement {quantity!r}; there are: {', '.join(QUANTITIES)}")
     files = sorted(file for file in images.glob("*") if file.suffix.lower() in Image.registered_extensions())
     if not files:
         raise ValueError(f"{images} holds no image (a folder of .jpg, .png, ... is expected)")
+    require_model(model_id)
+    if Path(model_id, RUN).is_file():
+        raise ValueError(f"{model_id} is a run: write it as a model first, python -m workbook export {model_id} FOLDER")
     kind = AutoConfig.from_pretrained(model_id).model_type
     if kind not in ("llava", "llava_next"):
         raise ValueError(f"{model_id} is a {kind}; llava and llava_next can be measured")
     processor = AutoProcessor.from_pretrained(model_id)
     text = _prompt(processor, question, template)
-    model = AutoModelForImageTextToText.from_pretrained(model_id, dtype="auto")
-    model = model.to(distributed.device()).eval()
+    model = load_whole(AutoModelForImageTextToText, model_id, dtype="auto").to(distributed.device()).eval()
     out.mkdir(parents=True, exist_ok=True)
     options = {"ids": [file.name for file in files], "batch_size": BATCH_SIZE}
     if quantity == "cknna":

@@ -1,10 +1,13 @@
 """Measurements of a model folder that was not trained here, and what cannot be measured."""
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from viral_core.llava import assemble
 from workbook.measure_model import measure
@@ -77,3 +80,18 @@ def test_a_folder_without_images_and_another_kind_of_model_are_refused(folders, 
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')  # all that is read of it
     with pytest.raises(ValueError, match="is a llama; llava and llava_next can be measured"):
         measure("cknna", str(tmp_path), images, tmp_path, template="vicuna_v1")
+
+
+def test_a_model_without_all_weights_a_run_and_no_folder_are_refused(folders, tmp_path):
+    llava, _, images = folders
+    shutil.copytree(llava, tmp_path / "part")
+    weights = load_file(tmp_path / "part/model.safetensors")
+    lacking = next(name for name in weights if "projector" in name)
+    save_file({name: value for name, value in weights.items() if name != lacking}, tmp_path / "part/model.safetensors")
+    with pytest.raises(ValueError, match="part lacks 1 weights of .*, such as model.multi_modal_projector"):
+        measure("cknna", str(tmp_path / "part"), images, tmp_path, template="vicuna_v1")
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(ValueError, match="is a run: write it as a model first, python -m workbook export"):
+        measure("cknna", str(tmp_path), images, tmp_path, template="vicuna_v1")
+    with pytest.raises(FileNotFoundError, match="no folder .*/nowhere"):
+        measure("cknna", str(tmp_path / "nowhere"), images, tmp_path, template="vicuna_v1")
