@@ -159,9 +159,9 @@ def active() -> tuple[Profile, dict[str, dict[str, dict]]]:
     if not file.is_file():
         raise ProfileError(f"no {PARAMS}: select a profile first, python -m workbook profile {' | '.join(names())}")
     data = _yaml(file, PARAMS)
-    for key in ("stages", "profile", "runs", "seeds"):
+    for key in ("stages", "profile", "runs", "trained"):
         if key not in data:
             raise ProfileError(f"{PARAMS}: missing key {key}: select the profile again")
     stages = data.pop("stages")
-    data["name"], data["systems"], data["runs"] = data.pop("profile"), data.pop("runs"), data.pop("seeds")
+    data["name"], data["systems"], data["runs"] = data.pop("profile"), data.pop("runs"), data.pop("trained")
     return validate(Profile, {key: value for key, value in data.items() if key in Profile.model_fields}, PARAMS), stages

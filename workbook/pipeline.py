@@ -136,7 +136,8 @@ def parameters(profile: Profile) -> dict:
     """What `params.yaml` holds: settings by name, then the index of stages."""
     settings, paths = profile.model_dump(mode="json"), Paths(profile.name)
     settings = {"profile": settings.pop("name"), **settings}
-    settings["seeds"] = settings.pop("runs")
+    settings["trained"] = settings.pop("runs")
+    settings["seeds"] = {run: profile.runs.get(run, []) for run in profile.systems}  # on which notebooks depend
     settings["runs"] = {run: entry for run, entry in settings.pop("systems").items() if run in profile.runs}
     settings["images"] = {part: _images(profile, part)["images"] for part in ("captions", "conversations")}
     settings["weights"] = {  # of a run's first seed; an empty folder where none is trained

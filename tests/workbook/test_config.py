@@ -1,6 +1,7 @@
 """Profiles and runs are data: checked keys, known names, one line of params.yaml per thing to make."""
 
 import ast
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -270,6 +271,7 @@ AROUND = {
     "workbook/paths.py",
 }
 DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+NOTEBOOKS = [name for name, stage in DVC.items() if " notebook " in stage["do"]["cmd"]]
 
 
 def imports(tree) -> set[str]:
@@ -312,13 +314,22 @@ def test_stages_depend_on_the_modules_they_import(kind):
     assert missing(imports(tree), DVC[kind]) == set()
 
 
-@pytest.mark.parametrize("name", [name for name, stage in DVC.items() if " notebook " in stage["do"]["cmd"]])
+@pytest.mark.parametrize("name", NOTEBOOKS)
 def test_the_stage_of_a_notebook_depends_on_what_it_imports(name):
     tree = ast.parse((ROOT / f"notebooks/{name}.py").read_text(encoding="utf-8"))
     stage = DVC[name]
     assert f"notebooks/{name}.py" in stage["do"]["deps"]
     assert stage["do"]["cmd"] == f"python -m workbook notebook {name} ${{item}}"
     assert missing(imports(tree), stage) == set()
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_the_stage_of_a_notebook_depends_on_the_seeds_of_the_runs_it_reads(name):
+    """So that what is taken out of a profile leaves its tables."""
+    stage = DVC[name]["do"]
+    runs = set(re.findall(r"(?:\${item}/(?:evaluate|measure)/|weights\.)([\w-]+)", " ".join(stage["deps"])))
+    whole = "runs/${item}/evaluate" in stage["deps"]
+    assert set(stage.get("params", [])) == ({"trained"} if whole else {f"seeds.{run}" for run in runs})
 
 
 # Runs
