@@ -21,6 +21,8 @@ Key = Annotated[str, typer.Argument(help="the stage's key in params.yaml")]
 def profile(name: ProfileName) -> None:
     """Select a profile: write params.yaml, which DVC and the stages read."""
     with lock.alone(f"python -m workbook profile {name}"):
+        for line in lock.mend():
+            print(line)
         changed = pipeline.select(name)
     print(f"params.yaml: profile {name}{'' if changed else ' (unchanged)'}")
 
@@ -96,13 +98,16 @@ def score(
     """Score answers that the workbook, LLaVA's scripts, lmms-eval or VLMEvalKit wrote; of two files, the difference."""
     from workbook.benchmarks.foreign import score_files
 
+    rows = rows or Path(config.active()[0].data.benchmarks)
     try:
-        table = score_files(benchmark, answers, rows or config.active()[0].data.benchmarks)
+        table = score_files(benchmark, answers, rows)
     except (FileNotFoundError, ValueError) as error:
         sys.exit(f"error: {error}")
     print(table.to_string(float_format=lambda value: repr(float(value))))
     unparsed = " and ".join(f"{share:.2%}" for share in table.attrs["unparsed"])
-    print(f"{table.attrs['questions']} questions; {unparsed} of the answers name no option, or several (strict)")
+    print(
+        f"{table.attrs['questions']} questions of {rows}; {unparsed} of the answers name no option, or several (strict)"
+    )
 
 
 @app.command()

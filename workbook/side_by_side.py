@@ -295,7 +295,8 @@ def conclude(settings: Profile, run: Pipeline, began: float) -> bool:
             print(f"not run, because they need these: {', '.join(run.waiting)}")
         return False
     print(f"\n{len(run.ran)} stages run in {clock(time.monotonic() - began)}; everything is up to date.")
-    print(f"  open first    {paths.report}/index.html (make report PROFILE={settings.name})")
+    if (page := paths.report / "index.html").is_file():
+        print(f"  open first    {page} (make report PROFILE={settings.name})")
     print(f"  notebooks     {paths.root}/notebooks/ (make lab)")
     print(f"  tables        {paths.root}/results/")
     print(f"  runs          {paths.root}/stage2/")

@@ -212,7 +212,7 @@ def test_the_command(rows, tmp_path):
     file = own_answers("mmvp", rows, tmp_path / "a.jsonl", "(a)")
     result = CliRunner().invoke(app, ["score", "mmvp", str(file), "--rows", str(rows)])
     assert result.exit_code == 0
-    assert "4 questions; 0.00% of the answers" in result.output
+    assert f"4 questions of {rows}; 0.00% of the answers" in result.output
     assert "0.5" in result.output
     assert CliRunner().invoke(app, ["score", "vqa", str(file), "--rows", str(rows)]).exit_code == 1
 

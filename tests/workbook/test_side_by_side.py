@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 from commands import environment, run
 from safetensors import SafetensorError
+from typer.testing import CliRunner
 
 from workbook import __main__, fork_server, lock, side_by_side
 from workbook.config import ProfileError
@@ -112,6 +113,14 @@ def test_the_record_is_short_while_stages_run_and_whole_afterwards(folder):
     assert not lock.WHOLE.exists()
     assert lock.entries(lock.RECORD.read_bytes()) == before
     assert "up to date" in run(folder, "dvc", "status", "first@x", "other@x")
+
+
+def test_selecting_a_profile_puts_the_record_back(folder, monkeypatch):
+    monkeypatch.setattr(__main__.pipeline, "select", lambda name: False)
+    before = lock.entries()
+    lock.shorten(())  # and a kill
+    assert CliRunner().invoke(__main__.app, ["profile", "x"]).exit_code == 0
+    assert lock.entries(lock.RECORD.read_bytes()) == before
 
 
 def test_the_record_keeps_nothing_of_outputs_that_are_to_be_made(folder):
