@@ -8,7 +8,7 @@
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from viral_core.teachers import Teacher
 from viral_core.tiles import View
 
 INDEX = "index.json"
+DIFFERENT = 0.05  # of the norm of an image's features: far above what another machine computes, far below another image
 
 
 def pack(features: Tensor, dtype: str) -> dict[str, Tensor]:
@@ -74,7 +75,8 @@ def write_cache(
     """Write the teacher's features of all images, {name: file}, into `folder`; finished shards are kept.
 
     With the view of a LLaVA-NeXT (`tiles`), features of each image's tiles, named `<name>#<tile>`. Shards of another
-    teacher, dtype or set of images are set aside, with a warning. Launched processes divide the shards among them.
+    teacher, dtype or set of images are set aside, with a warning; so are those of which the first image, or one that is
+    newer than the shard, has other features now. Launched processes divide the shards among them.
 
     FileNotFoundError lists missing image files before any work; ValueError for an unreadable image, or features that
     `dtype` cannot hold.
@@ -96,20 +98,29 @@ def write_cache(
         _prepare(folder, identities)
     distributed.barrier()
 
-    checksums, mine = {}, distributed.share(list(chunks))
-    label, quiet = f"features of {teacher.kind}", not distributed.is_main()
+    mine, quiet = distributed.share(list(chunks)), not distributed.is_main()
+    checksums = {file: _finished(file, identities[file]) for file in mine}
+    features, outdated = partial(_features, teacher, tiles, batch_size, workers), []
+    whole = [file for file in mine if checksums[file] is not None]
+    for file in tqdm(whole, "shards that are there", unit="shard", disable=quiet or not whole):
+        if _differs(file, [pictures[name] for name in chunks[file]], dtype, features):
+            outdated.append(file)
+            checksums[file] = None
+        else:
+            file.touch()  # what has been compared is not compared again
+    if outdated:
+        place = set_aside(folder, "other-images", outdated)
+        warnings.warn(f"{folder} held {len(outdated)} shards of other images: they lie in {place} now", stacklevel=2)
+
+    label = f"features of {teacher.kind}"
     with tqdm(total=sum(len(chunks[file]) for file in mine), desc=label, unit="image", disable=quiet) as bar:
         for file in mine:
-            checksums[file] = _finished(file, identities[file])
             if checksums[file] is not None:
                 bar.update(len(chunks[file]))
                 continue
-            batches, chosen = [], [pictures[name] for name in chunks[file]]
-            for batch in DataLoader(chosen, batch_size, num_workers=workers, collate_fn=partial(_load, teacher, tiles)):
-                features, stated = teacher.encode(batch).cpu(), (teacher.grid**2, teacher.dim)
-                if features.shape[1:] != stated:
-                    raise ValueError(f"{teacher.kind} gives {tuple(features.shape[1:])} of an image, and says {stated}")
-                batches.append(pack(features, dtype))
+            batches = []
+            for batch in features([pictures[name] for name in chunks[file]]):
+                batches.append(pack(batch, dtype))
                 bar.update(len(batch))
             tensors = {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
             checksums[file] = _checksums(tensors)
@@ -121,6 +132,28 @@ def write_cache(
     shards = [{"file": file.name, "names": chunk, "checksums": merged[file]} for file, chunk in chunks.items()]
     index = {**identity, "tokens": teacher.grid**2, "dim": teacher.dim, "images": len(names), "shards": shards}
     write_json(folder / INDEX, index)
+
+
+def _features(
+    teacher: Teacher, tiles: View | None, batch_size: int, workers: int, pictures: Sequence[tuple[Path, int | None]]
+) -> Iterator[Tensor]:
+    """Features (B, N, d) of pictures, batch by batch; ValueError where they are not of the size that is stated."""
+    stated, workers = (teacher.grid**2, teacher.dim), min(workers, len(pictures) // batch_size)
+    for batch in DataLoader(pictures, batch_size, num_workers=workers, collate_fn=partial(_load, teacher, tiles)):
+        features = teacher.encode(batch).cpu()
+        if features.shape[1:] != stated:
+            raise ValueError(f"{teacher.kind} gives {tuple(features.shape[1:])} of an image, and says {stated}")
+        yield features
+
+
+def _differs(file: Path, pictures: Sequence[tuple[Path, int | None]], dtype: str, features) -> bool:
+    """Whether the first picture of a shard, or one that is newer than it, has other `features` now."""
+    made = file.stat().st_mtime
+    rows = [row for row, (picture, _) in enumerate(pictures) if row == 0 or picture.stat().st_mtime > made]
+    with safe_open(file, "pt") as shard:
+        kept = unpack({key: shard.get_tensor(key)[rows] for key in shard.keys()})  # noqa: SIM118
+    now = unpack(pack(torch.cat(list(features([pictures[row] for row in rows]))), dtype))
+    return bool(((now - kept).flatten(1).norm(dim=1) > DIFFERENT * now.flatten(1).norm(dim=1)).any())
 
 
 def _pictures(images: Mapping[str, str | Path], tiles: View | None) -> dict[str, tuple[Path, int | None]]:
