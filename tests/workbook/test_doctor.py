@@ -13,6 +13,7 @@ import pytest
 from commands import PROFILES, replace
 from huggingface_hub.errors import GatedRepoError
 from PIL import Image
+from transformers import GPT2Config
 
 from viral_core import losses
 from workbook import config as profiles
@@ -150,6 +151,7 @@ STAND_INS = ROOT / "workbook/world/stand_ins"
         ("visions clip", "clip", {"feature_layer": -9}, "blocks, and no layer -9"),
         ("visions clip", "clip", {"feature_layer": 9}, "blocks, and no layer 9"),
         ("languages vicuna-7b", "clip", {}, "is a 'clip' model"),
+        ("languages vicuna-7b", "vicuna-7b {gpt2}", {}, "is a 'gpt2' model"),
         ("languages vicuna-7b", "vicuna-7b", {"blocks": 6}, "has 8 blocks, not 6"),
         ("languages vicuna-7b", "vicuna-7b -tokenizer.json", {}, "lacks a tokenizer"),
         ("languages vicuna-7b", "vicuna-7b <|im_end|>", {"template": "qwen"}, "has no '<|im_end|>' of template 'qwen'"),
@@ -162,7 +164,9 @@ def test_a_model_that_is_not_what_the_profile_says(here, capsys, role, model, ch
     model, *less = model.split()
     shutil.copytree(STAND_INS / model, "models/mine")
     for removed in less:
-        if removed == "-config.json":
+        if removed.startswith("{"):
+            GPT2Config(n_embd=16, n_layer=8, n_head=2).save_pretrained("models/mine")
+        elif removed == "-config.json":
             Path("models/mine/config.json").write_text("{")
         elif removed.startswith("-"):
             Path("models/mine", removed[1:]).unlink()

@@ -234,7 +234,8 @@ def misfits(profile: Profile) -> Iterator[Finding]:
 
 def _faults(section: str, model, folder: Path) -> Iterator[tuple[str, str]]:
     """What the folder of a language model, encoder or teacher is not, or lacks, each with the remedy."""
-    from transformers import AutoConfig, AutoTokenizer
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     from viral_core.checkpoints import VISION
@@ -260,10 +261,18 @@ def _faults(section: str, model, folder: Path) -> Iterator[tuple[str, str]]:
         if role != "vae" and not (folder / "preprocessor_config.json").is_file():
             yield "lacks preprocessor_config.json", whole
         return
-    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        yield f"is a {kind!r} model", "name a causal language model, such as a llama or qwen2"
-    elif (blocks := config.get("num_hidden_layers")) != model.blocks:
-        yield f"has {blocks} blocks, not {model.blocks}", "correct its `blocks` in the profile"
+    layers = None  # where the tap looks for them
+    if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        with torch.device("meta"):
+            language = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+        layers = getattr(getattr(language, "model", None), "layers", None)
+    if layers is None:
+        yield (
+            f"is a {kind!r} model",
+            "name one that has its blocks at `model.layers`, such as a llama or qwen2",
+        )
+    elif len(layers) != model.blocks:
+        yield f"has {len(layers)} blocks, not {model.blocks}", "correct its `blocks` in the profile"
     if not any(file for names in ("tokenizer.json", "*.model", "vocab.*") for file in folder.glob(names)):
         yield "lacks a tokenizer (tokenizer.json or tokenizer.model)", whole
         return
