@@ -98,8 +98,8 @@ for scene in drawn[:2]:
 
 # %% [markdown]
 # What the language models answer right on held-out scenes, with the scene *spelled* at the visual positions and
-# *described* in the question: 150 of each kind, by the fractions (`make stand-ins` asks 400). The brackets above are
-# what is supervised.
+# *described* in the question: the fraction of 150 questions of each kind (`make stand-ins` asks 400). The brackets
+# above are what is supervised.
 
 # %%
 answers = [

@@ -8,7 +8,7 @@
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from viral_core.teachers import Teacher
 from viral_core.tiles import View
 
 INDEX = "index.json"
-DIFFERENT = 0.05  # of the norm of an image's features: far above what another machine computes, far below another image
+DIFFERENT = 0.05  # of the norm of an image's features: far above what another machine computes, and rounding
 
 
 def pack(features: Tensor, dtype: str) -> dict[str, Tensor]:
@@ -75,8 +75,8 @@ def write_cache(
     """Write the teacher's features of all images, {name: file}, into `folder`; finished shards are kept.
 
     With the view of a LLaVA-NeXT (`tiles`), features of each image's tiles, named `<name>#<tile>`. Shards of another
-    teacher, dtype or set of images are set aside, with a warning; so are those of which the first image, or one that is
-    newer than the shard, has other features now. Launched processes divide the shards among them.
+    teacher, dtype or set of images are set aside, with a warning; so are those of images whose files have another size
+    now, and those whose first image has other features now, by another loader. Launched processes divide the shards.
 
     FileNotFoundError lists missing image files before any work; ValueError for an unreadable image, or features that
     `dtype` cannot hold.
@@ -93,33 +93,25 @@ def write_cache(
     names, chunks = list(pictures), {}
     for number, start in enumerate(range(0, len(names), shard_size)):
         chunks[folder / f"shard-{number:05d}.safetensors"] = names[start : start + shard_size]
-    identities = {file: json.dumps({**identity, "names": chunk}) for file, chunk in chunks.items()}
+    identities = {}
+    for file, chunk in chunks.items():
+        sizes = [pictures[name][0].stat().st_size for name in chunk]
+        identities[file] = json.dumps({**identity, "names": chunk, "bytes": sizes})
+    encode = partial(_features, teacher, tiles, batch_size, workers)
     if distributed.is_main():
-        _prepare(folder, identities)
+        _prepare(folder, identities, lambda file: encode([pictures[chunks[file][0]]]))
     distributed.barrier()
 
-    mine, quiet = distributed.share(list(chunks)), not distributed.is_main()
-    checksums = {file: _finished(file, identities[file]) for file in mine}
-    features, outdated = partial(_features, teacher, tiles, batch_size, workers), []
-    whole = [file for file in mine if checksums[file] is not None]
-    for file in tqdm(whole, "shards that are there", unit="shard", disable=quiet or not whole):
-        if _differs(file, [pictures[name] for name in chunks[file]], dtype, features):
-            outdated.append(file)
-            checksums[file] = None
-        else:
-            file.touch()  # what has been compared is not compared again
-    if outdated:
-        place = set_aside(folder, "other-images", outdated)
-        warnings.warn(f"{folder} held {len(outdated)} shards of other images: they lie in {place} now", stacklevel=2)
-
-    label = f"features of {teacher.kind}"
+    checksums, mine = {}, distributed.share(list(chunks))
+    label, quiet = f"features of {teacher.kind}", not distributed.is_main()
     with tqdm(total=sum(len(chunks[file]) for file in mine), desc=label, unit="image", disable=quiet) as bar:
         for file in mine:
+            checksums[file] = _finished(file, identities[file])
             if checksums[file] is not None:
                 bar.update(len(chunks[file]))
                 continue
             batches = []
-            for batch in features([pictures[name] for name in chunks[file]]):
+            for batch in encode([pictures[name] for name in chunks[file]]):
                 batches.append(pack(batch, dtype))
                 bar.update(len(batch))
             tensors = {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
@@ -146,16 +138,6 @@ def _features(
         yield features
 
 
-def _differs(file: Path, pictures: Sequence[tuple[Path, int | None]], dtype: str, features) -> bool:
-    """Whether the first picture of a shard, or one that is newer than it, has other `features` now."""
-    made = file.stat().st_mtime
-    rows = [row for row, (picture, _) in enumerate(pictures) if row == 0 or picture.stat().st_mtime > made]
-    with safe_open(file, "pt") as shard:
-        kept = unpack({key: shard.get_tensor(key)[rows] for key in shard.keys()})  # noqa: SIM118
-    now = unpack(pack(torch.cat(list(features([pictures[row] for row in rows]))), dtype))
-    return bool(((now - kept).flatten(1).norm(dim=1) > DIFFERENT * now.flatten(1).norm(dim=1)).any())
-
-
 def _pictures(images: Mapping[str, str | Path], tiles: View | None) -> dict[str, tuple[Path, int | None]]:
     """What is cached under which key, in order: a file, or one of the tiles that a LLaVA-NeXT cuts it into."""
     if tiles is None:
@@ -167,14 +149,26 @@ def _pictures(images: Mapping[str, str | Path], tiles: View | None) -> dict[str,
     return pictures
 
 
-def _prepare(folder: Path, identities: Mapping[Path, str]) -> None:
-    """Leave in the folder only shards that go on; the others, which may have cost hours, are set aside."""
+def _prepare(folder: Path, identities: Mapping[Path, str], first: Callable[[Path], Iterator[Tensor]]) -> None:
+    """Leave in the folder only shards that go on; the others, which may have cost hours, are set aside.
+
+    `first` gives the features of a shard's first picture as they are now.
+    """
     (folder / INDEX).unlink(missing_ok=True)
     shards = sorted(folder.glob("shard-*.safetensors"))
     others = [file for file in shards if _identity(file) not in (None, identities.get(file))]
+    others += [file for file in shards if _identity(file) == identities.get(file) and _differs(file, *first(file))]
     if others:
         place = set_aside(folder, "other-settings", others)
         warnings.warn(f"{folder} held {len(others)} shards of other settings: they lie in {place} now", stacklevel=3)
+
+
+def _differs(file: Path, now: Tensor) -> bool:
+    """Whether the first picture of a shard has other features than these, (1, N, d); not where it is damaged."""
+    with safe_open(file, "pt") as shard:
+        packed = {key: shard.get_slice(key)[:1] for key in shard.keys()}  # noqa: SIM118
+        dtype = json.loads(shard.metadata()["identity"])["dtype"]
+    return _is_packed(packed, dtype) and bool((now - unpack(packed)).norm() > DIFFERENT * now.norm())
 
 
 def _identity(file: Path) -> str | None:

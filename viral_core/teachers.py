@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.utils import cached_file
 
-from viral_core.checkpoints import fingerprint, load_vision_tower, load_whole, require_model
+from viral_core.checkpoints import VISION, fingerprint, load_vision_tower, load_whole, require_model
 from viral_core.images import CLIP_COLOR, mean_color, pad_to_square, to_rgb
 
 RADIO_HEADS = {384: 6, 768: 12, 1024: 16, 1280: 16}  # attention heads of ViT-S, B, L, H: not readable from weights
@@ -257,4 +257,11 @@ KINDS = {
     "sam": _load_sam,
     "depth_anything": _load_depth_anything,
     "radio": _load_radio,
+}
+# What config.json calls these models, so that `workbook.scale.doctor` sees others before anything is loaded.
+MODEL_TYPES = {
+    "dinov2": ("dinov2",),
+    "clip": tuple(VISION),
+    "sam": ("sam", "sam_vision_model"),
+    "depth_anything": ("depth_anything",),
 }

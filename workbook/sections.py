@@ -243,14 +243,6 @@ class System(Section):
     checkpoints: list[float] = []  # fractions of stage 2 after which it is kept, from the profile's learning curve
 
     @model_validator(mode="after")
-    def _check_align(self):
-        if self.align and self.align.layers and self.align.span:
-            raise ValueError("align: `layers` stand in place of depth and span: take `span` away")
-        if self.align and self.align.teacher and self.align.dim:
-            raise ValueError("align: a teacher says the `dim` of its features itself: take it away")
-        return self
-
-    @model_validator(mode="after")
     def _check_tiles(self):
         if self.tiled and (self.residual or self.reconstruct or (self.align and self.align.shuffled)):
             raise ValueError("residual, reconstruct and shuffled take whole images: choose architecture llava")
@@ -346,7 +338,11 @@ class Profile(Section):
 
     def _check_system(self, system: System, where: str) -> None:
         if self.world and system.images and system.images > self.world.conversations:
-            raise ValueError(f"{where}: images is {system.images}, and {self.world.conversations} scenes are drawn")
+            raise ValueError(f"{where}: {system.images} images, of {self.world.conversations} (world.conversations)")
+        if system.align and system.align.layers and system.align.span:
+            raise ValueError(f"{where}: align.layers stand in place of depth and span: set `span: 0` beside them")
+        if system.teacher and system.align.dim:
+            raise ValueError(f"{where}: its teacher says the features' size: set `dim: null`")
         known("language", system.language, self.languages, where)
         known("vision", system.vision, self.visions, where)
         vaes = [name for name, model in self.teachers.items() if model.kind == "vae"]

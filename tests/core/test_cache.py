@@ -1,7 +1,6 @@
 """Cached features: equal to online ones, resumable, and errors for what is damaged, missing or unknown."""
 
 import dataclasses
-import os
 import pickle
 import shutil
 from pathlib import Path
@@ -76,7 +75,7 @@ def test_resumes_behind_finished_shards(teacher, images, tmp_path, monkeypatch):
     monkeypatch.setattr(cache_module, "open_rgb", lambda file: seen.append(f"train/{file.name}") or open_rgb(file))
     write_cache(teacher, images, tmp_path, shard_size=4)
     names = sorted(images)
-    assert seen == [names[0], names[8], *names[4:8]]  # of an intact shard the first one alone
+    assert seen == [names[0], names[8], *names[4:8]]  # of intact shards the first one alone
     assert (tmp_path / "shard-00000.safetensors").stat().st_ino == first
     assert torch.equal(FeatureCache(tmp_path)(sorted(images)), whole)
 
@@ -99,32 +98,26 @@ def test_shards_of_another_teacher_or_of_other_data_are_set_aside(dinov2, teache
     assert {file.name: file.read_bytes() for file in aside.iterdir()} == bytes_before
 
 
-@pytest.mark.parametrize("newer", [True, False])
-def test_a_shard_of_images_that_were_replaced_is_made_again(teacher, images, tmp_path, newer):
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_a_shard_of_images_that_were_replaced_is_made_again(teacher, images, tmp_path, dtype):
     own = {name: Path(shutil.copy2(file, tmp_path)) for name, file in images.items()}
     folder = tmp_path / "cache"
-    write_cache(teacher, own, folder, shard_size=4)
+    write_cache(teacher, own, folder, dtype, shard_size=4)
     before = {file.name: file.read_bytes() for file in folder.glob("shard-*")}
     for file in own.values():
         file.touch()  # newer than the shards, but no other
-    write_cache(teacher, own, folder, shard_size=4)
-    assert all(file.stat().st_mtime >= own["train/9.png"].stat().st_mtime for file in folder.glob("shard-*"))
-    assert not list(tmp_path.glob("*.other-images"))
-    replaced = own["train/5.png"] if newer else own["train/4.png"]  # the first of its shard
-    Image.new("RGB", (20, 30), "red").save(replaced)
-    if not newer:
-        os.utime(replaced, (0, 0))
-    with pytest.warns(UserWarning, match=r"1 shards of other images: they lie in .*other-images now"):
-        write_cache(teacher, own, folder, shard_size=4)
+    write_cache(teacher, own, folder, dtype, shard_size=4)
+    assert not list(tmp_path.glob("cache.*"))
+    Image.new("RGB", (20, 30), "red").save(own["train/5.png"])
+    with pytest.warns(UserWarning, match="1 shards of other settings"):
+        write_cache(teacher, own, folder, dtype, shard_size=4)
     after = {file.name: file.read_bytes() for file in folder.glob("shard-*")}
     assert {name for name in before if before[name] != after[name]} == {"shard-00001.safetensors"}
-    (aside,) = tmp_path.glob("cache.*.other-images")
-    assert {file.name: file.read_bytes() for file in aside.iterdir()} == {
-        "shard-00001.safetensors": before["shard-00001.safetensors"]
-    }
-    now = teacher([Image.open(replaced)])[0]
-    name = "train/5.png" if newer else "train/4.png"
-    torch.testing.assert_close(FeatureCache(folder)[name], now, atol=0.03, rtol=0)
+    (aside,) = tmp_path.glob("cache.*.other-settings")
+    (kept,) = aside.iterdir()
+    assert kept.read_bytes() == before[kept.name]
+    now = teacher([Image.open(own["train/5.png"])])[0]
+    torch.testing.assert_close(FeatureCache(folder)["train/5.png"], now, atol=0.03, rtol=0)
 
 
 def test_shards_of_a_loader_that_was_corrected_are_made_again(teacher, images, tmp_path):
@@ -134,7 +127,7 @@ def test_shards_of_a_loader_that_was_corrected_are_made_again(teacher, images, t
     folder, names = tmp_path / "cache", sorted(images)
     write_cache(teacher, images, folder, shard_size=4)
     corrected = dataclasses.replace(teacher, extract=first)
-    with pytest.warns(UserWarning, match="3 shards of other images"):
+    with pytest.warns(UserWarning, match="3 shards of other settings"):
         write_cache(corrected, images, folder, shard_size=4)
     now = corrected([Image.open(images[name]) for name in names])
     torch.testing.assert_close(FeatureCache(folder)(names), now, atol=0.03, rtol=0)

@@ -13,7 +13,7 @@ import pytest
 from commands import PROFILES, replace
 from huggingface_hub.errors import GatedRepoError
 from PIL import Image
-from transformers import GPT2Config
+from transformers import GPT2Config, LlamaConfig, Phi3Config
 
 from viral_core import losses
 from workbook import config as profiles
@@ -134,6 +134,12 @@ def test_local_folders_are_looked_into(here):
 
 
 STAND_INS = ROOT / "workbook/world/stand_ins"
+THIN = dict(hidden_size=16, num_hidden_layers=8, num_attention_heads=2, intermediate_size=32)
+OTHER = {
+    "{gpt2}": GPT2Config(n_embd=16, n_layer=8, n_head=2),
+    "{phi3}": Phi3Config(**THIN, pad_token_id=0),
+    "{llama}": LlamaConfig(**THIN | dict(hidden_act="none such")),
+}
 
 
 @pytest.mark.parametrize(
@@ -152,6 +158,8 @@ STAND_INS = ROOT / "workbook/world/stand_ins"
         ("visions clip", "clip", {"feature_layer": 9}, "blocks, and no layer 9"),
         ("languages vicuna-7b", "clip", {}, "is a 'clip' model"),
         ("languages vicuna-7b", "vicuna-7b {gpt2}", {}, "is a 'gpt2' model"),
+        ("languages vicuna-7b", "vicuna-7b {phi3}", {}, "is a 'phi3' model"),
+        ("languages vicuna-7b", "vicuna-7b {llama}", {}, "has a config.json that transformers does not take"),
         ("languages vicuna-7b", "vicuna-7b", {"blocks": 6}, "has 8 blocks, not 6"),
         ("languages vicuna-7b", "vicuna-7b -tokenizer.json", {}, "lacks a tokenizer"),
         ("languages vicuna-7b", "vicuna-7b <|im_end|>", {"template": "qwen"}, "has no '<|im_end|>' of template 'qwen'"),
@@ -165,7 +173,7 @@ def test_a_model_that_is_not_what_the_profile_says(here, capsys, role, model, ch
     shutil.copytree(STAND_INS / model, "models/mine")
     for removed in less:
         if removed.startswith("{"):
-            GPT2Config(n_embd=16, n_layer=8, n_head=2).save_pretrained("models/mine")
+            OTHER[removed].save_pretrained("models/mine")
         elif removed == "-config.json":
             Path("models/mine/config.json").write_text("{")
         elif removed.startswith("-"):
@@ -189,7 +197,7 @@ def test_a_model_that_is_not_what_the_profile_says(here, capsys, role, model, ch
 def test_an_objective_without_a_function(monkeypatch):
     monkeypatch.delattr(losses, "relation")
     profile = replace(profiles.load("smoke"), runs={"viral": [0], "relation": [0]})
-    assert [wrong.what for wrong in findings(doctor.misfits, profile)] == [
+    assert [wrong.what for wrong in findings(doctor.objectives, profile)] == [
         "runs.relation: no function relation in viral_core/losses.py"
     ]
 

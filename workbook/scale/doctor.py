@@ -29,8 +29,6 @@ from workbook.scale.plan import GB
 from workbook.sections import Profile, ProfileError, known
 
 OK, NOTE, MISSING = "ok", "note", "missing"
-# Model types of those kinds of teachers that a folder's config.json tells; CLIP's are the encoders'.
-TEACHERS = {"dinov2": ("dinov2",), "sam": ("sam", "sam_vision_model"), "depth_anything": ("depth_anything",)}
 
 
 @dataclass(frozen=True)
@@ -50,8 +48,12 @@ class Finding:
 def run(profile: Profile, drop_faulty: bool = False) -> bool:
     """Print the findings of all checks, training data last; whether nothing is missing."""
     print(f"doctor: profile {profile.name} ({profile.label})")
-    missing = _show(packages(profile)) + _show(gpus(profile))
+    without = _show(packages(profile))
+    missing = without + _show(gpus(profile))
     lacking = _show(models(profile))
+    if not without:
+        lacking += _show(misfits(profile))
+        missing += _show(objectives(profile))
     missing += lacking + _show(files(profile))
     if lacking:
         _show([Finding(NOTE, "memory and disk not estimated yet: that follows when the models are there")])
@@ -204,7 +206,6 @@ def models(profile: Profile) -> Iterator[Finding]:
             name, lacking = f"model folder {model.path}", hub.missing_files(Path(model.path) / hub.subfolder(model))
             remedy = "put a model there as save_pretrained writes it, or name a hub id in the profile"
             yield _finding(not lacking, name, f"{name} lacks {', '.join(lacking[:3])}", remedy)
-    yield from misfits(profile)
     for source in profile.projectors.values():
         remedy = "put it there, or take `projectors` out of the profile"
         yield _finding(Path(source).is_file(), f"projector {source}", f"no projector {source}", remedy)
@@ -212,16 +213,8 @@ def models(profile: Profile) -> Iterator[Finding]:
 
 def misfits(profile: Profile) -> Iterator[Finding]:
     """What the models are not that the profile says they are, by their folders without the weights."""
-    try:
-        from viral_core import losses
-        from viral_core.teachers import KINDS  # loads torch, as what `_faults` takes
-    except ImportError:  # of which `packages` tells
-        return
-    for run in profile.runs:
-        align = profile.systems[run].align
-        if align and not hasattr(losses, align.objective):
-            what = f"runs.{run}: no function {align.objective} in viral_core/losses.py"
-            yield Finding(MISSING, what, "write it there, under the name that is in viral_core.specs.OBJECTIVES")
+    from viral_core.teachers import KINDS  # loads torch, as what `_faults` takes
+
     kinds = [*KINDS, "vae", "oracle"]
     for (section, name), model in hub.roles(profile).items():
         what = f"{section}.{name}"
@@ -232,13 +225,21 @@ def misfits(profile: Profile) -> Iterator[Finding]:
                 yield Finding(MISSING, f"{what}: {model.path} {fault}", remedy)
 
 
+def objectives(profile: Profile) -> Iterator[Finding]:
+    """Runs whose alignment objective is a name alone, without a function."""
+    from viral_core import losses
+
+    for run in profile.runs:
+        align = profile.systems[run].align
+        if align and not hasattr(losses, align.objective):
+            what = f"runs.{run}: no function {align.objective} in viral_core/losses.py"
+            yield Finding(MISSING, what, "write it there, under the name that is in viral_core.specs.OBJECTIVES")
+
+
 def _faults(section: str, model, folder: Path) -> Iterator[tuple[str, str]]:
     """What the folder of a language model, encoder or teacher is not, or lacks, each with the remedy."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from transformers import AutoTokenizer
 
-    from viral_core.checkpoints import VISION
     from viral_core.templates import TEMPLATES, stop_token_id
 
     try:
@@ -246,33 +247,15 @@ def _faults(section: str, model, folder: Path) -> Iterator[tuple[str, str]]:
     except ValueError as error:
         yield f"has a damaged config.json ({error})", "restore it"
         return
-    kind, whole = config.get("model_type"), "put it there, as save_pretrained of the model's processor writes it"
+    whole = "put it there, as save_pretrained of the model's processor writes it"
+    try:
+        yield from _unlike(section, model, config.get("model_type"), folder)
+    except Exception as error:  # transformers raises what it likes where a config is wrong
+        yield f"has a config.json that transformers does not take ({error})", "restore it, or name another model"
     if section != "languages":
-        role = "clip" if section == "visions" else model.kind
-        if role == "clip" and kind not in VISION:
-            yield f"is a {kind!r} model", f"name a vision tower of a fixed size: {', '.join(VISION)}"
-        elif kind not in TEACHERS.get(role, [kind]):
-            yield f"is a {kind!r} model, not of kind {role!r}", "correct its `kind` in the profile, or its path"
-        elif section == "visions":
-            tower = AutoConfig.from_pretrained(folder)
-            blocks = getattr(tower, "vision_config", tower).num_hidden_layers
-            if not -blocks - 1 <= model.feature_layer <= blocks:  # 0 is what the first block reads
-                yield f"has {blocks} blocks, and no layer {model.feature_layer}", "correct its `feature_layer`"
-        if role != "vae" and not (folder / "preprocessor_config.json").is_file():
+        if getattr(model, "kind", None) != "vae" and not (folder / "preprocessor_config.json").is_file():
             yield "lacks preprocessor_config.json", whole
         return
-    layers = None  # where the tap looks for them
-    if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        with torch.device("meta"):
-            language = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
-        layers = getattr(getattr(language, "model", None), "layers", None)
-    if layers is None:
-        yield (
-            f"is a {kind!r} model",
-            "name one that has its blocks at `model.layers`, such as a llama or qwen2",
-        )
-    elif len(layers) != model.blocks:
-        yield f"has {len(layers)} blocks, not {model.blocks}", "correct its `blocks` in the profile"
     if not any(file for names in ("tokenizer.json", "*.model", "vocab.*") for file in folder.glob(names)):
         yield "lacks a tokenizer (tokenizer.json or tokenizer.model)", whole
         return
@@ -280,6 +263,39 @@ def _faults(section: str, model, folder: Path) -> Iterator[tuple[str, str]]:
         stop_token_id(AutoTokenizer.from_pretrained(folder), TEMPLATES[model.template])
     except (OSError, ValueError) as error:
         yield f"does not fit its template: {error}", "correct its `template` in the profile"
+
+
+def _unlike(section: str, model, kind: str | None, folder: Path) -> Iterator[tuple[str, str]]:
+    """What of a model's architecture, by its config, is not what its role in a run takes, with the remedy."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    from viral_core.checkpoints import VISION
+    from viral_core.llava import LORA_TARGETS
+    from viral_core.teachers import MODEL_TYPES
+
+    if section == "teachers" and kind not in MODEL_TYPES.get(model.kind, [kind]):
+        types = ", ".join(MODEL_TYPES[model.kind])
+        yield f"is a {kind!r} model, not of kind {model.kind!r} ({types})", "correct its `kind` or its path"
+    elif section == "visions" and kind not in VISION:
+        yield f"is a {kind!r} model", f"name a vision tower of a fixed size: {', '.join(VISION)}"
+    elif section == "visions":
+        tower = AutoConfig.from_pretrained(folder)
+        blocks = getattr(tower, "vision_config", tower).num_hidden_layers
+        if not -blocks - 1 <= model.feature_layer <= blocks:  # 0 is what the first block reads
+            yield f"has {blocks} blocks, and no layer {model.feature_layer}", "correct its `feature_layer`"
+    elif section == "languages":
+        layers = None  # where the tap looks for them
+        if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+            with torch.device("meta"):
+                language = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+            layers = getattr(getattr(language, "model", None), "layers", None)
+        parts = [f"language_model.layers.0.{name}" for name, _ in layers[0].named_modules()] if layers else []
+        if sum(bool(re.fullmatch(LORA_TARGETS, part)) for part in parts) < 7:  # q, k, v, o; gate, up, down
+            yield f"is a {kind!r} model", "name a causal language model with a llama's parts, which LoRA trains"
+        elif len(layers) != model.blocks:
+            yield f"has {len(layers)} blocks, not {model.blocks}", "correct its `blocks` in the profile"
 
 
 def check_benchmarks(profile: Profile) -> list[str]:
