@@ -61,8 +61,9 @@ def stale(targets: Iterable[str]) -> dict[str, set[str]]:
     asked = set().union(*(_stages(target, whole) for target in targets)) if targets else set(whole)
     needs = {name: whole[name] for name in _with_needs(asked, whole)}
     missing, changed, unknown = set(), set(), set()
-    for name, parts in json.loads(_dvc("status", "--json", *(needs if targets else ()))).items():
-        for kind, how, file in _differences(parts):
+    status = json.loads(_dvc("status", "--json"))  # of all: for each stage that it is given DVC reads its files anew
+    for name in status.keys() & needs:
+        for kind, how, file in _differences(status[name]):
             if (kind, how) not in MISSING:
                 changed.add(name)
             elif kind == "changed outs":
@@ -99,8 +100,8 @@ def _modified(names: set[str]) -> set[str]:
     from dvc.repo import Repo  # it takes a second
 
     with Repo() as repo:
-        outputs = ((name, out) for name in names for stage in repo.stage.collect(name) for out in stage.outs)
-        return {name for name, out in outputs if "modified" in out.workspace_status().values()}
+        outputs = ((stage.addressing, out) for stage in repo.index.stages for out in stage.outs)
+        return {name for name, out in outputs if name in names and "modified" in out.workspace_status().values()}
 
 
 def _stages(target: str, needs: dict[str, set[str]]) -> set[str]:
