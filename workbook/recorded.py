@@ -36,7 +36,7 @@ def pack(profile: str) -> Path | None:
         for name, entry in stages.items()
         if re.fullmatch(rf"({'|'.join(pipeline.KINDS)})@{profile}-.+", name)
         and entry != known.get(name)
-        and all(out.exists() for out in _outputs(entry))
+        and (all(out.exists() for out in _outputs(entry)) or entry["outs"] == known.get(name, {}).get("outs"))
     }
     if not new:
         return None
