@@ -21,8 +21,6 @@ Key = Annotated[str, typer.Argument(help="the stage's key in params.yaml")]
 def profile(name: ProfileName) -> None:
     """Select a profile: write params.yaml, which DVC and the stages read."""
     with lock.alone(f"python -m workbook profile {name}"):
-        for line in lock.mend():
-            print(line)
         changed = pipeline.select(name)
     print(f"params.yaml: profile {name}{'' if changed else ' (unchanged)'}")
 

@@ -61,6 +61,7 @@ def stage(name: str) -> Iterator[None]:
 def alone(what: str) -> Iterator[Callable[[], int]]:
     """For selecting a profile: nothing else of the pipeline runs, until the function that this gives is called.
 
+    What a killed DVC has left is put in order first (`mend`), and said.
     That function lets stages take the lock, too, but none select a profile; it returns the file that processes inherit
     which are to hold it as long as they live.  LockedError: something of the pipeline runs.
     """
@@ -77,6 +78,8 @@ def alone(what: str) -> Iterator[Callable[[], int]]:
             return file.fileno()
 
         try:
+            for line in mend():
+                print(line)
             yield share
         finally:
             file.truncate(0)

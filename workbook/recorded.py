@@ -31,19 +31,18 @@ def pack(profile: str) -> Path | None:
     lacking = {out for out in weights if out / "run.json" not in held}  # a notebook loads them that did not before
     known = {name: entry for archive in archives for name, entry in _entries(archive).items()}
     known = {name: entry for name, entry in known.items() if lacking.isdisjoint(_outputs(entry))}
+    same = {name for name, entry in known.items() if entry["outs"] == stages.get(name, {}).get("outs")}
     new = {
         name: entry
         for name, entry in stages.items()
         if re.fullmatch(rf"({'|'.join(pipeline.KINDS)})@{profile}-.+", name)
         and entry != known.get(name)
-        and (all(out.exists() for out in _outputs(entry)) or entry["outs"] == known.get(name, {}).get("outs"))
+        and (name in same or all(out.exists() for out in _outputs(entry)))
     }
     if not new:
         return None
-    for name, entry in new.items():
-        if name in known and known[name]["outs"] == entry["outs"]:
-            continue
-        for out in _outputs(entry):
+    for name in new.keys() - same:
+        for out in _outputs(new[name]):
             if name.startswith(KEPT) or out in weights:
                 files += [path for path in out.rglob("*") if path.is_file()]
     files.sort(key=lambda path: (path.name, path))  # answers to the same questions beside each other

@@ -266,8 +266,6 @@ def reproduce(settings: Profile, targets: list[str], jobs: int | None) -> bool:
         os.environ.setdefault(name, value)
     began = time.monotonic()
     with lock.alone(f"make repro PROFILE={settings.name}") as share:
-        for line in lock.mend():
-            print(line)
         pipeline.select(settings.name)
         run = Pipeline(settings, stale(targets), jobs, (share(),))
         if not run.needs:
