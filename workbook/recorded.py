@@ -1,8 +1,9 @@
 """What git keeps of a profile's runs, so that tables and figures are made again without a training.
 
 `pack` adds an archive to `runs/<profile>/recorded/`: what evaluations, measurements and stage 1 have written since the
-last one, and the weights that notebooks load, under the lock entries of all stages, which say how they were made.
-`unpack` puts back what is not there.  What many runs answer to the same questions takes little room in one archive.
+last one, the weights that notebooks load, what stages took (`costs.jsonl`), and the lock entries of all stages, which
+say how they were made.  `unpack` puts back what is not there.  What many runs answer to the same questions takes little
+room in one archive.
 """
 
 import io
@@ -16,6 +17,7 @@ from pathlib import Path
 from viral_core.files import replacement, write_text
 from workbook import lock, pipeline, runs
 from workbook.paths import ROOT, Paths
+from workbook.scale import costs
 
 KEPT = ("stage1", "evaluate", "measure")
 
@@ -46,6 +48,7 @@ def pack(profile: str) -> Path | None:
             if name.startswith(KEPT) or out in weights:
                 files += [path for path in out.rglob("*") if path.is_file()]
     files.sort(key=lambda path: (path.name, path))  # answers to the same questions beside each other
+    files += Paths(profile).root.glob(costs.FILE)
     archive = folder / f"{len(archives) + 1:03}.tar.xz"
     with replacement(archive) as temporary, tarfile.open(temporary, "w:xz") as tar:
         text = lock.text_of(new).encode()
@@ -65,7 +68,8 @@ def unpack(profile: str) -> list[Path]:
     archives, back = sorted(Paths(profile).recorded.glob("*.tar.xz"), reverse=True), []
     if not archives:
         raise FileNotFoundError(f"{Paths(profile).recorded} holds no archives: nothing of this profile is recorded")
-    content = lock.entries()
+    content, times = lock.entries(), Paths(profile).root / costs.FILE
+    noted = times.read_text(encoding="utf-8").splitlines() if times.is_file() else []
     for archive in archives:  # what was made last comes first
         entries = _entries(archive)
         with tempfile.TemporaryDirectory(dir=Paths(profile).root) as temporary:
@@ -77,8 +81,12 @@ def unpack(profile: str) -> list[Path]:
                     out.parent.mkdir(parents=True, exist_ok=True)
                     os.replace(temporary / out, out)
                     back.append(out)
+            if (packed := temporary / times).is_file():
+                noted = packed.read_text(encoding="utf-8").splitlines() + noted
         content = {**entries, **content}
     write_text(lock.RECORD, lock.text_of(content))
+    if noted:
+        write_text(times, "\n".join(dict.fromkeys(noted)) + "\n")
     return back
 
 

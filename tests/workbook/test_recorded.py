@@ -10,6 +10,7 @@ import yaml
 from workbook import recorded
 from workbook.config import ProfileError
 from workbook.paths import Paths
+from workbook.scale import costs
 
 PATHS = Paths("smoke")
 OUTPUTS = {
@@ -58,6 +59,23 @@ def test_what_is_packed_comes_back_with_its_lock_and_in_its_last_state(here):
     assert not OUTPUTS["stage2@smoke-residual-pre-s0"].exists()
     del locked["claims@smoke"]
     assert yaml.safe_load(Path("dvc.lock").read_text())["stages"] == locked
+
+
+def test_what_stages_took_is_kept_once(here):
+    costs.note(PATHS.root, "stage2", "smoke-viral-s0", 3.0)
+    recorded.pack("smoke")
+    costs.note(PATHS.root, "evaluate", "smoke-viral-s0", 1.0)
+    made("evaluate@smoke-residual-pre-s0", "second")
+    recorded.pack("smoke")
+    noted = costs.read_costs(PATHS.root)
+    assert [entry["stage"] for entry in noted] == ["stage2", "evaluate"]
+    recorded.unpack("smoke")
+    assert costs.read_costs(PATHS.root) == noted
+    (PATHS.root / costs.FILE).unlink()
+    costs.note(PATHS.root, "measure", "smoke-viral-s0", 2.0)
+    recorded.unpack("smoke")
+    assert costs.read_costs(PATHS.root)[:2] == noted
+    assert [entry["stage"] for entry in costs.read_costs(PATHS.root)] == ["stage2", "evaluate", "measure"]
 
 
 @pytest.mark.parametrize("there", [True, False])
