@@ -159,7 +159,7 @@ tables.styled(second, f"Table 2, the paper's numbers beside ours. Ours: {setting
 
 # %%
 once = second.drop_duplicates(["run", "benchmark"])
-figure = plots.score_panels(once[once["run"] != "baseline"], scores.TITLES, settings.label, "gain")  # table_2_gains
+figure = plots.score_panels(once, scores.TITLES, settings.label, "gain")  # table_2_gains
 plots.save(figure, out, "table_2_gains")
 
 # %% [markdown]
@@ -189,7 +189,7 @@ table.to_csv(out / "controls.csv", index=False, float_format="%.4f")
 tables.styled(table, f"Controls of ours; only the first two rows are the paper's. Ours: {settings.label}.")
 
 # %%
-figure = plots.score_panels(table[table["run"] != "baseline"], scores.TITLES, settings.label, "gain")  # controls_gains
+figure = plots.score_panels(table, scores.TITLES, settings.label, "gain")  # controls_gains
 plots.save(figure, out, "controls_gains")
 
 # %% [markdown]
@@ -202,7 +202,7 @@ plots.save(figure, out, "controls_gains")
 sizes = runs.by_images(profile, ("baseline", "viral", "oracle", "align-encoder", "shuffled-teacher"))
 elsewhere = {"oracle", "next-baseline", "next-viral", *sizes}
 own = {run: scores.reference(profile, run) for run in tables.own_runs(profile) if run not in {*controls, *elsewhere}}
-gains = scores.differences(profile, {run: reference for run, reference in own.items() if run != reference})
+gains = scores.differences(profile, [pair for pair in own.items() if pair[0] != pair[1]])
 gains.to_csv(out / "own_runs.csv", index=False, float_format="%.4f")
 columns = ["run", "reference", "benchmark", "difference", "low", "high", "p", "n", "seeds"]
 display(gains[columns].round(3) if len(gains) else Markdown("None." if own else "None in this profile."))
@@ -217,4 +217,4 @@ for run in [run for run in own if run not in set(gains["run"]) and not settings.
 # %%
 missing = runs.not_run(profile, dict.fromkeys([*second["run"], *fifth["run"], *controls]))
 show_missing(missing)
-claims.write(out, claims.gains(profile, "ablations")).drop(columns=["error", "df"])
+claims.alone(claims.write(out, claims.gains(profile, "ablations")))

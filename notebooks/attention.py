@@ -215,8 +215,9 @@ for reading, group in questions.groupby("reading", sort=False) if len(questions)
         level = cells.xs("baseline", level="run")
         levels = {f"layer {layer}": level.loc[layer] for layer in level.index.unique("layer")}
         for part, values in parts.items():
-            estimate = interval(values)
-            overall[reading, part] = estimate.scaled(100 / np.nanmean(levels.get(part, level)))  # % of the baseline's
+            estimate, of = interval(values), levels.get(part, level.groupby("seed").mean())  # the baseline's own
+            ratio = np.nanmean(values) / np.nanmean(of)  # whose denominator is measured as well
+            overall[reading, part] = interval(ratio + (values - ratio * of) / np.nanmean(of)).scaled(100)
             row = {"reading": reading, "comparison": "viral - baseline", "part": part, **estimate.columns()}
             differences.append(row | {"percent": overall[reading, part].value})
 columns = ["reading", "comparison", "part", "value", "low", "high", "percent", "n", "seeds", "p"]
@@ -233,4 +234,4 @@ for claim, part in (("entropy-lower", "all layers"), ("entropy-lower-middle", "m
         estimate = overall.get((reading, part))
         missing = "" if estimate else "attention of viral or baseline"
         found.append(claims.row(claim, estimate, part=reading, missing=missing))
-claims.write(out, found).drop(columns=["error", "df"])
+claims.alone(claims.write(out, found))

@@ -32,7 +32,7 @@ import numpy as np
 import pandas as pd
 
 from viral_core.measure.intervals import p_difference, p_equivalence
-from workbook import claims, plots
+from workbook import claims, plots, scores
 from workbook.notebook import begin, show
 
 settings, out = begin(profile, "claims")
@@ -52,8 +52,9 @@ settings, out = begin(profile, "claims")
 # seed (column *seeds*; hollow in the figure) the interval is over questions or images alone: what another seed would
 # give may lie outside it, so that nothing is decided, unless no training enters the quantity.
 #
-# How much a seed moves a difference of scores is told by all runs of a notebook's claims together, as `main_table`
-# shows; of relative gains, checkpoints, premises and what is no score, by their own seeds.
+# How much a seed moves a difference of scores is told by those runs of a notebook's claims together that have the same
+# run without alignment as their reference, as `main_table` shows; of relative gains, checkpoints, premises and what is
+# no score, by their own seeds.
 #
 # Two one-sided tests at 5 % ask whether the 90 % interval lies within $\delta$; tables and figures show the 95 %
 # interval, which is wider.
@@ -63,7 +64,7 @@ show(p_difference)
 show(p_equivalence)
 
 # %% [markdown]
-# A ledger of close to two hundred rows at 5 % would decide several by chance alone. The rate of false ones is
+# A ledger of so many rows at 5 % would decide several by chance alone. The rate of false ones is
 # controlled over the whole ledger, among the differences and among the cases of no difference; in a part of it, such as
 # the benchmarks, it may be higher. While runs are missing the ledger is an interim one: it decides when all are in.
 
@@ -83,7 +84,8 @@ claims.styled(ledger, f"{settings.label}; the paper's MME is of 2,800 points, ou
 # ## All of them at a glance
 #
 # Each row in units of its smallest effect of interest: left of -1 and right of 1 is an effect that would matter. The
-# claimed side is to the right. The parts of a claim are in the table's order. The paper's MME has 2,800 points, and so
+# claimed side is to the right. The parts of a claim are in the table's order; colours are verdicts among all rows, so
+# that an interval may exclude 0 and be grey. The paper's MME has 2,800 points, and so
 # its gains have the smallest effect of that scale, whatever ours is.
 
 # %%
@@ -94,14 +96,14 @@ side = ledger["expect"].map({"above": 1, "below": -1})
 families = {"premise": "premises", "": "the paper's claims", "control": "our controls"}
 family = ledger["section"].where(ledger["section"].isin(families), "").map(families)
 ledger["family"] = pd.Categorical(family, families.values())
-effects = ledger[["family", "claim", "verdict", "seeds"]].copy()
+effects = ledger[["family", "claim", "part", "verdict", "seeds"]].copy()
 for column, smallest in {"value": ours, "low": ours, "high": ours, "paper": printed}.items():
     effects[column] = side * (ledger[column] - ledger["threshold"]) / smallest
 effects = effects[effects["value"].notna()].sort_values("family", kind="stable")
 
 # %%
 if len(effects):
-    figure = plots.forest(effects, claims.COLOURS)  # claims
+    figure = plots.forest(effects, claims.COLOURS, scores.TITLES)  # claims
     caption = f"{settings.label}; 95 % intervals, {plots.seeds(effects['seeds'])} (hollow: one, or no training in it)"
     figure.suptitle(plots.wrap(caption, 100), fontsize="small")
     plots.save(figure, out, "claims")

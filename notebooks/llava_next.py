@@ -136,22 +136,27 @@ if len(similarity) and set(systems) <= set(similarity["run"]):
         rows.append({"comparison": f"aligned - baseline, layer {layer}", **interval(change).columns()})
 differences = pd.DataFrame(rows, columns=["comparison", "value", "low", "high", "n", "seeds", "p"])
 differences.to_csv(out / "differences.csv", index=False, float_format="%.5f")
-differences.style.hide(axis="index").format(precision=4).set_uuid("differences")
+differences.style.hide(axis="index").format({"p": "{:.2g}"}, precision=4).set_uuid("differences")
 
 # %% [markdown]
 # ## The claims of this section
 #
 # How far the baseline falls from the input to the last layer; and how much less from a quarter of its depth to the
-# middle than up to the quarter, as in the pilot study.
+# middle than up to the quarter, and than from the middle on, as in the pilot study.
 
 # %%
-estimates = {"next-cknna-falls": None, "next-cknna-middle-slows": None}
+missing, rows = "cknna of next-baseline", []
+falls = before = after = None
 if len(similarity) and "next-baseline" in set(similarity["run"]):
     baseline, depth = cells.loc["next-baseline"], settings.blocks("next-baseline")
     quarter, half = block_at(0.25, depth), block_at(0.5, depth)
-    estimates["next-cknna-falls"] = interval(baseline.loc[depth] - baseline.loc[0])
-    later = (baseline.loc[half] - baseline.loc[quarter]) * (quarter / (half - quarter))
-    estimates["next-cknna-middle-slows"] = interval(later - (baseline.loc[quarter] - baseline.loc[0]))
-missing = "cknna of next-baseline"
-rows = [claims.row(name, one, missing="" if one else missing) for name, one in estimates.items()]
-claims.write(out, rows).drop(columns=["error", "df"])
+    slopes = [
+        (baseline.loc[second] - baseline.loc[first]) * quarter / (second - first)
+        for first, second in ((0, quarter), (quarter, half), (half, depth))
+    ]
+    falls = interval(baseline.loc[depth] - baseline.loc[0])
+    before, after = interval(slopes[1] - slopes[0]), interval(slopes[1] - slopes[2])
+rows.append(claims.row("next-cknna-falls", falls, missing="" if falls else missing))
+for part, one in (("than before", before), ("than after", after)):
+    rows.append(claims.row("next-cknna-middle-slows", one, part=part, missing="" if one else missing))
+claims.alone(claims.write(out, rows))

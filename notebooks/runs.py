@@ -142,9 +142,12 @@ if len(logs):
     models = {run: name + ", tiles" * settings.systems[run].tiled for run, name in models.items()}
     lines = logs.groupby(["run", "step"], sort=False, as_index=False)["lm_loss"].mean()
     lines["models"] = lines["run"].map(models)
+    lines["images"] = lines["run"].map(lambda run: str(settings.systems[run].images or "all"))
+    looks = {"hue": "images", "style": "models", "units": "run", "estimator": None, "linewidth": 0.8}
     sns.lineplot(
-        lines, x="step", y="lm_loss", hue="models", style="models", units="run", estimator=None, linewidth=0.8, ax=axis
+        lines, x="step", y="lm_loss", **looks, palette=list(plots.COLOURS[: lines["images"].nunique()]), ax=axis
     )
+    axis.set_yscale("log")
     axis.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1))
     axis.set(ylabel="language loss")
     axis.set_title(

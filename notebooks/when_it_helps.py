@@ -29,7 +29,8 @@
 # - **shuffled**: the right teacher's features of the wrong image. What is gained here is regularisation, not content.
 #
 # There are many intervals here, each at 95 % for itself, so that some exclude 0 by chance. The ledger decides two
-# questions: whether the oracle beats the baseline, and whether it beats the shuffled teacher.
+# questions: whether the oracle beats the baseline, and whether it beats the shuffled teacher. The picture that puts all
+# of it together, and the numbers that answer the question, come last.
 
 # %% tags=["parameters"]
 profile = "laptop"
@@ -43,8 +44,9 @@ import pandas as pd
 from IPython.display import Markdown, display
 from matplotlib import pyplot as plt
 
+from viral_core.measure.intervals import p_equivalence
 from viral_core.specs import Align
-from workbook import claims, plots, runs, scores
+from workbook import claims, plots, runs, scores, tables
 from workbook.config import System
 from workbook.notebook import begin, show, show_missing
 from workbook.paths import ROOT
@@ -87,36 +89,45 @@ table.pivot(index="images", columns="kind", values="evaluated_seeds").fillna(0).
 # %%
 baselines = table[table["kind"] == "baseline"].set_index("images")["run"]
 pairs = {row.run: baselines[row.images] for row in table.itertuples() if row.kind in kinds and row.images in baselines}
-gains = scores.differences(profile, pairs).merge(table, on="run")
+gains = scores.differences(profile, pairs.items()).merge(table, on="run")
 gains.to_csv(out / "gains.csv", index=False, float_format="%.4f")
 sizes = sorted(set(gains["images"]))
 if len(sizes) < 2:
     display(Markdown("This profile trains on one number of images: nothing here says how the gain depends on it."))
-shown = ["benchmark", "images", "kind", "difference", "low", "high", "n", "seeds"]
-gains[shown].sort_values(shown[:3]).round(1).style.hide(axis="index").format(precision=1).set_uuid("gains")
+cells = gains.assign(
+    gain=[tables.number(row.difference, row.low, row.high, 1, sign=True) for row in gains.itertuples()],
+    kind=gains["kind"].astype(str) + [f", {plots.seeds([n])}" for n in gains["seeds"]],
+)
+cells.pivot_table(index=["benchmark", "images"], columns="kind", values="gain", aggfunc="first").fillna("")
+
 
 # %%
+def by_images(axis: plt.Axes, table: pd.DataFrame) -> None:
+    """Draw the gain of each kind with its interval against the number of images."""
+    for i, (kind, name) in enumerate(kinds.items()):
+        rows = table[table["kind"] == kind].sort_values("images")
+        places = rows["images"].map(sizes.index) + 0.12 * (i - 1.5)
+        axis.vlines(places, rows["low"], rows["high"], color=plots.COLOURS[i], linewidth=0.9)
+        axis.plot(
+            places, rows["difference"], label=name if len(rows) else f"{name} (not run)", markersize=4, **plots.line(i)
+        )
+    axis.axhline(0, color="black", linewidth=0.8, zorder=0)
+    axis.set_xlim(-0.5, len(sizes) - 0.5)
+    axis.set_xticks(range(len(sizes)), sizes, rotation=45, fontsize="small")
+
+
 if len(gains):
     shown = [name for name in (*vision_centric, "pope") if name in set(gains["benchmark"])]
     figure, axes = plt.subplots(1, len(shown), figsize=(2.4 * len(shown) + 1.4, 2.9), squeeze=False)
     for axis, benchmark in zip(axes[0], shown, strict=True):  # when_it_helps
         part = gains[gains["benchmark"] == benchmark]
-        for i, (kind, name) in enumerate(kinds.items()):
-            rows = part[part["kind"] == kind].sort_values("images")
-            label, places = (
-                name if len(rows) else f"{name} (not run)",
-                rows["images"].map(sizes.index) + 0.12 * (i - 1.5),
-            )
-            axis.vlines(places, rows["low"], rows["high"], color=plots.COLOURS[i], linewidth=0.9)
-            axis.plot(places, rows["difference"], label=label, markersize=4, **plots.line(i))
-        axis.axhline(0, color="black", linewidth=0.8, zorder=0)
-        axis.set(xlim=(-0.5, len(sizes) - 0.5), title=scores.TITLES[benchmark], xlabel="instruction images")
-        axis.set_xticks(range(len(sizes)), sizes, rotation=45, fontsize="x-small")
+        by_images(axis, part)
+        axis.set(title=scores.TITLES[benchmark], xlabel="instruction images")
     axes[0, 0].set_ylabel("gain over the baseline\nof the same images (points)")
     axes[0, -1].legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1))
     caption = f"{settings.label}; n = {gains['n'].max()} questions at the most, {plots.seeds(gains['seeds'])}"
-    figure.suptitle(plots.wrap(f"When alignment helps. {caption}, 95 % intervals", 100), fontsize="small")
-    plots.save(figure, out, "when_it_helps")
+    figure.suptitle(plots.wrap(f"{caption}, 95 % intervals", 100), fontsize="small")
+    plots.save(figure, out, "gains")
 
 # %% [markdown]
 # ## Gain against what the teacher could add
@@ -155,27 +166,10 @@ for run in settings.runs:
     if teacher in adds and system == viral.model_copy(update={"align": align, "checkpoints": system.checkpoints}):
         strength.append({"run": run, "teacher": teacher, "adds": adds[teacher]})
 strength = pd.DataFrame(strength, columns=["run", "teacher", "adds"])
-by_teacher = scores.differences(profile, dict.fromkeys(strength["run"], "baseline"), vision_centric)
+by_teacher = scores.differences(profile, [(run, "baseline") for run in strength["run"]], vision_centric)
 by_teacher = by_teacher.merge(strength, on="run")
 by_teacher.to_csv(out / "teachers.csv", index=False, float_format="%.4f")
 by_teacher.set_index(["benchmark", "teacher"])[["adds", "difference", "low", "high", "n", "seeds"]].round(1)
-
-# %%
-if len(by_teacher):
-    figure, axes = plt.subplots(1, len(vision_centric), figsize=(2.6 * len(vision_centric) + 1.2, 2.6), squeeze=False)
-    for axis, benchmark in zip(axes[0], vision_centric, strict=True):  # teachers
-        part = by_teacher[by_teacher["benchmark"] == benchmark]
-        axis.vlines(part["adds"], part["low"], part["high"], color="black", linewidth=1)
-        for i, row in enumerate(part.itertuples()):
-            axis.plot(row.adds, row.difference, label=row.teacher, markersize=5, **(plots.line(i) | {"linestyle": ""}))
-        axis.axhline(0, color="grey", linewidth=0.8)
-        axis.set_xscale("symlog", linthresh=10, subs=range(2, 10))
-        axis.set_xticks([0, 5, 10, 50], ["0", "5", "10", "50"])
-        axis.set(title=scores.TITLES[benchmark], xlabel="what the teacher\ncould add (points)", ylabel="gain (points)")
-    axes[0, -1].legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1))
-    caption = f"{settings.label}; n = {by_teacher['n'].max()} questions at the most, {plots.seeds(by_teacher['seeds'])}"
-    figure.suptitle(plots.wrap(f"Gain over the baseline. {caption}, 95 % intervals", 90), fontsize="small")
-    plots.save(figure, out, "teachers")
 
 # %% [markdown]
 # ## Gain against what the encoder knows
@@ -185,7 +179,7 @@ if len(by_teacher):
 
 # %%
 encoders = {"viral": "baseline", "siglip2-viral": "siglip2-baseline"}
-by_encoder = scores.differences(profile, encoders, scores.benchmarks_of(profile))
+by_encoder = scores.differences(profile, encoders.items())
 by_encoder["encoder"] = by_encoder["run"].map(lambda run: settings.systems[run].vision)
 by_encoder["known"] = by_encoder["encoder"].map(lambda name: probes(settings.visions[name].path).mean(skipna=False))
 by_encoder.to_csv(out / "encoders.csv", index=False, float_format="%.4f")
@@ -209,20 +203,103 @@ contrasts = [
     ("oracle", "viral"),
     ("shuffled-teacher", "baseline"),
 ]
-rows = [
-    scores.differences(profile, {run: reference}, scores.benchmarks_of(profile))
-    for run, reference in contrasts
-    if run in settings.runs and reference in settings.runs
-]
-differences = pd.concat(rows) if rows else pd.DataFrame()
+differences = scores.differences(profile, [pair for pair in contrasts if set(pair) <= set(settings.runs)])
 differences.to_csv(out / "differences.csv", index=False, float_format="%.4f")
-differences.round(2)
+differences.drop(columns=["error", "df", "clusters"]).round(2)
+
+# %% [markdown]
+# ## The answer, in one picture and in numbers
+#
+# The mean gain on the vision-centric benchmarks, which alignment is for, against the three things that may decide it.
+# Grey: 2 points to each side, the smallest effect of interest.
+
+# %%
+mean = {name: 1 / len(vision_centric) for name in vision_centric}
+smallest, panels = claims.ledger()[1]["points"], []
+for panel, pairs_of in (
+    ("images", pairs.items()),
+    ("teacher", [(run, "baseline") for run in strength["run"]]),
+    ("encoder", encoders.items()),
+):
+    together = [name for pair in pairs_of for name in pair]
+    for run, over in pairs_of if mean else ():
+        if one := scores.change(profile, run, over, mean, together=together):
+            panels.append({"panel": panel, "run": run, "reference": over, "difference": one.value, **one.columns()})
+columns = ["panel", "run", "reference", "difference", "low", "high", "p", "n", "clusters", "seeds"]
+panels = pd.DataFrame(panels, columns=columns)
+panels.to_csv(out / "vision_centric.csv", index=False, float_format="%.4f")
+
+
+# %%
+def dots(axis: plt.Axes, table: pd.DataFrame, labels: list[str], colour: str = "black") -> None:
+    """Draw gains with their intervals side by side."""
+    places = range(len(table))
+    axis.vlines(places, table["low"], table["high"], color=colour, linewidth=0.9)
+    axis.plot(places, table["difference"], "o", color=colour, markersize=5)
+    axis.axhline(0, color="black", linewidth=0.8, zorder=0)
+    axis.set_xlim(-0.5, len(table) - 0.5)
+    axis.set_xticks(places, labels, rotation=45, ha="right", fontsize="small")
+
+
+if len(panels):
+    figure, axes = plt.subplots(1, 3, figsize=(9.6, 4), sharey=True, width_ratios=[3, 2, 1])  # when_it_helps
+    by_images(axes[0], panels[panels["panel"] == "images"].merge(table, on="run"))
+    part = panels[panels["panel"] == "teacher"].merge(strength, on="run").sort_values("adds")
+    dots(axes[1], part, [f"{row.teacher}, {row.adds:.1f}" for row in part.itertuples()])
+    part = panels[panels["panel"] == "encoder"]
+    dots(axes[2], part, [settings.systems[run].vision for run in part["run"]])
+    for axis, title, label in zip(
+        axes,
+        ("How much data?", "How much does the teacher know?", "Which encoder?"),
+        ("instruction images", "teacher, and what it could add (points)", "VIRAL on"),
+        strict=True,
+    ):
+        axis.axhspan(-smallest, smallest, color="#f0f0f0", zorder=-1)
+        axis.set_title(title, fontsize="medium")
+        axis.set_xlabel(label)
+    axes[0].set_ylabel("gain on vision-centric benchmarks\nover the baseline (points)")
+    axes[0].legend(fontsize="x-small", loc="best")
+    caption = f"{settings.label}; {', '.join(scores.TITLES[name] for name in vision_centric)}: n = {panels['n'].max()}"
+    caption += f" questions, {plots.seeds(panels['seeds'])}, 95 % intervals"
+    figure.suptitle(plots.wrap(caption, 110), fontsize="small")
+    plots.save(figure, out, "when_it_helps")
+
+# %% [markdown]
+# What decides it, if anything: differences between those gains, on common questions and seeds.
+
+# %%
+run_of = {(row.kind, row.images): row.run for row in table.itertuples()}
+asked = {}
+if len(sizes) > 1:
+    few, many = sizes[0], sizes[-1]
+    for kind, name in kinds.items():
+        if {(kind, few), (kind, many), ("baseline", few), ("baseline", many)} <= set(run_of):
+            more = [run_of[kind, many], run_of["baseline", few]], [run_of[kind, few], run_of["baseline", many]]
+            asked[f"{name}: its gain with {many} images minus that with {few}"] = more
+asked["the oracle as teacher minus the encoder itself"] = ["oracle"], ["align-encoder"]
+asked["VIRAL's gain with SigLIP2 minus that with CLIP"] = ["siglip2-viral", "baseline"], ["siglip2-baseline", "viral"]
+rows, together = [], [*panels["run"], *panels["reference"]]
+for question, sides in asked.items():
+    if not mean or not set(sum(sides, [])) <= set(settings.runs):
+        continue
+    weights = {name: share * len(sides[0]) for name, share in mean.items()}  # of sums, where sides are means
+    if one := scores.change(profile, *sides, weights, together=together):
+        verdict = "not told apart"
+        if p_equivalence(one.value, one.error, one.df, smallest) < 0.05:
+            verdict = f"less than {smallest} points apart"
+        elif one.p < 0.05:
+            verdict = "more" if one.value > 0 else "less"
+        rows.append({"question": question, "points": one.value, **one.columns(), "for itself": verdict})
+columns = ["question", "points", "low", "high", "p", "n", "seeds", "for itself"]
+answers = pd.DataFrame(rows, columns=columns)
+answers.to_csv(out / "answers.csv", index=False, float_format="%.4f")
+answers.style.hide(axis="index").format(precision=2).set_uuid("answers")
 
 # %% [markdown]
 # ## In the ledger
 
 # %%
-claims.write(out, claims.gains(profile, "when_it_helps")).drop(columns=["error", "df"])
+claims.alone(claims.write(out, claims.gains(profile, "when_it_helps")))
 
 # %%
 missing = runs.not_run(profile, dict.fromkeys(["baseline", *kinds, *table["run"]]))

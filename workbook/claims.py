@@ -120,17 +120,15 @@ def row(id: str, interval: Interval | None, *, part: str = "", unit: str = "", p
 def gains(profile: str, notebook: str) -> list[dict]:
     """Rows of the claims of a notebook that compare the scores of runs, one per benchmark.
 
-    All of its runs tell the noise of a seed (`scores.seed_noise`).
+    All runs of these claims together tell the noise of a seed (`scores.seed_noise`).
     """
     rows, scale = [], scores.highest_mme(profile)
     own = [claim for claim in ledger()[0].values() if claim.notebook == notebook and claim.run is not None]
     together = [name for claim in own for side in claim.sides for name in side]
-    asked = dict.fromkeys(name for claim in own for name in claim.benchmarks)
-    noise = {name: scores.seed_noise(profile, together, [name]) for name in asked}
     for claim in own:
         sides = claim.sides
         for benchmark in claim.benchmarks:
-            one = scores.change(profile, claim.run, claim.over, {benchmark: 1.0}, noise=noise[benchmark])
+            one = scores.change(profile, claim.run, claim.over, {benchmark: 1.0}, together=together)
             printed = [[paper.score(name, benchmark) for name in names] for names in sides]
             known = all(value is not None for side in printed for value in side)
             rows.append(
@@ -177,8 +175,8 @@ def read(profile: str) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def decide(rows: pd.DataFrame) -> pd.DataFrame:
-    """Apply the rule to rows as `read` returns them; all rows are one family.
+def decide(rows: pd.DataFrame, family: bool = True) -> pd.DataFrame:
+    """Apply the rule to rows as `read` returns them; all rows are one family, or each is one for itself.
 
     Adds section, claim, expect, threshold and notebook of their claim; p and p_equivalence as they are, q and
     q_equivalence adjusted; verdict; and fails, the needed premises that do not hold for it, each with its `state`.
@@ -194,7 +192,7 @@ def decide(rows: pd.DataFrame) -> pd.DataFrame:
     tested = table["p"].notna() & ~noise_unknown
     for p, q in (("p", "q"), ("p_equivalence", "q_equivalence")):
         table[q] = np.nan
-        table.loc[tested, q] = false_discovery_control(table.loc[tested, p])
+        table.loc[tested, q] = false_discovery_control(table.loc[tested, p]) if family else table.loc[tested, p]
     claimed = (table["value"] > table["threshold"]) == (table["expect"] == "above")
     conditions = [
         table["missing"] != "",
@@ -232,6 +230,12 @@ def state(claim: Claim, verdicts: pd.Series) -> str:
     return "open" if possible >= needed else "fails"
 
 
+def alone(rows: pd.DataFrame):
+    """The rows of one notebook, to read, each decided for itself: whether a difference is there, and which it is."""
+    caption = "Each row decided for itself, at 5 %; what counts is its verdict among all rows, in the notebook claims."
+    return styled(decide(rows, family=False), caption).hide(subset=["premises that fail or are open"], axis="columns")
+
+
 def styled(table: pd.DataFrame, caption: str):
     """What `decide` returns, to read: the claim once, then its parts; the paper's value in italics."""
     first = ~table["id"].duplicated()
@@ -248,7 +252,8 @@ def styled(table: pd.DataFrame, caption: str):
         "n": table["n"],
         "seeds": table["seeds"],
         "verdict": table["verdict"],
-        "missing, or premises that fail or are open": table["missing"].where(table["missing"] != "", table["fails"]),
+        "missing": table["missing"],
+        "premises that fail or are open": table["fails"].where(table["missing"] == "", ""),
     })  # fmt: skip
     style = shown.style.hide(axis="index").set_caption(caption).set_uuid("claims")
     style = style.format("{:+.3g}", subset=["paper", "ours", "low", "high"], na_rep="")

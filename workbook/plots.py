@@ -13,7 +13,8 @@ from PIL import Image
 
 # Okabe and Ito's colours, told apart by colour-blind readers, ordered so that neighbours differ in grey too.
 COLOURS = ("#000000", "#D55E00", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#F0E442")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+MARKERS = ("o", "s", "^", "v", "P", "X", "*", "p")
+PAPER = {"marker": "D", "linestyle": "", "color": "black", "markersize": 3, "markerfacecolor": "white"}
 DASHES = ("", (4, 2), (1, 1.5), (5, 1.5, 1, 1.5), (3, 1), (6, 2), (1, 1), (2, 1))
 
 
@@ -83,11 +84,13 @@ def cknna_curves(
     `aligned`: layers to mark; `k` says how many neighbours of how many tokens count; `label` is the profile's.
     """
     figure, axis = plt.subplots(figsize=(7.8, 3.4))
-    curves(axis, curve, "layer", "value", names)
+    of_run = curve.groupby("run")["seeds"].max()
+    counts = {run: f"{name}, {seeds([of_run[run]])}" if run in of_run else name for run, name in names.items()}
+    curves(axis, curve, "layer", "value", counts)
     mark_layers(axis, aligned, chance)
     axis.set(xlabel="layer (0 = input of the language model)", ylabel="CKNNA to the encoder's z")
     axis.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1))
-    counted = f"{k}; n = {curve['n'].max()} images, {seeds(curve['seeds'])}, 95 % intervals"
+    counted = f"{k}; n = {curve['n'].max()} images, 95 % intervals, of one seed over images alone"
     axis.set_title(wrap(f"{label}; {counted}; dashed: layer of re-injection or alignment"), fontsize="small")
     return figure
 
@@ -95,14 +98,16 @@ def cknna_curves(
 def score_panels(table: pd.DataFrame, titles: dict[str, str], label: str, value: str = "ours") -> plt.Figure:
     """What `tables.side_by_side` returns, a panel per benchmark and a line of text per run: dots with intervals.
 
-    `value`: "ours", beside the dotted score of the best constant answer, or "gain", beside zero.  The number of seeds
-    stands behind a run's label: scores of rows with other seeds are not to be subtracted, the gains are paired.
-    `label` is the profile's.
+    `value`: "ours", beside the dotted score of the best constant answer, or "gain" of the rows with a reference, beside
+    zero and the paper's gain.  The number of seeds stands behind a run's label: scores of rows with other seeds are not
+    to be subtracted, the gains are paired.  `label` is the profile's.
     """
+    if value == "gain":
+        table = table[table["reference"].notna()]
     low, high, counted = ("low", "high", "seeds") if value == "ours" else ("gain_low", "gain_high", "gain_seeds")
     runs, benchmarks = list(dict.fromkeys(table["run"])), list(dict.fromkeys(table["benchmark"]))
     labels, of_run = table.drop_duplicates("run").set_index("run")["row"], table.groupby("run")[counted].max()
-    size = (3.4 + 1.6 * len(benchmarks), 0.9 + 0.32 * len(runs))
+    size = (3.6 + 1.6 * len(benchmarks), 0.9 + 0.34 * len(runs))
     figure, axes = plt.subplots(1, len(benchmarks), figsize=size, sharey=True, squeeze=False)
     for axis, benchmark in zip(axes[0], benchmarks, strict=True):
         rows = table[table["benchmark"] == benchmark].set_index("run").loc[runs]
@@ -122,32 +127,35 @@ def score_panels(table: pd.DataFrame, titles: dict[str, str], label: str, value:
             axis.axvline(rows["constant"].max(), color="grey", linestyle=":", linewidth=1.2, zorder=0)
         if value == "gain":
             axis.axvline(0, color="grey", linewidth=0.8, zorder=0)
+            axis.plot(rows["paper_gain"], lines, **PAPER)
         axis.set_title(f"{titles[benchmark]}\nn = {rows['n'].max():.0f}", fontsize="small")
         axis.set_xlabel("points" if benchmark == "mme" or value == "gain" else "%", fontsize="small")
         axis.tick_params(labelsize="small")
         axis.set(yticks=range(len(runs)), ylim=(len(runs) - 0.5, -0.5))
     axes[0, 0].set_yticklabels(
-        wrap(labels[run] + (f", {seeds([of_run[run]])}" if of_run[run] else ""), 42) for run in runs
+        wrap(labels[run] + (f", {seeds([of_run[run]])}" if of_run[run] else ""), 50) for run in runs
     )
     drawn = "dotted: best constant answer"
     if value == "gain":
         drawn = "paired gain over the baseline; filled: of several seeds, and this interval excludes 0"
+        drawn += "; diamond: the paper's" if table["paper_gain"].notna().any() else ""
     figure.suptitle(wrap(f"{label}; 95 % intervals; {drawn}", 90), fontsize="small")
     return figure
 
 
-def forest(effects: pd.DataFrame, colours: dict[str, str], limit: float = 6) -> plt.Figure:
+def forest(effects: pd.DataFrame, colours: dict[str, str], parts: dict[str, str], limit: float = 6) -> plt.Figure:
     """All claims in one picture: a line of text each, and beside it a dot with its interval for every part.
 
-    `effects` has a row per claim and part, in order: family (of claims), claim (text), verdict, seeds, and value, low,
-    high and paper in multiples of the smallest effect of interest, positive where the effect is on the claimed side.
-    Values beyond `limit` are drawn there, as arrows; dots of a single seed are hollow.
+    `effects` has a row per claim and part, in order: family (of claims), claim (text), part, verdict, seeds, and value,
+    low, high and paper in multiples of the smallest effect of interest, positive where the effect is on the claimed
+    side.  Each of `parts`, with their names, has a marker of its own, others a dot.  Values beyond `limit` are drawn
+    there, as arrows; markers of a single seed are hollow.
     """
+    looks = dict(zip(parts, MARKERS[1:], strict=False))
     inch, gap, least = 0.07, 0.1, 0.26  # of a part, between claims, of a claim: two lines of text
     claims = effects.groupby("claim", sort=False)
     height = sum(max(inch * len(rows), least) + gap for _, rows in claims)
     figure, axis = plt.subplots(figsize=(9.6, height + 0.8))
-    paper = {"marker": "D", "linestyle": "", "color": "black", "markersize": 3, "markerfacecolor": "white"}
     y, ticks, family = 0.0, {}, ""
     for claim, rows in claims:
         band = max(inch * len(rows), least)
@@ -163,8 +171,11 @@ def forest(effects: pd.DataFrame, colours: dict[str, str], limit: float = 6) -> 
             axis.plot([row.low, row.high], [place] * 2, color=colour, linewidth=1)  # on beyond the edge
             inside = "white" if row.seeds == 1 else colour
             for value, look in (
-                (row.value, {"marker": "o", "color": colour, "markersize": 4, "markerfacecolor": inside}),
-                (row.paper, paper),
+                (
+                    row.value,
+                    {"marker": looks.get(row.part, "o"), "color": colour, "markersize": 4, "markerfacecolor": inside},
+                ),
+                (row.paper, PAPER),
             ):
                 arrow = {"marker": ">" if value > limit else "<"} if abs(value) > limit else {}
                 axis.plot(np.clip(value, -limit, limit), place, **(look | arrow))
@@ -174,14 +185,16 @@ def forest(effects: pd.DataFrame, colours: dict[str, str], limit: float = 6) -> 
     axis.axvline(0, color="black", linewidth=0.8, zorder=0)
     for verdict in dict.fromkeys(effects["verdict"]):
         axis.plot([], [], "o", color=colours[verdict], markersize=4, label=verdict)
-    axis.plot([], [], **paper, label="the paper")
+    for part in [part for part in parts if part in set(effects["part"])]:
+        axis.plot([], [], looks[part], color="black", markersize=4, markerfacecolor="none", label=parts[part])
+    axis.plot([], [], **PAPER, label="the paper")
     axis.set_yticks(list(ticks.values()), list(ticks), fontsize=8)
     axis.set(xlim=(-limit - 0.3, limit + 0.3), ylim=(y, -gap / 2))
     axis.tick_params(axis="y", length=0)
     axis.set_xlabel(
         f"effect, in smallest effects of interest (arrow: beyond {limit:g}); right: as claimed", fontsize="small"
     )
-    figure.legend(loc="outside lower right", ncols=6, fontsize="x-small")
+    figure.legend(loc="outside lower right", ncols=4, fontsize="x-small")
     return figure
 
 

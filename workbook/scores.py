@@ -4,10 +4,11 @@ Units are the paper's: percent, MME in points.  A benchmark of two files is thei
 `viral_core.measure.intervals`, over questions (in clusters where questions share an image) and, where there are
 several, over seeds.  Sampled answers are no seeds: the scores of a seed's sampled runs are averaged.
 
-Few seeds tell badly how much a seed moves a run.  Runs that are compared together tell it together: in the layout
-score = run + seed + rest of an analysis of variance the rest has one variance, of (runs - 1) (seeds - 1) degrees of
-freedom for each group of runs with one reference, if no seed is missing (`seed_noise`).  Differences take it in place
-of the spread of their own few seeds.
+Few seeds tell badly how much a seed moves a run.  Runs that stand in one table and have one reference tell it together:
+in the layout score = run + seed + rest of an analysis of variance the rest has one variance, of (runs - 1) (seeds - 1)
+degrees of freedom if no seed is missing (`seed_noise`).  Differences take it in place of the spread of their own few
+seeds.  Tables hold different runs, since each notebook can be made without those of the others: so the interval of one
+difference is not quite the same in all of them.
 """
 
 import functools
@@ -167,7 +168,7 @@ def change(
     relative: bool = False,
     checkpoint: int | None = None,
     over_checkpoint: int | None = None,
-    noise: tuple[np.ndarray, int] | None = None,
+    together: Iterable[str] = (),
 ) -> Interval | None:
     """Paired difference of official scores, `run` minus `over`, as a weighted sum over benchmarks.
 
@@ -176,7 +177,7 @@ def change(
     shares the noise of its seeds; the questions of its benchmarks are independent.  `relative`: the mean over the
     pairs of `run` and `over`, each in percent of its own score of `over`, and over the benchmarks by weight; where
     `over` scores 0, a pair is left out of it.
-    `noise`: the `seed_noise` of runs that are compared together with these, on the benchmarks of `weights`, in order.
+    `together`: runs of the same table; those of a `reference` with these tell the noise of a seed (`seed_noise`).
     """
     ours, theirs = ([names] if isinstance(names, str) else list(names) for names in (run, over))
     scored = {}
@@ -208,27 +209,28 @@ def change(
     total = functools.reduce(Effects.beside, sums)
     if relative:
         return (total * (1 / used)).interval()
-    if noise is None or noise[1] < len(seeds):  # these seeds alone have as many degrees of freedom
+    alike = {reference(profile, name) for name in (*ours, *theirs)}
+    group = [name for name in dict.fromkeys(together) if reference(profile, name) in alike]
+    covariance, freedom = seed_noise(profile, group, list(weights))
+    if freedom < len(seeds):  # these seeds alone have as many degrees of freedom
         return total.interval()
     weight = np.array(list(weights.values()))
-    return total.interval((float(np.square(shares).sum() * weight @ noise[0] @ weight), noise[1]))
+    return total.interval((float(np.square(shares).sum() * weight @ covariance @ weight), freedom))
 
 
-def differences(profile: str, pairs: Mapping[str, str], benchmarks: Iterable[str] | None = None) -> pd.DataFrame:
-    """Paired differences of runs to their references, {run: reference}, on the questions and seeds that both have.
+def differences(
+    profile: str, pairs: Iterable[tuple[str, str]], benchmarks: Iterable[str] | None = None
+) -> pd.DataFrame:
+    """Paired differences, of each pair the first run minus the second, on the questions and seeds that both have.
 
-    All of these runs that are trained on as many images tell the noise of a seed.  Columns: run, reference, benchmark,
-    difference, low, high, p (two-sided), error, df, n, clusters, seeds; no row for what has not been run.
+    All of these runs together tell the noise of a seed.  Columns: run, reference, benchmark, difference, low, high, p
+    (two-sided), error, df, n, clusters, seeds; no row for what has not been run.
     """
-    rows, alike = [], {}
-    benchmarks = benchmarks_of(profile) if benchmarks is None else list(benchmarks)
-    images = {run: settings(profile).systems[run].images for run in pairs}
-    for run, over in pairs.items():
-        alike.setdefault(images[run], []).extend([run, over])
-    noise = {(size, name): seed_noise(profile, group, [name]) for size, group in alike.items() for name in benchmarks}
-    for run, over in pairs.items():
-        for benchmark in benchmarks:
-            one = change(profile, run, over, {benchmark: 1.0}, noise=noise[images[run], benchmark])
+    pairs, rows = list(pairs), []
+    together = [name for pair in pairs for name in pair]
+    for run, over in pairs:
+        for benchmark in benchmarks_of(profile) if benchmarks is None else benchmarks:
+            one = change(profile, run, over, {benchmark: 1.0}, together=together)
             if one is not None:
                 rows.append({"run": run, "reference": over, "benchmark": benchmark, **one.columns()})
     columns = ["run", "reference", "benchmark", "value", *COLUMNS]

@@ -31,8 +31,9 @@ def side_by_side(
     `only`, rows of other runs are left out.
 
     One row per cell, in the paper's order: row, run, benchmark, paper, ours, low, high, strict, constant, n, clusters,
-    seeds; reference, and the paired gain over it: gain, gain_low, gain_high, gain_seeds.  What has not been run has NaN
-    and n = 0.  A run that the paper prints in several rows has them all.
+    seeds; reference, and the paired gain over it: gain, gain_low, gain_high, gain_seeds, and the paper's, paper_gain,
+    unless its points of MME are of another scale.  What has not been run has NaN and n = 0.  A run that the paper
+    prints in several rows has them all.
     """
     cells, extra = paper.table(number), extra or {}
     benchmarks = list(dict.fromkeys(cells["benchmark"]))
@@ -48,10 +49,15 @@ def side_by_side(
     frame = frame.merge(scores, how="left", on=["run", "benchmark"])
     references = {run: ours.reference(profile, run) for run in runs}
     pairs = {run: over for run, over in references.items() if over != run}
-    gains = ours.differences(profile, pairs, complete)[["run", "benchmark", "difference", "low", "high", "seeds"]]
+    gains = ours.differences(profile, pairs.items(), complete)
     names = {"difference": "gain", "low": "gain_low", "high": "gain_high", "seeds": "gain_seeds"}
-    frame = frame.merge(gains.rename(columns=names), how="left", on=["run", "benchmark"])
+    gains = gains[["run", "benchmark", *names]].rename(columns=names)
+    frame = frame.merge(gains, how="left", on=["run", "benchmark"])
     frame["reference"] = frame["run"].map(pairs)
+    over = [paper.score(run, name) for run, name in zip(frame["reference"], frame["benchmark"], strict=True)]
+    frame["paper_gain"] = frame["paper"] - pd.Series(over, dtype=float)
+    if ours.highest_mme(profile) != 2800:
+        frame.loc[frame["benchmark"] == "mme", "paper_gain"] = float("nan")
     return frame.assign(
         **{column: frame[column].fillna(0).astype(int) for column in ("n", "clusters", "seeds", "gain_seeds")}
     )

@@ -87,6 +87,10 @@ def test_false_decisions_are_controlled_over_all_rows(entries):
     many = [claims.row("above", interval(2.1 if i == 0 else 0.5, 1.0), part=str(i)) for i in range(50)]
     assert alone["verdict"].iat[0] == "reproduced"
     assert claims.decide(table(many))["verdict"].iat[0] == "inconclusive"
+    assert claims.decide(table(many), family=False)["verdict"].iat[0] == "reproduced"
+    page = claims.alone(table(many)).to_html()
+    assert page.count(">reproduced<") == 1
+    assert "premises" not in page  # of which only the whole ledger knows
 
 
 @pytest.mark.parametrize(("at_least", "fails"), [(None, "premise (fails)"), (2, ""), (3, "premise (fails)")])

@@ -31,44 +31,50 @@ def test_a_caption_says_how_many_seeds():
 
 
 def test_panels_tell_decided_gains_from_others_and_say_what_has_not_run():
-    cell = {"benchmark": "mmvp", "n": 60, "ours": 50.0, "low": 40.0, "high": 60.0, "seeds": 2, "constant": 25.0}
+    aligned = {"benchmark": "mmvp", "reference": "z", "paper_gain": 2.0}
+    cell = aligned | {"n": 60, "ours": 50.0, "low": 40.0, "high": 60.0, "seeds": 2, "constant": 25.0}
     table = pd.DataFrame([
         cell | {"run": "a", "row": "A", "gain": 3.0, "gain_low": 1.0, "gain_high": 5.0, "gain_seeds": 2},
         cell | {"run": "b", "row": "B", "gain": -1.0, "gain_low": -3.0, "gain_high": 1.0, "gain_seeds": 1},
-        {"benchmark": "mmvp", "run": "c", "row": "C", "n": 0, "seeds": 0, "gain_seeds": 0},
+        aligned | {"run": "c", "row": "C", "n": 0, "seeds": 0, "gain_seeds": 0},
     ])  # fmt: skip
-    for value, labels, dots, filled, line, unit in (
-        ("ours", ["A, 2 seeds", "B, 2 seeds", "C"], [50, 50, np.nan], [50, 50, np.nan], 25, "%"),
-        ("gain", ["A, 2 seeds", "B, 1 seed", "C"], [3, -1, np.nan], [3, np.nan, np.nan], 0, "points"),
+    alone = {"benchmark": "mmvp", "run": "z", "row": "Z", "n": 0, "seeds": 0, "gain_seeds": 0}  # it has no gain
+    for value, labels, drawings, unit in (
+        ("ours", ["A, 2 seeds", "B, 2 seeds", "C"], ([50, 50, np.nan], [50, 50, np.nan], [25, 25]), "%"),
+        ("gain", ["A, 2 seeds", "B, 1 seed", "C"], ([3, -1, np.nan], [3, np.nan, np.nan], [0, 0], [2, 2, 2]), "points"),
     ):
+        table = pd.concat([table, pd.DataFrame([alone])]) if value == "gain" else table
         figure = plots.score_panels(table, {"mmvp": "MMVP"}, "tiny", value)
         (axis,) = figure.axes
         assert [label.get_text() for label in axis.get_yticklabels()] == labels
         assert (axis.get_title(), axis.get_xlabel()) == ("MMVP\nn = 60", unit)
-        for drawn, expected in zip(axis.get_lines(), (dots, filled, [line, line]), strict=True):
+        for drawn, expected in zip(axis.get_lines(), drawings, strict=True):
             np.testing.assert_array_equal(drawn.get_xdata(), expected)
         assert [(text.get_text(), text.xy[1]) for text in axis.texts] == [("not run", 2)]
         plt.close(figure)
 
 
 def test_a_forest_has_a_line_per_claim_and_an_arrow_for_what_lies_beyond():
-    row = {"family": "the paper's claims", "claim": "It helps.", "verdict": "reproduced", "seeds": 5,
+    row = {"family": "the paper's claims", "claim": "It helps.", "part": "there", "verdict": "reproduced", "seeds": 5,
            "value": 2, "low": 1, "high": 3, "paper": 2.5}  # fmt: skip
-    far = row | {"value": 9, "low": 8, "high": 10, "paper": float("nan")}
+    far = row | {"part": "mmvp", "value": 9, "low": 8, "high": 10, "paper": float("nan")}
     other = row | {
         "family": "controls",
         "claim": "It costs nothing.",
+        "part": "pope",
         "verdict": "contradicted",
         "seeds": 1,
         "paper": 7,
     }
     effects = pd.DataFrame([row, far, other])
-    figure = plots.forest(effects, {"reproduced": "green", "contradicted": "red"}, limit=6)
+    figure = plots.forest(
+        effects, {"reproduced": "green", "contradicted": "red"}, {"mmvp": "MMVP", "pope": "POPE"}, limit=6
+    )
     (axis,) = figure.axes
     assert [label.get_text() for label in axis.get_yticklabels()] == ["It helps.", "It costs nothing."]
-    marks = [line for line in axis.get_lines() if line.get_marker() in ("o", ">", "D") and len(line.get_xdata())]
+    marks = [line for line in axis.get_lines() if line.get_marker() in ("o", "^", ">", "D") and len(line.get_xdata())]
     dots = [line for line in marks if line.get_color() != "black"]
-    assert [(line.get_marker(), line.get_color()) for line in dots] == [("o", "green"), (">", "green"), ("o", "red")]
+    assert [(line.get_marker(), line.get_color()) for line in dots] == [("o", "green"), (">", "green"), ("^", "red")]
     assert [line.get_xdata()[0] for line in dots] == [2, 6, 2]
     assert [line.get_markerfacecolor() for line in dots] == ["green", "green", "white"]
     of_paper = [(line.get_marker(), line.get_xdata()[0]) for line in marks if line.get_color() == "black"]

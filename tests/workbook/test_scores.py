@@ -48,7 +48,7 @@ def test_scores_are_means_over_seeds_in_the_papers_units(root):
 
 
 def test_differences_are_paired_on_common_seeds(root):
-    table = scores.differences("tiny", {"viral": "baseline", "qwen-viral": "baseline"}, ["cv_bench", "pope"])
+    table = scores.differences("tiny", [("viral", "baseline"), ("qwen-viral", "baseline")], ["cv_bench", "pope"])
     assert set(table["run"]) == {"viral"}
     row = cell(table, "viral", "cv_bench")
     assert row["difference"] == pytest.approx(100 * (6 + 12) / 2 / QUESTIONS)
@@ -57,7 +57,7 @@ def test_differences_are_paired_on_common_seeds(root):
     assert (row["low"], row["high"]) == pytest.approx((direct.low, direct.high))
     assert (row["n"], row["seeds"]) == (QUESTIONS, 2)
     write(root, "layer-4", "cv_bench", share(40))
-    row = cell(scores.differences("tiny", {"layer-4": "viral"}, ["cv_bench"]), "layer-4", "cv_bench")
+    row = cell(scores.differences("tiny", [("layer-4", "viral")], ["cv_bench"]), "layer-4", "cv_bench")
     assert (row["difference"], row["seeds"]) == (pytest.approx(100 * 10 / 60), 1)
 
 
@@ -96,11 +96,13 @@ def test_runs_of_a_table_tell_the_noise_of_a_seed_together(root):
     steps = percent * np.array([6, 12, 13])  # from seed 0 to 1; the third seed of one run is fitted exactly
     assert freedom == 2
     assert covariance.item() == pytest.approx(steps.var(ddof=1) / 2)
-    table = scores.differences("tiny", {"viral": "baseline", "layer-4": "baseline"}, ["cv_bench"])
+    table = scores.differences("tiny", [("viral", "baseline"), ("layer-4", "baseline")], ["cv_bench"])
     row = cell(table, "viral", "cv_bench")
     alone = scores.change("tiny", "viral", "baseline", {"cv_bench": 1})
     assert (row["difference"], row["seeds"]) == (pytest.approx(alone.value), 2)
     assert row["df"] > alone.df
+    other = scores.change("tiny", "viral", "baseline", {"cv_bench": 1}, together=["baseline", "viral", "qwen-viral"])
+    assert other == alone  # a run with another reference tells nothing of these
     assert scores.seed_noise("tiny", ["qwen-viral"], ["cv_bench"])[1] == 0
 
 
@@ -123,7 +125,7 @@ def test_sampled_runs_are_averaged_within_their_seed_and_not_compared_with_greed
     row = cell(scores.scores("tiny", ["layer-4"], ["mmvp"]), "layer-4", "mmvp")
     assert (row["score"], row["seeds"]) == (pytest.approx(100 / 6), 1)  # pairs: none, none and a half
     with pytest.raises(ValueError, match="mmvp has been answered 1 and 3 times a seed"):
-        scores.differences("tiny", {"layer-4": "baseline"}, ["mmvp"])
+        scores.differences("tiny", [("layer-4", "baseline")], ["mmvp"])
 
 
 def test_a_partial_evaluation_enters_no_table(root):
