@@ -204,8 +204,10 @@ for benchmark in PAPER:
     if words:
         room[-1]["ceiling"] = 100 * reads(benchmark, words["spelled"])
         room[-1]["described"] = 100 * reads(benchmark, words["described"])
-        error = np.hypot(estimate.error, 100 * reads_error(benchmark, words["spelled"]))
-        ceiling = replace(estimate, value=room[-1]["ceiling"] - estimate.value, error=error)
+        shares = np.array([estimate.error, 100 * reads_error(benchmark, words["spelled"])]) ** 2
+        df = shares.sum() / (shares / (estimate.df, QUESTIONS - 1)).sum()
+        below = room[-1]["ceiling"] - estimate.value
+        ceiling = replace(estimate, value=below, error=shares.sum() ** 0.5, df=df)
     missing = "" if ceiling else "the ceiling of this language model"
     rows.append(claims.row("below-ceiling", ceiling, part=benchmark, missing=missing))
 columns = ["benchmark", "constant", "baseline", "low", "high", "seeds", "single", "ceiling", "described"]
