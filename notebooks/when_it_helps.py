@@ -119,7 +119,7 @@ def by_images(axis: plt.Axes, table: pd.DataFrame) -> None:
 if len(gains):
     shown = [name for name in (*vision_centric, "pope") if name in set(gains["benchmark"])]
     figure, axes = plt.subplots(1, len(shown), figsize=(2.4 * len(shown) + 1.4, 2.9), squeeze=False)
-    for axis, benchmark in zip(axes[0], shown, strict=True):  # when_it_helps
+    for axis, benchmark in zip(axes[0], shown, strict=True):  # gains
         part = gains[gains["benchmark"] == benchmark]
         by_images(axis, part)
         axis.set(title=scores.TITLES[benchmark], xlabel="instruction images")
@@ -231,11 +231,11 @@ panels.to_csv(out / "vision_centric.csv", index=False, float_format="%.4f")
 
 
 # %%
-def dots(axis: plt.Axes, table: pd.DataFrame, labels: list[str], colour: str = "black") -> None:
+def dots(axis: plt.Axes, table: pd.DataFrame, labels: list[str]) -> None:
     """Draw gains with their intervals side by side."""
     places = range(len(table))
-    axis.vlines(places, table["low"], table["high"], color=colour, linewidth=0.9)
-    axis.plot(places, table["difference"], "o", color=colour, markersize=5)
+    axis.vlines(places, table["low"], table["high"], color="black", linewidth=0.9)
+    axis.plot(places, table["difference"], "o", color="black", markersize=5)
     axis.axhline(0, color="black", linewidth=0.8, zorder=0)
     axis.set_xlim(-0.5, len(table) - 0.5)
     axis.set_xticks(places, labels, rotation=45, ha="right", fontsize="small")
