@@ -216,12 +216,13 @@ differences.drop(columns=["error", "df", "clusters"]).round(2)
 # %%
 mean = {name: 1 / len(vision_centric) for name in vision_centric}
 smallest, panels = claims.ledger()[1]["points"], []
-for panel, pairs_of in (
-    ("images", pairs.items()),
-    ("teacher", [(run, "baseline") for run in strength["run"]]),
-    ("encoder", encoders.items()),
-):
-    together = [name for pair in pairs_of for name in pair]
+compared = {
+    "images": list(pairs.items()),
+    "teacher": [(run, "baseline") for run in strength["run"]],
+    "encoder": list(encoders.items()),
+}
+together = [name for pair in sum(compared.values(), []) for name in pair]
+for panel, pairs_of in compared.items():
     for run, over in pairs_of if mean else ():
         if one := scores.change(profile, run, over, mean, together=together):
             panels.append({"panel": panel, "run": run, "reference": over, "difference": one.value, **one.columns()})
@@ -258,7 +259,8 @@ if len(panels):
         axis.set_title(title, fontsize="medium")
         axis.set_xlabel(label)
     axes[0].set_ylabel("gain on vision-centric benchmarks\nover the baseline (points)")
-    axes[0].legend(fontsize="x-small", loc="best")
+    axes[0].set_ylim(top=1.3 * axes[0].get_ylim()[1])  # room for the legend
+    axes[0].legend(fontsize="x-small", loc="upper center", ncols=2)
     caption = f"{settings.label}; {', '.join(scores.TITLES[name] for name in vision_centric)}: n = {panels['n'].max()}"
     caption += f" questions, {plots.seeds(panels['seeds'])}, 95 % intervals"
     figure.suptitle(plots.wrap(caption, 110), fontsize="small")
@@ -278,7 +280,7 @@ if len(sizes) > 1:
             asked[f"{name}: its gain with {many} images minus that with {few}"] = more
 asked["the oracle as teacher minus the encoder itself"] = ["oracle"], ["align-encoder"]
 asked["VIRAL's gain with SigLIP2 minus that with CLIP"] = ["siglip2-viral", "baseline"], ["siglip2-baseline", "viral"]
-rows, together = [], [*panels["run"], *panels["reference"]]
+rows = []
 for question, sides in asked.items():
     if not mean or not set(sum(sides, [])) <= set(settings.runs):
         continue
