@@ -188,11 +188,8 @@ def name_parts(aligned) -> None:
         module.register_forward_hook(lambda *_, begun=begun: begun.pop().__exit__(None, None, None))
 
 
-def stepper(loaded, collator):
-    """A function that takes a training step of a run on the samples with these indices."""
-    aligned = loaded.aligned
-    dataset = ConversationDataset(samples, loaded.processor, loaded.template, recipe.max_length)
-    optimizer = torch.optim.AdamW([p for p in aligned.parameters() if p.requires_grad], lr=0.0)
+def stepper(aligned, optimizer, dataset, collator):
+    """A function that takes a training step on the samples with these indices."""
 
     def step(indices) -> None:
         with record_function("data"):
@@ -225,7 +222,9 @@ def profiled(step, indices) -> dict[str, float]:
 
 # %%
 recipe, device, steps = settings.stage2, distributed.device(), {}
-encoders = {"images": None}
+encoders, vision = {"images": None}, settings.systems["baseline"].vision  # VIRAL's, too
+if (cached := Paths(profile).encoder_cache(vision, "conversations")).is_dir():
+    encoders["cached features"] = FeatureCache(cached)
 folders = runs.trained(profile, ("baseline", "viral"))
 if folders:
     samples = load_conversations(settings.data.conversations, settings.data.conversation_images)[:400]
@@ -235,11 +234,13 @@ for run, folder in folders.items():
     loaded = load_run(folder, dtype=getattr(torch, settings.compute.dtype), device=device)
     loaded.aligned.train()
     name_parts(loaded.aligned)
-    targets = FeatureCache(Paths(profile).cache(system.teacher, system.vision)) if system.teacher else None
-    if (cached := Paths(profile).encoder_cache(system.vision, "conversations")).is_dir():
-        encoders["cached features"] = FeatureCache(cached)
+    optimizer = torch.optim.AdamW([p for p in loaded.aligned.parameters() if p.requires_grad], lr=0.0)
+    dataset = ConversationDataset(samples, loaded.processor, loaded.template, recipe.max_length)
+    targets = FeatureCache(Paths(profile).cache(system.teacher, vision)) if system.teacher else None
     for name, encoder in encoders.items():
-        steps[run, name] = stepper(loaded, Collator(loaded.processor, targets, encoder=encoder))
+        steps[run, name] = stepper(
+            loaded.aligned, optimizer, dataset, Collator(loaded.processor, targets, encoder=encoder)
+        )
 
 size = recipe.micro_batch or recipe.batch_size
 batches = [range(i, i + size) for i in range(0, len(samples) - size + 1, size)] if steps else []

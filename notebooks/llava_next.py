@@ -34,8 +34,8 @@ from viral_core.conversations import load_conversations
 from viral_core.measure.cknna import cknna
 from viral_core.measure.intervals import interval
 from viral_core.measure.states import layerwise_cknna
-from viral_core.specs import block_at
 from workbook import claims, plots, runs
+from workbook.layers import slower_middle
 from workbook.notebook import begin, show, show_missing
 
 settings, out = begin(profile, "llava_next")
@@ -145,18 +145,13 @@ differences.style.hide(axis="index").format({"p": "{:.2g}"}, precision=4).set_uu
 # middle than up to the quarter, and than from the middle on, as in the pilot study.
 
 # %%
-missing, rows = "cknna of next-baseline", []
-falls = before = after = None
+show(slower_middle)
+falls, slower = None, dict.fromkeys(("than before", "than after"))
 if len(similarity) and "next-baseline" in set(similarity["run"]):
     baseline, depth = cells.loc["next-baseline"], settings.blocks("next-baseline")
-    quarter, half = block_at(0.25, depth), block_at(0.5, depth)
-    slopes = [
-        (baseline.loc[second] - baseline.loc[first]) * quarter / (second - first)
-        for first, second in ((0, quarter), (quarter, half), (half, depth))
-    ]
     falls = interval(baseline.loc[depth] - baseline.loc[0])
-    before, after = interval(slopes[1] - slopes[0]), interval(slopes[1] - slopes[2])
-rows.append(claims.row("next-cknna-falls", falls, missing="" if falls else missing))
-for part, one in (("than before", before), ("than after", after)):
-    rows.append(claims.row("next-cknna-middle-slows", one, part=part, missing="" if one else missing))
+    slower = {part: interval(change) for part, change in slower_middle(baseline, depth).items()}
+missing = "" if falls else "cknna of next-baseline"
+rows = [claims.row("next-cknna-falls", falls, missing=missing)]
+rows += [claims.row("next-cknna-middle-slows", one, part=part, missing=missing) for part, one in slower.items()]
 claims.alone(claims.write(out, rows))

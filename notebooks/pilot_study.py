@@ -42,6 +42,7 @@ from viral_core.specs import block_at
 from viral_core.templates import IMAGE_MARKER, prompt
 from workbook import claims, paper, plots, runs, scores, tables
 from workbook.benchmarks import load_rows, open_image
+from workbook.layers import slower_middle
 from workbook.notebook import begin, show, show_missing
 
 settings, out = begin(profile, "pilot_study")
@@ -180,7 +181,7 @@ plots.save(figure, out, "figure_2e_gains")
 every = pd.concat([similarity, start])
 every = every[every["clamp"] == 1] if len(every) else every
 last = settings.blocks("baseline")
-quarter, between, half = (block_at(depth, last) for depth in (0.25, 0.375, 0.5))
+between, half = (block_at(depth, last) for depth in (0.375, 0.5))
 
 
 def at(run: str, *layers: int) -> pd.DataFrame:
@@ -189,25 +190,21 @@ def at(run: str, *layers: int) -> pd.DataFrame:
     return rows.pivot_table(index="seed", columns="image", values="cknna")
 
 
-def slope(run: str, first: int, second: int) -> pd.DataFrame:
-    """Change per block between two layers."""
-    return (at(run, second) - at(run, first)) / (second - first)
-
-
 def later(run: str, other: str) -> pd.DataFrame:
     """Difference of two runs, mean over the layers from the middle to the last."""
     return at(run, *range(half, last + 1)) - at(other, *range(half, last + 1))
 
 
-def slows(run: str, first: int, second: int) -> pd.DataFrame:
-    """How much less it falls, over a quarter of the blocks, from a quarter to the middle than between two layers."""
-    return quarter * (slope(run, quarter, half) - slope(run, first, second))
+def slower(run: str) -> dict[str, pd.DataFrame]:
+    """How much less CKNNA falls up to the middle than before and after it, by part."""
+    cells = every[every["run"] == run].pivot_table(index=["layer", "seed"], columns="image", values="cknna")
+    return slower_middle(cells, last)
 
 
 comparisons = {  # claim and part: the runs that it takes, and the difference
     ("cknna-falls", ""): (["baseline"], lambda run: at(run, last) - at(run, 0)),
-    ("cknna-middle-slows", "than before"): (["baseline"], lambda run: slows(run, 0, quarter)),
-    ("cknna-middle-slows", "than after"): (["baseline"], lambda run: slows(run, half, last)),
+    ("cknna-middle-slows", "than before"): (["baseline"], lambda run: slower(run)["than before"]),
+    ("cknna-middle-slows", "than after"): (["baseline"], lambda run: slower(run)["than after"]),
     ("cknna-middle-rise", ""): (["baseline"], lambda run: at(run, half) - at(run, between)),
     ("training-lowers-cknna", ""): (
         ["baseline", "before stage 2"],
@@ -216,6 +213,7 @@ comparisons = {  # claim and part: the runs that it takes, and the difference
     ("residual-keeps-cknna", ""): (["residual-post", "baseline"], later),
     ("align-beats-residual-cknna", ""): (["align-encoder", "residual-post"], later),
 }
+show(slower_middle)
 found = []
 for (claim, part), (names, difference) in comparisons.items():
     absent = [name for name in names if name not in set(curve["run"])]

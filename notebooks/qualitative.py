@@ -87,7 +87,7 @@ chosen = chosen or kind.drop_duplicates().index.tolist()
 others = [name for name in rows if name not in chosen][:60]  # for the numbers at the end
 pictures = [pad_to_square(open_image(rows[name]["image"])) for name in [*chosen, *others]]
 examples = pd.DataFrame([rows[name] for name in chosen])[["id", "question", "options", "answer"]]
-examples["in_words"] = [row.options["ABCDEF".index(row.answer)] for row in examples.itertuples()]
+examples["in_words"] = [row.options[ord(row.answer) - ord("A")] for row in examples.itertuples()]
 examples = examples.drop(columns="options")
 for run, seeds in answered.items():
     given = {row["id"]: row["response"] for row in seeds[shared[0]][0]} if shared else {}
@@ -111,13 +111,14 @@ show(pca_maps)
 # others: one system at a time is in memory.
 
 # %%
+BATCH = 8  # pictures at a time
 states, aligned, features = {}, {}, None
 for run, folder in runs.trained(profile, systems).items():
     loaded = load_run(folder, dtype=getattr(torch, settings.compute.dtype), device=distributed.device())
     layers = range(settings.blocks(run) + 1)
     question = prompt(loaded.template, IMAGE_MARKER)
     states[run], aligned[run], features = [], [], []
-    for image in stream_states(loaded.model, loaded.processor, pictures, question, layers, 8, ""):
+    for image in stream_states(loaded.model, loaded.processor, pictures, question, layers, BATCH, ""):
         if len(states[run]) < len(chosen):
             states[run].append(image.states.float().cpu())  # each (layers, N, D)
         aligned[run].append(image.states[middle].float().cpu())  # each (N, D)
@@ -172,7 +173,8 @@ for teacher, run in teachers.items():
     if run in states:
         spec = settings.teachers[teacher]
         model = load_teacher(spec.kind, spec.path, grid, revision=spec.revision, device=distributed.device())
-        seen[teacher] = model(pictures).cpu()  # (pictures, N, d)
+        batches = (pictures[i : i + BATCH] for i in range(0, len(pictures), BATCH))
+        seen[teacher] = torch.cat([model(batch).cpu() for batch in batches])  # (pictures, N, d)
 columns = {"image": [plots.pixels(pictures[0]), ""]}
 columns["baseline"] = ["", pca_map(states["baseline"][0][middle]) if "baseline" in states else None]
 for teacher, run in teachers.items():

@@ -287,9 +287,9 @@ for question, sides in asked.items():
     weights = {name: share * len(sides[0]) for name, share in mean.items()}  # of sums, where sides are means
     if one := scores.change(profile, *sides, weights, together=together):
         verdict = "not told apart"
-        if p_equivalence(one.value, one.error, one.df, smallest) < 0.05:
+        if p_equivalence(one.value, one.error, one.df, smallest) < claims.RATE:
             verdict = f"less than {smallest} points apart"
-        elif one.p < 0.05:
+        elif one.p < claims.RATE:
             verdict = "more" if one.value > 0 else "less"
         rows.append({"question": question, "points": one.value, **one.columns(), "for itself": verdict})
 columns = ["question", "points", "low", "high", "p", "n", "seeds", "for itself"]

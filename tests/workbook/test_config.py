@@ -272,6 +272,7 @@ AROUND = {
 }
 DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 NOTEBOOKS = sorted(file.stem for file in (ROOT / "notebooks").glob("*.py"))
+assert len(NOTEBOOKS) >= 19
 
 
 def imports(tree) -> set[str]:
