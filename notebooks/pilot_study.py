@@ -98,10 +98,11 @@ one = pd.DataFrame(one, columns=["system", "layer", "cknna"])
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 2.6), width_ratios=[1, 1.6])  # one_image
 left.imshow(plots.pixels(picture))
 left.axis("off")
+looks = {systems[run]: look for run, look in plots.of_systems(systems).items()}
 for name in dict.fromkeys(one["system"]):
     mean = one[one["system"] == name].groupby("layer")["cknna"].mean()
-    style = {"color": "grey", "linestyle": ":"} if name == "chance" else plots.line(list(systems.values()).index(name))
-    right.plot(mean.index, mean, label=name, markersize=3, **style)
+    look = looks.get(name, {"color": "grey", "linestyle": ":"})
+    right.plot(mean.index, mean, label=name, markersize=3, **look)
 right.set(xlabel="layer", ylabel=f"CKNNA, k = {settings.cknna.k}", title="this image")
 if len(one):
     right.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1))

@@ -85,21 +85,21 @@ image_ids = torch.zeros(view_of(processor).tokens(), dtype=torch.long)
 
 # %%
 variants = {
-    "(a)": lambda tap: None,
-    "(b)": lambda tap: tap.edit(middle, lambda tap: tap.states[0]),  # Eq. 3
-    "(d)": lambda tap: tap.edit(middle, lambda tap: adapter(tap.features[0])),  # Eq. 7
+    "baseline": lambda tap: None,
+    "residual-post": lambda tap: tap.edit(middle, lambda tap: tap.states[0]),  # Eq. 3
+    "residual-pre": lambda tap: tap.edit(middle, lambda tap: adapter(tap.features[0])),  # Eq. 7
 }
 states = {}
-for name, attach in variants.items():
+for run, attach in variants.items():
     with torch.inference_mode(), VisualTap(llava, range(blocks + 1)) as tap:
         attach(tap)
         llava(**inputs, use_cache=False)
-        states[name] = torch.stack([tap.states[layer] for layer in range(blocks + 1)]).float()  # (L + 1, N, D)
+        states[run] = torch.stack([tap.states[layer] for layer in range(blocks + 1)]).float()  # (L + 1, N, D)
         z = tap.features[0].float()
 
 # %%
 with torch.inference_mode():
-    e, projected = states["(a)"][middle], states["(a)"][0]
+    e, projected = states["baseline"][middle], states["baseline"][0]
     loss_c = cosine(head_z(e), z, image_ids)  # Eq. 4
     loss_e = cosine(head_projected(e), projected, image_ids)  # Eq. 8
 print(f"losses of new heads: (c) {loss_c.item():.4f}, (e) {loss_e.item():.4f}")
@@ -121,13 +121,13 @@ show(VisualTap._visit)
 # that it may raise it where it enters; what later layers keep of it is the question.
 
 # %%
-figure, axis = plt.subplots(figsize=(4.6, 2.6))  # one_image
-for i, (name, values) in enumerate(states.items()):
-    similarity = cknna(values, z, settings.cknna.k)
-    axis.plot(range(blocks + 1), similarity.cpu(), label=name, markersize=4, **plots.line(i))
+figure, axis = plt.subplots(figsize=(7.4, 2.6))  # one_image
+for run, look in plots.of_systems(states).items():
+    similarity = cknna(states[run], z, settings.cknna.k)
+    axis.plot(range(blocks + 1), similarity.cpu(), label=systems[run], markersize=4, **look)
 plots.mark_layers(axis, [middle])
 axis.set(xlabel="layer", ylabel=f"CKNNA to z, k = {settings.cknna.k}")
-axis.legend(fontsize="x-small")
+axis.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1))
 axis.set_title(
     plots.wrap(f"{settings.label}; one image, before stage 2; dashed: where a residual enters", 60), fontsize="small"
 )

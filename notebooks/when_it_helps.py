@@ -104,9 +104,9 @@ cells.pivot_table(index=["benchmark", "images"], columns="kind", values="gain", 
 # %%
 def by_images(axis: plt.Axes, table: pd.DataFrame) -> None:
     """Draw the gain of each kind with its interval against the number of images."""
-    for i, (kind, name) in enumerate(kinds.items()):
+    for i, (kind, name) in enumerate(kinds.items(), start=1):  # the baseline's look is the 0-th
         rows = table[table["kind"] == kind].sort_values("images")
-        places = rows["images"].map(sizes.index) + 0.12 * (i - 1.5)
+        places = rows["images"].map(sizes.index) + 0.12 * (i - 2.5)
         axis.vlines(places, rows["low"], rows["high"], color=plots.COLOURS[i], linewidth=0.9)
         axis.plot(
             places, rows["difference"], label=name if len(rows) else f"{name} (not run)", markersize=4, **plots.line(i)

@@ -1,5 +1,6 @@
 """One style for all figures, and saving them so that the bytes depend on the data alone."""
 
+import re
 import textwrap
 from collections.abc import Collection
 from pathlib import Path
@@ -15,6 +16,11 @@ from PIL import Image
 COLOURS = ("#000000", "#D55E00", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#F0E442")
 MARKERS = ("o", "s", "^", "v", "P", "X", "*", "p")
 PAPER = {"marker": "D", "linestyle": "", "color": "black", "markersize": 3, "markerfacecolor": "white"}
+# Systems that several figures draw as lines, in the order of their looks.
+SYSTEMS = (
+    *("baseline", "viral", "residual-post", "align-encoder", "residual-pre", "align-projector"),
+    "before stage 2",
+)
 DASHES = ("", (4, 2), (1, 1.5), (5, 1.5, 1, 1.5), (3, 1), (6, 2), (1, 1), (2, 1))
 
 
@@ -55,17 +61,27 @@ def line(i: int) -> dict:
     return {"color": COLOURS[i], "marker": MARKERS[i], "linestyle": (0, DASHES[i]) if DASHES[i] else "-"}
 
 
+def of_systems(runs: Collection[str]) -> dict[str, dict]:
+    """The look of the line of each run, the same in every figure and with every encoder and language model.
+
+    Runs that are not of `SYSTEMS` have the looks that are left over.
+    """
+    named = {run: re.sub("^(next|qwen|13b|siglip2)-", "", run) for run in runs}
+    order = [*SYSTEMS, *(name for name in named.values() if name not in SYSTEMS)]
+    return {run: line(order.index(name)) for run, name in named.items()}
+
+
 def curves(axis: plt.Axes, table: pd.DataFrame, x: str, y: str, names: dict[str, str]) -> None:
     """Draw a line per run with its interval, from columns run, `x`, `y`, low and high; `names` are for the legend.
 
-    A run keeps its look in every panel: the i-th of `names` has the i-th colour, marker and dashes.  One without
-    rows is in the legend as "(not run)".
+    A run has its look from `of_systems`; one without rows is in the legend as "(not run)".
     """
-    for i, (run, name) in enumerate(names.items()):
+    looks = of_systems(names)
+    for run, name in names.items():
         rows = table[table["run"] == run].sort_values(x)
-        axis.plot(rows[x], rows[y], label=name if len(rows) else f"{name} (not run)", markersize=4, **line(i))
+        axis.plot(rows[x], rows[y], label=name if len(rows) else f"{name} (not run)", markersize=4, **looks[run])
         if len(rows):
-            axis.fill_between(rows[x], rows["low"], rows["high"], color=COLOURS[i % len(COLOURS)], alpha=0.15, lw=0)
+            axis.fill_between(rows[x], rows["low"], rows["high"], color=looks[run]["color"], alpha=0.15, lw=0)
 
 
 def mark_layers(axis: plt.Axes, layers: list[int], chance: float | None = None) -> None:

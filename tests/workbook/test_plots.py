@@ -25,6 +25,12 @@ def test_a_run_without_rows_is_in_the_legend_and_keeps_the_others_looks():
     plt.close(figure)
 
 
+def test_a_system_has_one_look_with_every_language_model_and_a_readers_own_one_that_is_left_over():
+    looks = plots.of_systems(["viral", "13b-viral", "mine", "residual-pre"])
+    assert looks["viral"] == looks["13b-viral"] == plots.of_systems(["before stage 2", "viral"])["viral"]
+    assert len({look["color"] for look in looks.values()}) == 3
+
+
 def test_a_caption_says_how_many_seeds():
     assert plots.seeds(pd.Series([5, 3, 10])) == "3 to 10 seeds"
     assert plots.seeds(pd.Series([1, 1])) == "1 seed"
