@@ -33,14 +33,13 @@ from dataclasses import asdict
 import pandas as pd
 import torch
 from IPython.display import Markdown, display
-from transformers import AutoConfig
 
-from viral_core import distributed, losses
+from viral_core import losses
 from viral_core.aligned import AlignedModel
 from viral_core.conversations import load_conversations
 from viral_core.specs import Align
-from viral_core.teachers import load_teacher, randomise_linears
-from workbook import claims, plots, runs, scores, tables
+from viral_core.teachers import randomise_linears
+from workbook import claims, models, plots, runs, scores, tables
 from workbook.notebook import begin, show, show_missing
 
 settings, out = begin(profile, "ablations")
@@ -101,18 +100,14 @@ show(losses.relation)
 # %%
 samples = load_conversations(settings.data.conversations, settings.data.conversation_images)
 image = next(sample for sample in samples if sample.images).open_images()[0]
-vision = settings.visions[settings.systems["viral"].vision]
-config = AutoConfig.from_pretrained(vision.path, revision=vision.revision)
-config = getattr(config, "vision_config", config)
-grid = config.image_size // config.patch_size
+vision = settings.systems["viral"].vision
 features = {}
 used = dict.fromkeys(settings.systems[run].teacher for run in settings.runs)
 used |= {"clip": None} if "align-encoder" in settings.runs else {}
 for name, spec in settings.teachers.items():
     if name not in used or spec.kind == "oracle":  # which reads no pictures
         continue
-    teacher = load_teacher(spec.kind, spec.path, grid, revision=spec.revision, device=distributed.device())
-    features[name] = teacher([image])[0].cpu()
+    features[name] = models.teacher(settings, name, vision, "intact")([image])[0].cpu()
 if features:
     y = features.get("dinov2", next(iter(features.values())))
     one_image = torch.zeros(len(y), dtype=torch.long)
@@ -138,10 +133,8 @@ show(randomise_linears)
 
 # %%
 if "dinov2" in features:
-    spec = settings.teachers["dinov2"]
-    released = load_teacher(spec.kind, spec.path, grid, revision=spec.revision, clip_pixels=True)
-    randomise_linears(released, seed=0)
-    features["dinov2, as released"] = released([image])[0]
+    released = models.teacher(settings, "dinov2", vision, "as_released")
+    features["dinov2, as released"] = released([image])[0].cpu()
 if features:
     figure = plots.similarities(image, features)  # teachers
     plots.save(figure, out, "teachers")

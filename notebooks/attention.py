@@ -28,19 +28,16 @@ profile = "laptop"
 import numpy as np
 import pandas as pd
 import seaborn as sns
-import torch
-from IPython.display import display
+from IPython.display import Markdown, display
 from matplotlib import pyplot as plt
 from scipy import ndimage
 
-from viral_core import distributed
 from viral_core.images import pad_to_square
 from viral_core.measure.attention import READINGS, generate_with_attention, spatial_entropies
 from viral_core.measure.inputs import batches
 from viral_core.measure.intervals import interval
-from viral_core.run_folder import load_run
 from viral_core.templates import IMAGE_MARKER, prompt, stop_token_id
-from workbook import claims, plots, runs
+from workbook import claims, models, plots, runs
 from workbook.benchmarks import load_rows, open_image
 from workbook.notebook import begin, show, show_missing
 
@@ -76,18 +73,18 @@ pd.DataFrame(READINGS).T
 show(generate_with_attention)
 
 # %%
-section = settings.attention
-rows = [row for row in load_rows(section.benchmark, settings.data.benchmarks) if row["category"] == section.category]
-row, picture = rows[0], pad_to_square(open_image(rows[0]["image"]))
+section, rows = settings.attention, []
+if section:
+    rows = load_rows(section.benchmark, settings.data.benchmarks)
+    rows = [row for row in rows if row["category"] == section.category]
+else:
+    display(Markdown("This profile measures no attention (`attention: null`)."))
 folders = runs.trained(profile, systems)
 trained = next(iter(folders), None)
 maps = None
-if trained:
-    run = load_run(
-        folders[trained],
-        device=distributed.device(),
-        dtype=getattr(torch, settings.compute.dtype),
-    )
+if rows and trained:
+    row, picture = rows[0], pad_to_square(open_image(rows[0]["image"]))
+    run = models.load(settings, folders[trained])
     question = prompt(run.template, f"{IMAGE_MARKER}\n{row['prompt']}")
     [(_, inputs)] = batches(run.model, run.processor, [picture], question, 1, "")
     stop = stop_token_id(run.processor.tokenizer, run.template)
@@ -99,11 +96,11 @@ if trained:
     del run
 
 # %% [markdown]
-# The head of the middle layer with the highest entropy: its map, what stands above the mean, and the components.
+# The head of the aligned layer with the highest entropy: its map, what stands above the mean, and the components.
 
 # %%
 if maps is not None:
-    middle = maps[len(maps) // 2 - 1]
+    middle = maps[aligned - 1]  # of the first block first
     S = middle[spatial_entropies(middle).argmax()]
     S = S / S.sum()
     B = np.maximum(S - S.mean(), 0)
@@ -177,7 +174,10 @@ if len(heads):
 # Darker is more attention; each map has its own scale.
 
 # %%
-stored = {name: runs.attention_maps(profile, name, settings.runs[name][0]) for name in systems if name in settings.runs}
+stored = {}
+if section:
+    seeds = {name: settings.runs[name][0] for name in systems if name in settings.runs}
+    stored = {name: runs.attention_maps(profile, name, seed) for name, seed in seeds.items()}
 shown = list(next((maps for maps in stored.values() if maps), {}))
 by_id = {row["id"]: row for row in rows}
 told = {}

@@ -58,6 +58,8 @@ show(look.word_map)
 # %%
 try:
     explorer = Explorer(of_profile(profile), settings.label)
+    if "error" in explorer.status:
+        raise RuntimeError(explorer.status["error"])
     display(explorer)
 except FileNotFoundError as error:
     explorer = None

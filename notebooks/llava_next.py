@@ -27,14 +27,13 @@ profile = "laptop"
 import pandas as pd
 import torch
 from IPython.display import display
-from transformers import AutoConfig
 
 from viral_core import tiles
 from viral_core.conversations import load_conversations
 from viral_core.measure.cknna import cknna
 from viral_core.measure.intervals import interval
 from viral_core.measure.states import layerwise_cknna
-from workbook import claims, plots, runs
+from workbook import claims, models, plots, runs
 from workbook.layers import slower_middle
 from workbook.notebook import begin, show, show_missing
 
@@ -55,8 +54,7 @@ vision = settings.visions[settings.systems["next-baseline"].vision]
 samples = load_conversations(settings.data.conversations, settings.data.conversation_images)
 sample = next(sample for sample in samples if sample.images)
 image = sample.open_images()[0]
-config = AutoConfig.from_pretrained(vision.path, revision=vision.revision)
-config = getattr(config, "vision_config", config)
+config = models.vision_config(vision)
 side, patch = config.image_size, config.patch_size
 processor = tiles.tile_processor(vision.path, side, settings.tiles.grids, vision.revision)
 views = tiles.View(processor, patch).pictures(image)

@@ -180,7 +180,9 @@ kinds = scores.scores(profile, systems, parts=True)
 kinds["constant"] = kinds["constant"].where(kinds["part"] == "official")  # of no single kind
 kinds.to_csv(out / "sub_scores.csv", index=False, float_format="%.4f")
 if len(kinds):
-    display(kinds.pivot_table(index=["benchmark", "part"], columns="run", values="score", sort=False).round(1))
+    told = kinds.pivot_table(index=["benchmark", "part"], columns="run", values="score", sort=False)
+    again = told.round(6).reset_index("part", drop=True).reset_index().duplicated()  # other names of the same number
+    display(told[~again.to_numpy()].round(1))
 
 # %% [markdown]
 # ## Differences and claims

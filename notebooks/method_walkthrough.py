@@ -42,7 +42,7 @@ from viral_core.head import AlignmentHead
 from viral_core.llava import add_lora
 from viral_core.measure.pca import pca_map
 from viral_core.tap import VisualTap
-from viral_core.teachers import Teacher, load_teacher
+from viral_core.teachers import Teacher
 from viral_core.templates import TEMPLATES
 from viral_core.tiles import view_of
 from workbook import models, plots
@@ -130,8 +130,7 @@ print(f"z: {tuple(z.shape)}; layer 0 (the projector's output): {tuple(states[0].
 # %%
 show(Teacher.preprocess)
 show(Teacher.encode)
-spec = settings.teachers[system.align.teacher]
-teacher = load_teacher(spec.kind, spec.path, grid, revision=spec.revision, device=device)
+teacher = models.teacher(settings, system.align.teacher, system.vision, "intact")
 y = teacher([image])[0]
 print(f"y: {tuple(y.shape)} from an input of {teacher.size} px")
 

@@ -31,16 +31,14 @@ import pandas as pd
 import torch
 from matplotlib import pyplot as plt
 
-from viral_core import distributed
 from viral_core.images import pad_to_square
 from viral_core.measure.cknna import _hsic, cknna, clamp_outliers
 from viral_core.measure.intervals import interval
 from viral_core.measure.permutation import patch_order
 from viral_core.measure.states import stream_states
-from viral_core.run_folder import load_run
 from viral_core.specs import block_at
 from viral_core.templates import IMAGE_MARKER, prompt
-from workbook import claims, paper, plots, runs, scores, tables
+from workbook import claims, models, paper, plots, runs, scores, tables
 from workbook.benchmarks import load_rows, open_image
 from workbook.layers import slower_middle
 from workbook.notebook import begin, show, show_missing
@@ -83,7 +81,7 @@ rows = load_rows(settings.cknna.benchmark, settings.data.benchmarks)
 picture = pad_to_square(open_image(rows[0]["image"]))
 one = []
 for run, folder in runs.trained(profile, systems).items():
-    trained = load_run(folder, dtype=getattr(torch, settings.compute.dtype), device=distributed.device())
+    trained = models.load(settings, folder)
     layers = range(trained.model.config.text_config.num_hidden_layers + 1)
     question = prompt(trained.template, IMAGE_MARKER)
     [image] = stream_states(trained.model, trained.processor, [picture], question, layers, 1, "")
@@ -212,6 +210,7 @@ comparisons = {  # claim and part: the runs that it takes, and the difference
         lambda run, before: at(run, last) - at(before, last),
     ),
     ("residual-keeps-cknna", ""): (["residual-post", "baseline"], later),
+    ("viral-keeps-cknna", ""): (["viral", "baseline"], later),
     ("align-beats-residual-cknna", ""): (["align-encoder", "residual-post"], later),
 }
 show(slower_middle)

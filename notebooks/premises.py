@@ -297,10 +297,11 @@ if len(curves):
 # minus what its input (layer 0) holds, as in Figure 2 (d). By instruction tuning: what the last layer holds, minus what
 # it held before stage 2 (the paper says by training on text alone, which stage 1 is, too). Where less than the smallest
 # effect of interest can be read from the input, nothing can be lost: a premise of these two, property by property. And
-# what the middle layer of VIRAL holds, minus that of the baseline: where the baseline's has not lost it, that is
+# what the aligned layer of VIRAL holds, minus that of the baseline: where the baseline's has not lost it, that is
 # something that alignment has added, not kept.
 
 # %%
+middle = settings.systems["viral"].align.blocks(settings.blocks("viral"))[0]
 for kind in kinds:
     there = lost = discarded = kept = None
     if len(layers):
@@ -313,7 +314,7 @@ for kind in kinds:
             lost = interval(cells.loc["baseline", last] - cells.loc["baseline", 0]).scaled(100)
             discarded = interval(cells.loc["baseline", last] - cells.loc["before stage 2", last]).scaled(100)
         if {"baseline", "viral"} <= set(chosen["run"]):
-            kept = interval(cells.loc["viral", last // 2] - cells.loc["baseline", last // 2]).scaled(100)
+            kept = interval(cells.loc["viral", middle] - cells.loc["baseline", middle]).scaled(100)
     missing = "" if lost else "probes of baseline"
     rows.append(claims.row("detail-can-be-read", there, part=kind, missing=missing))
     rows.append(claims.row("detail-is-lost", lost, part=kind, missing=missing))

@@ -30,16 +30,13 @@ profile = "laptop"
 import pandas as pd
 import torch
 
-from viral_core import distributed
 from viral_core.images import pad_to_square
 from viral_core.measure.cknna import cknna
 from viral_core.measure.intervals import interval
 from viral_core.measure.pca import pca_map, pca_maps
 from viral_core.measure.states import stream_states
-from viral_core.run_folder import load_run
-from viral_core.teachers import load_teacher
 from viral_core.templates import IMAGE_MARKER, prompt
-from workbook import plots, runs
+from workbook import models, plots, runs
 from workbook.benchmarks import load_rows, open_image
 from workbook.benchmarks.registry import read
 from workbook.notebook import begin, show, show_missing
@@ -114,7 +111,7 @@ show(pca_maps)
 BATCH = 8  # pictures at a time
 states, aligned, features = {}, {}, None
 for run, folder in runs.trained(profile, systems).items():
-    loaded = load_run(folder, dtype=getattr(torch, settings.compute.dtype), device=distributed.device())
+    loaded = models.load(settings, folder)
     layers = range(settings.blocks(run) + 1)
     question = prompt(loaded.template, IMAGE_MARKER)
     states[run], aligned[run], features = [], [], []
@@ -167,12 +164,10 @@ plots.save(figure, out, "figure_10")
 # Above, the teacher's own features of the image; below, the aligned layer of the system that was trained with it.
 
 # %%
-grid = round(len(features[0]) ** 0.5) if features else None
 seen = {}
 for teacher, run in teachers.items():
     if run in states:
-        spec = settings.teachers[teacher]
-        model = load_teacher(spec.kind, spec.path, grid, revision=spec.revision, device=distributed.device())
+        model = models.teacher(settings, teacher, settings.systems[run].vision, "intact")
         batches = (pictures[i : i + BATCH] for i in range(0, len(pictures), BATCH))
         seen[teacher] = torch.cat([model(batch).cpu() for batch in batches])  # (pictures, N, d)
 columns = {"image": [plots.pixels(pictures[0]), ""]}

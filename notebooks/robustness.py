@@ -32,19 +32,16 @@ from contextlib import nullcontext
 
 import pandas as pd
 import seaborn as sns
-import torch
 from IPython.display import display
 from matplotlib import pyplot as plt
 from PIL import Image
 
-from viral_core import distributed
 from viral_core.images import pad_to_square
 from viral_core.measure.intervals import interval
 from viral_core.measure.permutation import PatchPermutation, patch_order
-from viral_core.run_folder import load_run
 from viral_core.templates import IMAGE_MARKER, prompt
 from viral_core.tiles import view_of
-from workbook import claims, paper, plots, runs
+from workbook import claims, models, paper, plots, runs
 from workbook.benchmarks import load_rows, open_image
 from workbook.evaluate import generate
 from workbook.notebook import begin, show, show_missing
@@ -86,8 +83,7 @@ trained = list(folders)
 picture = pad_to_square(open_image(row["image"]))
 grid = 8
 if trained:
-    device, dtype = distributed.device(), getattr(torch, settings.compute.dtype)
-    run = load_run(folders[trained[0]], dtype=dtype, device=device)
+    run = models.load(settings, folders[trained[0]])
     grid = round(view_of(run.processor).tokens() ** 0.5)
 side = max(1, 240 // grid)
 square = picture.resize((side * grid,) * 2, Image.Resampling.BICUBIC)

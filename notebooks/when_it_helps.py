@@ -38,18 +38,18 @@ profile = "laptop"
 # %%
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pandas as pd
 from IPython.display import Markdown, display
 from matplotlib import pyplot as plt
 
-from viral_core.measure.intervals import p_equivalence
+from viral_core.measure.intervals import interval, p_equivalence
 from viral_core.specs import Align
 from workbook import claims, plots, runs, scores, tables
 from workbook.config import System
 from workbook.notebook import begin, show, show_missing
 from workbook.paths import ROOT
+from workbook.scale.plan import samples_of
 
 settings, out = begin(profile, "when_it_helps")
 kinds = {
@@ -71,13 +71,12 @@ show(System)
 show(Align)
 
 # %%
-mix = json.loads(Path(settings.data.conversations).read_text(encoding="utf-8"))
-everything = len({entry["image"] for entry in mix if "image" in entry})
+everything = samples_of(settings)["images"]
 table = []
 for run, kind in runs.by_images(profile, ("baseline", *kinds)).items():
     images = settings.systems[run].images or everything
-    seeds = len(runs.answer_files(profile, run, scores.benchmarks_of(profile)[0]))
-    table.append({"run": run, "kind": kind, "images": images, "evaluated_seeds": seeds})
+    seeds = [seed for _, seed in runs.evaluated(profile, [run])]
+    table.append({"run": run, "kind": kind, "images": images, "evaluated_seeds": len(seeds)})
 table = pd.DataFrame(table, columns=["run", "kind", "images", "evaluated_seeds"])
 table.pivot(index="images", columns="kind", values="evaluated_seeds").fillna(0).astype(int)
 
@@ -95,8 +94,11 @@ sizes = sorted(set(gains["images"]))
 if len(sizes) < 2:
     display(Markdown("This profile trains on one number of images: nothing here says how the gain depends on it."))
 cells = gains.assign(
-    gain=[tables.number(row.difference, row.low, row.high, 1, sign=True) for row in gains.itertuples()],
-    kind=gains["kind"].astype(str) + [f", {plots.seeds([n])}" for n in gains["seeds"]],
+    gain=[
+        f"{tables.number(row.difference, row.low, row.high, 1, sign=True)}, {plots.seeds([row.seeds])}"
+        for row in gains.itertuples()
+    ],
+    kind=gains["kind"].map(kinds),
 )
 cells.pivot_table(index=["benchmark", "images"], columns="kind", values="gain", aggfunc="first").fillna("")
 
@@ -133,8 +135,8 @@ if len(gains):
 # ## Gain against what the teacher could add
 #
 # All teachers on the full mix, the encoder itself among them. What one could *add* is how far the linear probes on its
-# features (notebook `stand_ins`) are above those on the encoder's, mean over five properties; of one that it knows less
-# well than the encoder, nothing. The oracle knows everything.
+# features (notebook `stand_ins`; `premises` has those on this profile's scenes) are above those on the encoder's, mean
+# over five properties; of one that it knows less well than the encoder, nothing. The oracle knows everything.
 
 # %%
 kinds_of_probes = ["category", "number", "facing", "position", "extent"]
@@ -193,6 +195,23 @@ by_encoder.set_index(["benchmark", "encoder"])[["known", "difference", "low", "h
 # Of the full mix: VIRAL and the oracle, which know something of the image that the encoder does not give, against the
 # shuffled teacher and the encoder as teacher, which do not; the oracle against VIRAL; and the shuffled teacher against
 # the baseline, where a gain would be regularisation.
+
+# %% [markdown]
+# What the student of a shuffled teacher still predicts is what no image is needed for: a mean feature, and what depends
+# on the place in the picture alone. Only the rest of the target is content: how far the alignment loss, minus the mean
+# cosine to the target, at the end of the training (its last tenth) lies below that of `shuffled-teacher`. Where this is
+# little, the two are nearly the same objective, and no difference between their scores says little of content.
+
+# %%
+logs = runs.measured(profile, "log", ["viral", "shuffled-teacher"])
+if len(logs):
+    late = logs[logs["step"] > 0.9 * logs.groupby(["run", "seed"])["step"].transform("max")]
+    final = late.pivot_table(index="seed", columns="run", values="vra_loss")
+    display(final.agg(["mean", "min", "max"]).round(3))
+    final.to_csv(out / "final_loss.csv", float_format="%.5f")
+    if set(final) == {"viral", "shuffled-teacher"}:
+        content = interval((final["shuffled-teacher"] - final["viral"]).dropna().to_numpy()[:, None])
+        print(f"content: {content.value:.3f} [{content.low:.3f}, {content.high:.3f}] of cosine, {content.seeds} seeds")
 
 # %%
 contrasts = [

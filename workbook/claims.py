@@ -150,14 +150,15 @@ def _missing(profile: str, runs: Iterable[str], benchmark: str) -> str:
 
 
 def write(out: Path, rows: Iterable[Mapping]) -> pd.DataFrame:
-    """Write the rows of one notebook's claims to `claims.csv` in its folder of results, and return them as a table.
+    """Write the rows of one notebook's claims, in the ledger's order, to `claims.csv` in its folder of results.
 
-    ValueError for a claim of the notebook without a row, or a row of another notebook's claim.
+    Returns them as a table.  ValueError: a claim of the notebook has no row, or a row is of another notebook's claim.
     """
     table = pd.DataFrame(rows, columns=COLUMNS)
     own = [claim.id for claim in ledger()[0].values() if claim.notebook == out.name]
     if set(own) != set(table["id"]):
         raise ValueError(f"{out.name} writes rows of {sorted(set(table['id']))}, the ledger has its claims {own}")
+    table = table.sort_values("id", key=lambda ids: ids.map(own.index), kind="stable", ignore_index=True)
     table.to_csv(out / "claims.csv", index=False, float_format="%.10g")
     return table
 

@@ -154,7 +154,9 @@ def score_panels(table: pd.DataFrame, titles: dict[str, str], label: str, value:
     drawn = "dotted: best constant answer"
     if value == "gain":
         drawn = "paired gain over the baseline; filled: of several seeds, and this interval excludes 0"
-        drawn += "; diamond: the paper's" if table["paper_gain"].notna().any() else ""
+        known = table.groupby("benchmark")["paper_gain"].agg(lambda gains: gains.notna().any())
+        drawn += "; diamond: the paper's" if known.any() else ""
+        drawn += ", whose points of MME are of another scale" if known.any() and not known.get("mme", True) else ""
     figure.suptitle(wrap(f"{label}; 95 % intervals; {drawn}", 90), fontsize="small")
     return figure
 

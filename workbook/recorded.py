@@ -28,7 +28,7 @@ def pack(profile: str) -> Path | None:
     Of what came out the same when it was made again the new entry alone.  ProfileError: no such profile.
     """
     folder, stages, weights, files = Paths(profile).recorded, lock.entries(), _weights(profile), []
-    archives = sorted(folder.glob("*.tar.xz"))
+    root, archives = Paths(profile).root, sorted(folder.glob("*.tar.xz"))
     held = {path for archive in archives for path in _paths(archive)}
     lacking = {out for out in weights if out / "run.json" not in held}  # a notebook loads them that did not before
     known = {name: entry for archive in archives for name, entry in _entries(archive).items()}
@@ -37,7 +37,8 @@ def pack(profile: str) -> Path | None:
     new = {
         name: entry
         for name, entry in stages.items()
-        if re.fullmatch(rf"({'|'.join(pipeline.KINDS)})@{profile}-.+", name)
+        if name.partition("@")[0] in pipeline.KINDS
+        and all(out.is_relative_to(root) for out in _outputs(entry))
         and entry != known.get(name)
         and (name in same or all(out.exists() for out in _outputs(entry)))
     }
@@ -48,8 +49,9 @@ def pack(profile: str) -> Path | None:
             if name.startswith(KEPT) or out in weights:
                 files += [path for path in out.rglob("*") if path.is_file()]
     files.sort(key=lambda path: (path.name, path))  # answers to the same questions beside each other
-    files += Paths(profile).root.glob(costs.FILE)
-    archive = folder / f"{len(archives) + 1:03}.tar.xz"
+    files += root.glob(costs.FILE)
+    last = int(archives[-1].name.partition(".")[0]) if archives else 0
+    archive = folder / f"{last + 1:03}.tar.xz"
     with replacement(archive) as temporary, tarfile.open(temporary, "w:xz") as tar:
         text = lock.text_of(new).encode()
         head = tarfile.TarInfo(str(lock.RECORD))

@@ -178,7 +178,7 @@ class Pipeline:
     def _fail(self, name: str, lines: list[str]) -> None:
         if self.running.pop(name, None) is None:  # DVC has not started it, and says why
             self.log(name).write_text("\n".join(lines) + "\n", encoding="utf-8")
-        errors = [line for line in lines if re.match(r"(ERROR|error|\w*Error)\b", line)]
+        errors = [line for line in lines if re.match(r"(ERROR|error|[\w.]*Error)\b", line)]
         own = [line for line in errors if not line.startswith("ERROR: failed to reproduce")]  # else it is DVC's
         self.failed[name] = (own or errors or lines or ["no message"])[-1]
         self.say(f"{name} FAILED")

@@ -87,10 +87,7 @@ def styled(frame: pd.DataFrame, caption: str) -> Styler:
         title = f"{ours.TITLES[benchmark]} (n = {size})"
         columns[title, "paper"] = [DASH if pd.isna(value) else f"{value:.2f}" for value in cells["paper"]]
         columns[title, "ours"] = [_ours(row, digits) for row in cells.itertuples()]
-        columns[title, "gain"] = [
-            DASH if pd.isna(row.reference) else number(row.gain, row.gain_low, row.gain_high, digits, sign=True)
-            for row in cells.itertuples()
-        ]
+        columns[title, "gain"] = [DASH if pd.isna(row.reference) else _gain(row, digits) for row in cells.itertuples()]
         decided = ((cells["gain_low"] > 0) | (cells["gain_high"] < 0)) & (cells["gain_seeds"] > 1)
         bold[title, "gain"] = ["font-weight: bold" if one else "" for one in decided]
     index = pd.MultiIndex.from_frame(frame.drop_duplicates(["row", "run"])[["row", "run"]])
@@ -98,8 +95,9 @@ def styled(frame: pd.DataFrame, caption: str) -> Styler:
     weights = pd.DataFrame(bold, index=index).reindex(columns=table.columns, fill_value="")
     caption += (
         " Gains are paired: of the questions and seeds that a row and its reference share; bold where there are several"
-        " seeds and this one interval excludes zero, for all of them together see the ledger. A single seed's is over"
-        " questions alone; there is none where all answers are the same."
+        " seeds and this one interval excludes zero, for all of them together see the ledger. The runs of a table tell"
+        " the noise of a seed together: in another table the same gain may have another interval. A single seed's is"
+        " over questions alone; there is none where all answers are the same."
     )
     if "mme" in set(frame["benchmark"]):
         caption += " MME: the paper's points are of 2,800, ours of 200 for each subtask that was asked."
@@ -109,6 +107,11 @@ def styled(frame: pd.DataFrame, caption: str) -> Styler:
     style = style.set_properties(subset=printed, **paper.LOOK)
     style = style.map(lambda text: "color: #999999" if text == NOT_RUN else "")
     return style.set_table_styles([{"selector": "caption", "props": "caption-side: bottom; text-align: left"}])
+
+
+def _gain(row, digits: int) -> str:
+    text = number(row.gain, row.gain_low, row.gain_high, digits, sign=True)
+    return text if row.gain_seeds in (0, row.seeds) else f"{text}, {plots.seeds([row.gain_seeds])}"
 
 
 def _ours(row, digits: int) -> str:

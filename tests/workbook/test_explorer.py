@@ -66,9 +66,9 @@ def test_the_logit_lens_of_the_last_layer_is_the_models_own_prediction(run_folde
     best = logits.softmax(-1).max(-1)
     assert torch.equal(best.indices, seen.words[-1, :, 0])
     assert torch.allclose(best.values, seen.probabilities[-1, :, 0], atol=1e-5)
-    word, lens = looks.word_map(run, seen, "dogs")
-    token = run.processor.tokenizer(" dogs", add_special_tokens=False)["input_ids"][0]
-    assert word == run.processor.tokenizer.decode([token])
+    token = looks.first_token(run, "dogs")
+    assert token == run.processor.tokenizer(" dogs", add_special_tokens=False)["input_ids"][0]
+    lens = looks.word_map(run, seen, token)
     assert torch.allclose(lens[-1], logits.softmax(-1)[:, token], atol=1e-5)
 
 
@@ -103,6 +103,18 @@ def test_a_view_has_a_panel_for_encoder_teacher_and_each_run(session, run_folder
     # The teacher is the encoder here, on the same pixels: nothing tells them apart.
     encoder, teacher = (np.frombuffer(panel["pca"], np.uint8).astype(int) for panel in view["panels"][:2])
     assert np.abs(encoder - teacher).max() <= 1
+
+
+def test_the_lens_is_of_the_very_token_of_the_answer(session, run_folders, picture):
+    run = load_run(run_folders["baseline-s0"])
+    seen = look(run, picture, "Where is the dog?")
+    text = [run.processor.tokenizer.decode([token]) for token in seen.ids]
+    assert text == [word for word, *_ in seen.tokens]
+    token = next(place for place, word in enumerate(text) if word.strip())
+    panel = session.view(replace(session.first(), token=token))["panels"][2]
+    assert panel["word"] == text[token]
+    expected = looks.word_map(run, seen, seen.ids[token])
+    assert maps(panel["lens"], BLOCKS + 1) == pytest.approx(expected.numpy(), abs=1 / 255)
 
 
 def test_runs_of_one_width_share_their_colours_and_the_encoder_has_its_own(session, run_folders, picture):
@@ -171,6 +183,8 @@ def test_own_pictures_and_figures_lie_in_the_sessions_folder(session, picture):
     view = session.view(replace(session.first(), image=path, question="What?"))
     assert (view["question"], view["key"]) == ("What?", "")
     assert [session.save(b"1").name, session.save(b"2").name] == ["figure-001.png", "figure-002.png"]
+    (session.folder / "figure-001.png").rename(session.folder / "figure-best.png")
+    assert session.save(b"3").name == "figure-003.png"
 
 
 def test_the_widget_shows_the_last_choice_and_says_what_is_wrong(session):
@@ -185,6 +199,8 @@ def test_the_widget_shows_the_last_choice_and_says_what_is_wrong(session):
     shown.choice = {**shown.choice, "image": "no/such.png"}
     assert "no image no/such.png" in shown.status["error"]
     assert shown.view is before
+    shown.choice = {**shown.choice, "image": ""}
+    assert shown.status == {}
     shown.choice = {**shown.choice, "image": "", "benchmark": "mme"}
     assert (shown.choice["row"], shown.questions) == ("m0", [["m0", "Where?"]])
     shown.choice = {**shown.choice, "layer": "three"}

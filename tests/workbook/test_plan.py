@@ -140,7 +140,9 @@ def test_a_stage_costs_what_its_attempts_cost(here):
             file.write(json.dumps({"stage": "s", "key": key, "began": began, "seconds": seconds, "done": done}) + "\n")
         file.write('{"stage": "s", "ke')  # of a full disk
     first, second = costs.read_costs(here)
-    times = [datetime.fromisoformat(f"2025-01-01T10:{time}+00:00") for time in ("00:00", "09:30", "10:00", "10:07")]
+    times = [
+        datetime.fromisoformat(f"2025-01-01T10:{time}+00:00") for time in ("08:00", "09:30", "10:00", "10:07")
+    ]  # no pause
     assert first == {"stage": "s", "key": "a", "began": times[0], "ended": times[1], "seconds": 90.0}
     assert second == {"stage": "s", "key": "b", "began": times[2], "ended": times[3], "seconds": 7.0}
     assert costs.read_costs(here / "none") == []

@@ -61,6 +61,21 @@ def test_what_is_packed_comes_back_with_its_lock_and_in_its_last_state(here):
     assert yaml.safe_load(Path("dvc.lock").read_text())["stages"] == locked
 
 
+def test_another_profile_whose_name_begins_alike_is_not_packed(here, monkeypatch):
+    other = Paths("smoke-mine").evaluation("viral", 0)
+    monkeypatch.setitem(OUTPUTS, "evaluate@smoke-mine-viral-s0", other)
+    made("evaluate@smoke-mine-viral-s0", "first")
+    with tarfile.open(recorded.pack("smoke")) as tar:
+        assert not any(name.startswith(str(other)) for name in tar.getnames())
+
+
+def test_a_new_archive_overwrites_none(here):
+    recorded.pack("smoke")
+    (PATHS.recorded / "001.tar.xz").rename(PATHS.recorded / "002.tar.xz")
+    made("evaluate@smoke-residual-pre-s0", "second")
+    assert recorded.pack("smoke") == PATHS.recorded / "003.tar.xz"
+
+
 def test_what_stages_took_is_kept_once(here):
     costs.note(PATHS.root, "stage2", "smoke-viral-s0", 3.0)
     recorded.pack("smoke")

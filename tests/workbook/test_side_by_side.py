@@ -32,7 +32,7 @@ stages:
   broken:
     foreach: [x]
     do:
-      cmd: "echo 'ValueError: no such thing' && false"
+      cmd: "echo 'torch.OutOfMemoryError: no such thing' && false"
       deps: [first.txt]
       outs: [broken.txt]
   behind:
@@ -167,7 +167,7 @@ def test_the_record_waits_for_a_dvc_that_is_busy(folder):
 def test_a_failure_stops_what_needs_it_and_nothing_else(pipeline):
     folder, made, printed = pipeline
     assert made.done == {"first@x", "other@x"}
-    assert made.failed == {"broken@x": "ValueError: no such thing"}
+    assert made.failed == {"broken@x": "torch.OutOfMemoryError: no such thing"}
     assert list(made.waiting) == ["behind@x"]
     assert (folder / "other.txt").read_text() == "1\n"
     log = (folder / "runs/tiny/logs/first@x.log").read_bytes()
@@ -181,7 +181,10 @@ def test_a_failed_pipeline_says_what_failed_at_its_end(pipeline, capsys):
     _, made, _ = pipeline
     assert not side_by_side.conclude(SimpleNamespace(name="tiny"), made, 0.0)
     said = capsys.readouterr().out
-    assert "1 of the stages failed:\n  broken@x: ValueError: no such thing\n      runs/tiny/logs/broken@x.log" in said
+    assert (
+        "1 of the stages failed:\n  broken@x: torch.OutOfMemoryError: no such thing\n      runs/tiny/logs/broken@x.log"
+        in said
+    )
     assert "not run, because they need these: behind@x" in said
 
 

@@ -30,6 +30,7 @@ MAX_NEW_TOKENS = 16
 class Look:
     """The measurements of one run; tensors lie on the run's device."""
 
+    ids: list[int]  # T, of the answer
     tokens: list[tuple]  # T (text, probability, [(text, probability) of the most probable])
     attention: torch.Tensor  # (T, L, heads, N), from the position that predicts a token to the image, on the CPU
     states: torch.Tensor  # (L + 1, N, D)
@@ -84,6 +85,7 @@ def look(run: Run, image: Image.Image, question: str, permuted: bool = False) ->
         probabilities.append((best.values - normaliser[-1][:, None]).exp())
     n = len(features)
     return Look(
+        answer.tokens,
         _answer(tokenizer, answer.tokens, logits.float().softmax(-1)),
         answer.attention,
         states,
@@ -113,18 +115,19 @@ def similarity(vectors: torch.Tensor, patch: int) -> torch.Tensor:
     return (unit @ unit[..., patch, :, None]).squeeze(-1)
 
 
-def word_map(run: Run, seen: Look, word: str) -> tuple[str, torch.Tensor]:
-    """The logit lens of one word, or of its first token: (that token, its probabilities (L + 1, N)).
-
-    ValueError for a word without tokens.
-    """
-    tokenizer, head = run.processor.tokenizer, base_llava(run.model).lm_head
+def first_token(run: Run, word: str) -> int:
+    """Id of a word, or of its first token; ValueError for a word without tokens."""
+    tokenizer = run.processor.tokenizer
     ids = tokenizer(f" {word.strip()}", add_special_tokens=False)["input_ids"]
     if not ids:
         raise ValueError(f"the tokenizer of {tokenizer.name_or_path} has no token for the word {word!r}")
-    token = next((i for i in ids if tokenizer.decode([i]).strip()), ids[0])
-    logits = seen.lens.float() @ head.weight[token].float()
-    return tokenizer.decode([token]), (logits - seen.normaliser).exp()
+    return next((i for i in ids if tokenizer.decode([i]).strip()), ids[0])
+
+
+def word_map(run: Run, seen: Look, token: int) -> torch.Tensor:
+    """The logit lens of one token: its probabilities (L + 1, N)."""
+    logits = seen.lens.float() @ base_llava(run.model).lm_head.weight[token].float()
+    return (logits - seen.normaliser).exp()
 
 
 def shown(image: Image.Image, seen: Look, side: int = 336) -> Image.Image:

@@ -24,7 +24,7 @@ from viral_core.run_folder import Run, load_run
 from viral_core.teachers import KINDS, Teacher, load_teacher
 from workbook import config, runs
 from workbook.benchmarks import load_rows, open_image
-from workbook.explorer.look import Look, look, shown, similarity, word_map
+from workbook.explorer.look import Look, first_token, look, shown, similarity, word_map
 from workbook.paths import Paths
 from workbook.sections import known
 
@@ -102,8 +102,9 @@ class Session:
     def save(self, picture: bytes) -> Path:
         """Write a picture (png) of what is seen into the session's folder, under a number of its own."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        numbers = [int(path.stem.split("-")[1]) for path in self.folder.glob("figure-*.png")]
-        path = self.folder / f"figure-{max(numbers, default=0) + 1:03d}.png"
+        numbers = [path.stem.removeprefix("figure-") for path in self.folder.glob("figure-*.png")]
+        last = max((int(number) for number in numbers if number.isdecimal()), default=0)  # others a user has named
+        path = self.folder / f"figure-{last + 1:03d}.png"
         path.write_bytes(picture)
         return path
 
@@ -203,13 +204,17 @@ class Session:
         The word is the chosen one, else the chosen token of the answer, else the most probable at the patch.
         """
         run = self._run(name)
+        decode = run.processor.tokenizer.decode
         words = [
-            [(run.processor.tokenizer.decode([token]), p) for token, p in zip(*layer, strict=True)]
+            [(decode([token]), p) for token, p in zip(*layer, strict=True)]
             for layer in zip(seen.words[:, patch].tolist(), seen.probabilities[:, patch].tolist(), strict=True)
         ]
-        answer = [text for text, *_ in seen.tokens[choice.token : choice.token + 1] if text.strip()]
-        word, lens = word_map(run, seen, choice.word or next(iter(answer), words[-1][0][0]))
-        return {"words": words, "word": word, "lens": levels(lens, from_zero=True)}
+        if choice.word:
+            token = first_token(run, choice.word)
+        else:
+            answer = [token for token in seen.ids[choice.token : choice.token + 1] if decode([token]).strip()]
+            token = next(iter(answer), int(seen.words[-1, patch, 0]))
+        return {"words": words, "word": decode([token]), "lens": levels(word_map(run, seen, token), from_zero=True)}
 
 
 def levels(maps: torch.Tensor, from_zero: bool = False) -> dict:
@@ -285,7 +290,7 @@ def of_profile(profile: str) -> Session:
         teachers,
         settings.evaluation.benchmarks,
         lambda benchmark: load_rows(benchmark, settings.data.benchmarks),
-        paths.results("explorer"),
+        paths.root / "explorer",  # no output of a stage: DVC would remove what a user saved
         settings.cknna.k,
         {"dtype": getattr(torch, settings.compute.dtype), "attn_implementation": settings.compute.attention},
     )

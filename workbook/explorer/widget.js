@@ -122,7 +122,8 @@ function render({ model, el }) {
   }
 
   function mark(x, y, g) {
-    const [row, column] = choice().patch.map((place) => Math.floor((place * g) / model.get("view").grid));
+    const { grid } = model.get("view");
+    const [row, column] = choice().patch.map((place) => Math.floor((Math.min(place, grid - 1) * g) / grid));
     const side = TILE / g;
     for (const [colour, width] of [["black", 3], ["white", 1.5]]) {
       context.strokeStyle = colour;

@@ -59,6 +59,8 @@ class Explorer(anywidget.AnyWidget):
             if choice.row not in rows:  # of the benchmark that was chosen before
                 choice = replace(choice, row=next(iter(rows)))
             if self._shown == replace(choice, layer=None):  # the browser has all layers
+                if "error" in self.status:  # of a choice that has been taken back
+                    self.status = {}
                 return
             self.view = self.session.view(choice)
         except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a model that does not fit the memory

@@ -39,18 +39,24 @@ def note(folder: str | Path, stage: str, key: str, seconds: float, done: bool = 
 
 
 def read_costs(folder: str | Path) -> list[dict]:
-    """Each stage as it last finished, attempts that it continued included: stage, key, began, ended, its seconds."""
+    """Each stage as it last finished: stage, key, began, ended, seconds.
+
+    Seconds of attempts that it continued are among its own, and it began so many before it ended: the pauses between
+    them are left out.
+    """
     file = Path(folder) / FILE
     finished: dict[tuple[str, str], dict] = {}
-    attempts: dict[tuple[str, str], dict] = {}
+    seconds: dict[tuple[str, str], float] = {}
     for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
         try:
             entry = json.loads(line)
         except json.JSONDecodeError:  # half a line, of a full disk; of times nothing else depends
             continue
-        name, began = (entry["stage"], entry["key"]), datetime.fromisoformat(entry["began"])
-        cost = attempts.setdefault(name, {"stage": name[0], "key": name[1], "began": began, "seconds": 0.0})
-        cost["seconds"] += entry["seconds"]
+        name = entry["stage"], entry["key"]
+        seconds[name] = seconds.get(name, 0.0) + entry["seconds"]
         if entry["done"]:
-            finished[name] = attempts.pop(name) | {"ended": began + timedelta(seconds=entry["seconds"])}
+            ended = datetime.fromisoformat(entry["began"]) + timedelta(seconds=entry["seconds"])
+            took = seconds.pop(name)
+            times = {"began": ended - timedelta(seconds=took), "ended": ended, "seconds": took}
+            finished[name] = {"stage": name[0], "key": name[1], **times}
     return list(finished.values())

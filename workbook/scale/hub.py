@@ -68,8 +68,8 @@ def missing_files(folder: Path) -> list[str]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files of weights in a model folder."""
-    return [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
+    """The files of weights in a model folder, in one format where it has both."""
+    return [*folder.glob("*.safetensors")] or [*folder.glob("pytorch_model*.bin")]
 
 
 def _snapshot(model, files: Iterable[str] = FILES, **options) -> Path:
