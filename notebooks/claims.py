@@ -76,7 +76,8 @@ pd.Series(claims.ledger()[1], name="smallest effect of interest").rename_axis("u
 # ## Every claim and what decided it
 
 # %%
-ledger = claims.decide(claims.read(profile))
+rows = claims.read(profile)
+ledger = claims.decide(rows)
 ledger.to_csv(out / "claims.csv", index=False, float_format="%.6g")
 claims.styled(ledger, f"{settings.label}; the paper's MME is of 2,800 points, our unit says of how many ours is")
 
@@ -129,7 +130,7 @@ summary
 # %%
 scored = ledger["id"].map(lambda name: claims.ledger()[0][name].run is not None)
 decided = ledger[scored & ledger["verdict"].isin(claims.DECIDED)]
-alone = claims.decide(claims.read(profile)[scored])["verdict"]
+alone = claims.decide(rows[scored])["verdict"]
 among = decided[~alone[decided.index].isin(claims.DECIDED)]
 print(f"{len(among)} of {len(decided)} decided rows of scores")
 among[["id", "part", "value", "low", "high", "verdict"]].round(2)

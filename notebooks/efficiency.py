@@ -256,7 +256,7 @@ rounds = [
 parts = ["data", "vision tower", "projector", "language model", "losses", "backward", "optimiser", "step"]
 rounds = pd.DataFrame(rounds, columns=["round", "run", "encoder", *parts])
 rounds.to_csv(out / "step_profile.csv", index=False, float_format="%.3f")
-grouped = rounds.sort_values(["run", "encoder"]).drop(columns="round").groupby(["run", "encoder"], sort=False)
+grouped = rounds.drop(columns="round").groupby(["run", "encoder"])
 table = grouped.median().assign(lowest=grouped["step"].min(), highest=grouped["step"].max())
 table.T.rename_axis("milliseconds").round(1)
 

@@ -179,14 +179,18 @@ plots.save(figure, out, "figure_2e_gains")
 # %%
 every = pd.concat([similarity, start])
 every = every[every["clamp"] == 1] if len(every) else every
+cells = {
+    run: rows.pivot_table(index=["layer", "seed"], columns="image", values="cknna")
+    for run, rows in (every.groupby("run") if len(every) else ())
+}
 last = settings.blocks("baseline")
 between, half = (block_at(depth, last) for depth in (0.375, 0.5))
+slower = slower_middle(cells["baseline"], last) if "baseline" in cells else {}
 
 
 def at(run: str, *layers: int) -> pd.DataFrame:
     """CKNNA (seeds, images) of a run, mean over the layers."""
-    rows = every[(every["run"] == run) & every["layer"].isin(layers)]
-    return rows.pivot_table(index="seed", columns="image", values="cknna")
+    return cells[run].loc[list(layers)].groupby("seed").mean()
 
 
 def later(run: str, other: str) -> pd.DataFrame:
@@ -194,16 +198,10 @@ def later(run: str, other: str) -> pd.DataFrame:
     return at(run, *range(half, last + 1)) - at(other, *range(half, last + 1))
 
 
-def slower(run: str) -> dict[str, pd.DataFrame]:
-    """How much less CKNNA falls up to the middle than before and after it, by part."""
-    cells = every[every["run"] == run].pivot_table(index=["layer", "seed"], columns="image", values="cknna")
-    return slower_middle(cells, last)
-
-
 comparisons = {  # claim and part: the runs that it takes, and the difference
     ("cknna-falls", ""): (["baseline"], lambda run: at(run, last) - at(run, 0)),
-    ("cknna-middle-slows", "than before"): (["baseline"], lambda run: slower(run)["than before"]),
-    ("cknna-middle-slows", "than after"): (["baseline"], lambda run: slower(run)["than after"]),
+    ("cknna-middle-slows", "than before"): (["baseline"], lambda _: slower["than before"]),
+    ("cknna-middle-slows", "than after"): (["baseline"], lambda _: slower["than after"]),
     ("cknna-middle-rise", ""): (["baseline"], lambda run: at(run, half) - at(run, between)),
     ("training-lowers-cknna", ""): (
         ["baseline", "before stage 2"],

@@ -18,7 +18,12 @@ MARKERS = ("o", "s", "^", "v", "P", "X", "*", "p")
 PAPER = {"marker": "D", "linestyle": "", "color": "black", "markersize": 3, "markerfacecolor": "white"}
 # Systems that several figures draw as lines, in the order of their looks.
 SYSTEMS = (
-    *("baseline", "viral", "residual-post", "align-encoder", "residual-pre", "align-projector"),
+    "baseline",
+    "viral",
+    "residual-post",
+    "align-encoder",
+    "residual-pre",
+    "align-projector",
     "before stage 2",
 )
 DASHES = ("", (4, 2), (1, 1.5), (5, 1.5, 1, 1.5), (3, 1), (6, 2), (1, 1), (2, 1))

@@ -94,7 +94,9 @@ def read_all(files: Iterable[Path]) -> list[list[dict]]:
     for file in files:
         header, samples = read_answers(file)
         if any(len(rows) != header["rows"] for rows in samples):
-            raise ValueError(f"{file} is partial: evaluate it in full, partial results enter no table")
+            raise ValueError(
+                f"{file} is partial, and partial results enter no table: finish its stage evaluate first (make repro)"
+            )
         parts.append(samples)
     return [sum(rows, []) for rows in zip(*parts, strict=True)]
 

@@ -173,6 +173,18 @@ def test_what_is_done_and_measured_is_counted(here):
     assert "nothing of this kind" not in plan.show(profile)
 
 
+def test_a_measurement_that_was_cut_off_is_not_done(here):
+    profile = replace(PAPER, runs={"baseline": [0]})
+    out = here / "runs/paper/measure/baseline/s0"
+    for name in ("cknna.csv", "attention/maps.npz", "permutation/accuracy.csv"):
+        (job,) = (job for job in plan.jobs(profile) if job.stage == "measure")
+        assert not job.done
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).touch()
+    (job,) = (job for job in plan.jobs(profile) if job.stage == "measure")
+    assert job.done
+
+
 def test_which_runs_give_which_table(here):
     text = plan.show(replace(PAPER, runs={"baseline": [0], "viral": [0], "relation": [0]}))
     after = text[text.index("Table 5: ") :].splitlines()

@@ -131,7 +131,7 @@ def test_sampled_runs_are_averaged_within_their_seed_and_not_compared_with_greed
 def test_a_partial_evaluation_enters_no_table(root):
     file = write(root, "layer-4", "cv_bench", share(9))
     file.write_text("\n".join(file.read_text().splitlines()[:-1]) + "\n")
-    with pytest.raises(ValueError, match="is partial: evaluate it in full"):
+    with pytest.raises(ValueError, match="is partial, .* finish its stage evaluate"):
         scores.scores("tiny", ["layer-4"])
 
 

@@ -23,6 +23,12 @@ from workbook.scale.launch import TRAININGS
 from workbook.sections import Launch, Profile
 
 GB = 1e9
+MEASURED = {  # the file that ends each part of a measurement
+    "cknna": "cknna.csv",
+    "attention": "attention/maps.npz",
+    "permutation": "permutation/accuracy.csv",
+    "probes": "probes.csv",
+}
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,7 @@ class Job:
     stage: str
     key: str
     item: dict
-    done: bool  # whether its output exists
+    done: bool  # whether its output is complete
     work: Cache | Training | None  # of an evaluation and a measurement the training whose run they ask
     operations: float | None
     seconds: float | None  # on this machine
@@ -95,7 +101,9 @@ def jobs(profile: Profile) -> Iterator[Job]:
                 count = profile.stage2.total_steps(round(images / data["with_image"]))
             work, operations = _work(profile, stage, item, samples, count)
             name = key.removeprefix(f"{profile.name}-")
-            yield Job(stage, name, item, out.exists(), work, operations, seconds.get((stage, key)))
+            wanted = profile.measurements(item["run"]) if stage == "measure" else ()
+            done = all((out / MEASURED[part]).exists() for part in wanted) if wanted else out.exists()
+            yield Job(stage, name, item, done, work, operations, seconds.get((stage, key)))
 
 
 def _work(profile: Profile, stage: str, item: dict, samples: dict[str, int], steps: int):
