@@ -117,6 +117,9 @@ if maps is not None:
         axis.imshow(values, cmap=cmap, interpolation="nearest")
     for axis, title in zip(axes, ("image", "attention S", "B", f"components: {count}"), strict=True):
         axis.set(xticks=[], yticks=[], title=title)
+    head = int(spatial_entropies(maps[aligned - 1]).argmax())
+    caption = f"{settings.label}; {trained}, seed {settings.runs[trained][0]}, layer {aligned}, head {head}"
+    figure.suptitle(plots.wrap(caption, 80), fontsize="small")
     plots.save(figure, out, "one_map")
 
 # %% [markdown]
@@ -140,7 +143,7 @@ if len(curves):
     figure.suptitle(
         plots.wrap(
             f"{settings.label}; mean over heads; n = {curves['n'].max()} questions, "
-            f"{plots.seeds(curves['seeds'])}; dashed: aligned layer",
+            f"{plots.seeds(curves['seeds'])}, 95 % intervals; dashed: aligned layer",
             90,
         ),
         fontsize="small",
@@ -163,7 +166,8 @@ if len(heads):
     for axis, (name, grid) in zip(axes[0], grids.items(), strict=True):
         sns.heatmap(grid, ax=axis, cmap="Greys", vmin=0, vmax=top, cbar_kws={"label": "entropy (nats)"})
         axis.set_title(systems[name])
-    size = f"renormalised; mean over n = {questions['question'].nunique()} questions and seeds"
+    size = f"renormalised; mean over n = {questions['question'].nunique()} questions and "
+    size += plots.seeds(heads.groupby("run")["seed"].nunique())
     figure.suptitle(plots.wrap(f"{settings.label}; {size}", 80), fontsize="small")
     plots.save(figure, out, "figure_4_heads")
 

@@ -57,7 +57,7 @@ settings, out = begin(profile, "claims")
 # no score, by their own seeds.
 #
 # Two one-sided tests at 5 % ask whether the 90 % interval lies within $\delta$; tables and figures show the 95 %
-# interval, which is wider.
+# interval, which is wider. The correction below asks for more than either.
 
 # %%
 show(p_difference)
@@ -151,8 +151,6 @@ ledger.drop_duplicates("id").set_index("id")[["section", "claim"]].join(per_clai
 #   and for the scores, each alone; what one has to do with the other no comparison of two runs tells;
 # - VIRAL looks "more accurately and locally on regions relevant" (5.4, F.3): how local its attention is has rows,
 #   whether it is on what was asked about is seen in the maps of `attention` alone;
-# - the text-only baseline "undergoes little degradation" when tokens are shuffled (5.5): that is our premise
-#   `relation-is-known` with the opposite sign, for a model that loses nothing knows no relations that it could lose;
 # - gains of "up to 17.3 %" and a "scaling trend" (Abstract, 5.2) are of the paper's own numbers: `paper_arithmetic`;
 # - "only about a 3% overhead in total training time" (5.7): a step's, on a GPU, is in `efficiency`; the row here is of
 #   cached features.

@@ -121,11 +121,11 @@ noise.to_csv(out / "noise.csv", index=False, float_format="%.4f")
 noise[["run", "benchmark", "n", "gain", "error", "errors"]].round(2)
 
 # %%
-figure, axes = plt.subplots(1, len(sizes), figsize=(10.5, 2.0), sharey=True)
+figure, axes = plt.subplots(1, len(sizes), figsize=(12, 2.0), sharey=True)
 for axis, benchmark in zip(axes, sizes, strict=True):
     rows = noise[noise["benchmark"] == benchmark]
-    sns.scatterplot(rows, x="gain", y="run", color="black", ax=axis)
-    axis.errorbar(rows["gain"], rows["run"], xerr=1.96 * rows["error"], fmt="none", color="black", capsize=2)
+    sns.scatterplot(rows, x="gain", y="row", color="black", ax=axis)
+    axis.errorbar(rows["gain"], rows["row"], xerr=1.96 * rows["error"], fmt="none", color="black", capsize=2)
     axis.axvline(0, color="grey", linewidth=0.8)
     axis.set(title=f"{TITLES[benchmark]}, n = {sizes[benchmark]}", xlabel="printed gain (points)", ylabel="")
     axis.margins(y=0.15)

@@ -174,7 +174,7 @@ columns = {"image": [plots.pixels(pictures[0]), ""]}
 columns["baseline"] = ["", pca_map(states["baseline"][0][middle]) if "baseline" in states else None]
 for teacher, run in teachers.items():
     above = pca_map(seen[teacher][0]) if teacher in seen else None
-    columns[teacher] = [above, pca_map(states[run][0][middle]) if run in states else None]
+    columns[plots.MODELS.get(teacher, teacher)] = [above, pca_map(states[run][0][middle]) if run in states else None]
 figure = plots.tiles(columns, ["teacher", f"layer {middle}"])
 figure.suptitle(plots.wrap(f"{settings.label}{seed}", 90), fontsize="small")
 plots.save(figure, out, "figure_11")
@@ -188,7 +188,7 @@ plots.save(figure, out, "figure_11")
 # %%
 sources = {"encoder z": features[0]} if features else {}
 sources |= {run: states[run][0][middle] for run in ("baseline", "viral") if run in states}
-sources |= {"teacher dinov2": seen["dinov2"][0]} if "dinov2" in seen else {}
+sources |= {"teacher DINOv2": seen["dinov2"][0]} if "dinov2" in seen else {}
 figure = plots.similarities(pictures[0], sources)  # similarity
 figure.suptitle(plots.wrap(f"{settings.label}{seed}", 90), fontsize="small")
 plots.save(figure, out, "similarity")

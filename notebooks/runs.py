@@ -151,7 +151,10 @@ if len(logs):
     axis.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1))
     axis.set(ylabel="language loss")
     axis.set_title(
-        plots.wrap(f"{settings.label}; a line a system, the mean of its seeds; {logs['run'].nunique()} systems"),
+        plots.wrap(
+            f"{settings.label}; a line a system, the mean of its {plots.seeds(logs.groupby('run')['seed'].nunique())}; "
+            f"{logs['run'].nunique()} systems"
+        ),
         fontsize="small",
     )
     plots.save(figure, out, "losses")

@@ -64,21 +64,25 @@ vision_centric = [name for name in ("cv_bench", "whats_up", "mmvp") if name in s
 # ## What differs between the runs
 #
 # `images` of a run takes the conversations about the first so many images of the instruction mix; the steps stay the
-# same, so that fewer images are seen more often. Everything else is the run's that it extends.
+# same, so that fewer images are seen more often (`passes`: how often each; where it is below one, not all of them are
+# seen). Everything else is the run's that it extends.
 
 # %%
 show(System)
 show(Align)
 
 # %%
-everything = samples_of(settings)["images"]
-table = []
+samples, recipe, table = samples_of(settings), settings.stage2, []
+everything = samples["images"]
 for run, kind in runs.by_images(profile, ("baseline", *kinds)).items():
     images = settings.systems[run].images or everything
     seeds = [seed for _, seed in runs.evaluated(profile, [run])]
-    table.append({"run": run, "kind": kind, "images": images, "evaluated_seeds": len(seeds)})
-table = pd.DataFrame(table, columns=["run", "kind", "images", "evaluated_seeds"])
-table.pivot(index="images", columns="kind", values="evaluated_seeds").fillna(0).astype(int)
+    conversations = round(samples["conversations"] * images / everything)
+    passes = recipe.total_steps(conversations) * recipe.batch_size / conversations
+    table.append({"run": run, "kind": kind, "images": images, "passes": passes, "evaluated_seeds": len(seeds)})
+table = pd.DataFrame(table, columns=["run", "kind", "images", "passes", "evaluated_seeds"])
+counts = table.pivot(index=["images", "passes"], columns="kind", values="evaluated_seeds").fillna(0).astype(int)
+counts.reset_index("passes").round(2)
 
 # %% [markdown]
 # ## Gain against the number of images
@@ -265,9 +269,13 @@ if len(panels):
     figure, axes = plt.subplots(1, 3, figsize=(9.6, 4), sharey=True, width_ratios=[3, 2, 1])  # when_it_helps
     by_images(axes[0], panels[panels["panel"] == "images"].merge(table, on="run"))
     part = panels[panels["panel"] == "teacher"].merge(strength, on="run").sort_values("adds")
-    dots(axes[1], part, [f"{row.teacher}, {row.adds:.1f}" for row in part.itertuples()])
+    dots(axes[1], part, [f"{plots.MODELS.get(row.teacher, row.teacher)}, {row.adds:.1f}" for row in part.itertuples()])
     part = panels[panels["panel"] == "encoder"]
-    dots(axes[2], part, [settings.systems[run].vision for run in part["run"]])
+    dots(
+        axes[2],
+        part,
+        [plots.MODELS.get(name, name) for name in part["run"].map(lambda run: settings.systems[run].vision)],
+    )
     for axis, title, label in zip(
         axes,
         ("How much data?", "How much does the teacher know?", "Which encoder?"),
@@ -278,8 +286,7 @@ if len(panels):
         axis.set_title(title, fontsize="medium")
         axis.set_xlabel(label)
     axes[0].set_ylabel("gain on vision-centric benchmarks\nover the baseline (points)")
-    axes[0].set_ylim(top=1.3 * axes[0].get_ylim()[1])  # room for the legend
-    axes[0].legend(fontsize="x-small", loc="upper center", ncols=2)
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize="x-small", loc="outside lower left", ncols=4)
     caption = f"{settings.label}; {', '.join(scores.TITLES[name] for name in vision_centric)}: n = {panels['n'].max()}"
     caption += f" questions, {plots.seeds(panels['seeds'])}, 95 % intervals"
     figure.suptitle(plots.wrap(caption, 110), fontsize="small")

@@ -45,6 +45,7 @@ LEDGER = Path(__file__).with_name("claims.yaml")
 DECIDED = ("reproduced", "contradicted", "no difference")
 VERDICTS = (*DECIDED, "inconclusive", "not run")
 COLOURS = dict(zip(VERDICTS, ("#009E73", "#D55E00", "#0072B2", "#666666", "#999999"), strict=True))
+NEAR = COLOURS["no difference"]  # from a threshold that is not 0: "at the threshold" in tables
 RATE = 0.05  # of false ones among the decisions of either kind
 COLUMNS = ["id", "part", "unit", "value", "low", "high", "error", "df", "n", "clusters", "seeds", "paper", "missing"]
 
@@ -252,11 +253,13 @@ def styled(table: pd.DataFrame, caption: str):
         "unit": table["unit"],
         "n": table["n"],
         "seeds": table["seeds"],
-        "verdict": table["verdict"],
+        "verdict": table["verdict"].mask(
+            (table["verdict"] == "no difference") & (table["threshold"] != 0), "at the threshold"
+        ),
         "missing": table["missing"],
         "premises that fail or are open": table["fails"].where(table["missing"] == "", ""),
     })  # fmt: skip
     style = shown.style.hide(axis="index").set_caption(caption).set_uuid("claims")
     style = style.format("{:+.3g}", subset=["paper", "ours", "low", "high"], na_rep="")
     style = style.set_properties(subset="paper", **paper.LOOK)
-    return style.map(lambda word: f"font-weight: bold; color: {COLOURS[word]}", subset="verdict")
+    return style.map(lambda word: f"font-weight: bold; color: {COLOURS.get(word, NEAR)}", subset="verdict")

@@ -26,6 +26,14 @@ SYSTEMS = (
     "align-projector",
     "before stage 2",
 )
+MODELS = {  # encoders and teachers, as figures name them
+    "clip": "CLIP",
+    "siglip2": "SigLIPv2",
+    "dinov2": "DINOv2",
+    "sam": "SAM",
+    "depth_anything": "Depth Anything",
+    "radio": "RADIO",
+}
 DASHES = ("", (4, 2), (1, 1.5), (5, 1.5, 1, 1.5), (3, 1), (6, 2), (1, 1), (2, 1))
 
 
@@ -128,7 +136,7 @@ def score_panels(table: pd.DataFrame, titles: dict[str, str], label: str, value:
     low, high, counted = ("low", "high", "seeds") if value == "ours" else ("gain_low", "gain_high", "gain_seeds")
     runs, benchmarks = list(dict.fromkeys(table["run"])), list(dict.fromkeys(table["benchmark"]))
     labels, of_run = table.drop_duplicates("run").set_index("run")["row"], table.groupby("run")[counted].max()
-    size = (3.6 + 1.6 * len(benchmarks), 0.9 + 0.34 * len(runs))
+    size = (3.6 + 1.6 * len(benchmarks), 1.3 + 0.34 * len(runs))
     figure, axes = plt.subplots(1, len(benchmarks), figsize=size, sharey=True, squeeze=False)
     for axis, benchmark in zip(axes[0], benchmarks, strict=True):
         rows = table[table["benchmark"] == benchmark].set_index("run").loc[runs]
@@ -162,7 +170,7 @@ def score_panels(table: pd.DataFrame, titles: dict[str, str], label: str, value:
         known = table.groupby("benchmark")["paper_gain"].agg(lambda gains: gains.notna().any())
         drawn += "; diamond: the paper's" if known.any() else ""
         drawn += ", whose points of MME are of another scale" if known.any() and not known.get("mme", True) else ""
-    figure.suptitle(wrap(f"{label}; 95 % intervals; {drawn}", 90), fontsize="small")
+    figure.suptitle(wrap(f"{label}; 95 % intervals; {drawn}", int(12 * size[0])), fontsize="small")
     return figure
 
 
@@ -171,27 +179,31 @@ def forest(effects: pd.DataFrame, colours: dict[str, str], parts: dict[str, str]
 
     `effects` has a row per claim and part, in order: family (of claims), claim (text), part, verdict, seeds, and value,
     low, high and paper in multiples of the smallest effect of interest, positive where the effect is on the claimed
-    side.  Each of `parts`, with their names, has a marker of its own, others a dot.  Values beyond `limit` are drawn
-    there, as arrows; markers of a single seed are hollow.
+    side.  Each of `parts`, with their names, has a marker of its own; others have a dot, and their name beside it.
+    Values beyond `limit` are drawn there, as arrows; markers of a single seed are hollow.
     """
     looks = dict(zip(parts, MARKERS[1:], strict=False))
-    inch, gap, least = 0.07, 0.1, 0.26  # of a part, between claims, of a claim: two lines of text
+    gap, least = 0.1, 0.26  # inches between claims, of a claim: two lines of text
     claims = effects.groupby("claim", sort=False)
-    height = sum(max(inch * len(rows), least) + gap for _, rows in claims)
+    inches = {claim: 0.07 if rows["part"].isin(looks).all() else 0.11 for claim, rows in claims}  # of a part
+    height = sum(max(inches[claim] * len(rows), least) + gap for claim, rows in claims)
     figure, axis = plt.subplots(figsize=(9.6, height + 0.8))
     y, ticks, family = 0.0, {}, ""
     for claim, rows in claims:
-        band = max(inch * len(rows), least)
+        band = max(inches[claim] * len(rows), least)
         if rows["family"].iat[0] != family:
             family = rows["family"].iat[0]
             axis.axhline(y - gap / 2, color="black", linewidth=0.8)
             place = {"xycoords": ("axes fraction", "data"), "rotation": -90, "va": "top"}
-            axis.annotate(family, (1.01, y), fontsize="small", **place)
+            axis.annotate(family, (1.2, y), fontsize="small", **place)
         ticks[wrap(claim, 64)] = y + band / 2
-        places = y + band / 2 + inch * (np.arange(len(rows)) - (len(rows) - 1) / 2)
+        places = y + band / 2 + inches[claim] * (np.arange(len(rows)) - (len(rows) - 1) / 2)
         for place, row in zip(places, rows.itertuples(), strict=True):
             colour = colours[row.verdict]
             axis.plot([row.low, row.high], [place] * 2, color=colour, linewidth=1)  # on beyond the edge
+            if row.part not in looks:
+                beside = {"xycoords": ("axes fraction", "data"), "va": "center", "color": colour}
+                axis.annotate(row.part, (1.01, place), fontsize=6.5, **beside)
             inside = "white" if row.seeds == 1 else colour
             for value, look in (
                 (
@@ -215,7 +227,8 @@ def forest(effects: pd.DataFrame, colours: dict[str, str], parts: dict[str, str]
     axis.set(xlim=(-limit - 0.3, limit + 0.3), ylim=(y, -gap / 2))
     axis.tick_params(axis="y", length=0)
     axis.set_xlabel(
-        f"effect, in smallest effects of interest (arrow: beyond {limit:g}); right: as claimed", fontsize="small"
+        f"effect, in smallest effects of interest (arrow: beyond {limit:g}, where intervals go on); right: as claimed",
+        fontsize="small",
     )
     figure.legend(loc="outside lower right", ncols=4, fontsize="x-small")
     return figure

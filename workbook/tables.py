@@ -94,10 +94,11 @@ def styled(frame: pd.DataFrame, caption: str) -> Styler:
     table = pd.DataFrame(columns, index=index)
     weights = pd.DataFrame(bold, index=index).reindex(columns=table.columns, fill_value="")
     caption += (
-        " Gains are paired: of the questions and seeds that a row and its reference share; bold where there are several"
-        " seeds and this one interval excludes zero, for all of them together see the ledger. The runs of a table tell"
-        " the noise of a seed together: in another table the same gain may have another interval. A single seed's is"
-        " over questions alone; there is none where all answers are the same."
+        " In brackets: 95 % intervals over questions and seeds. Gains are paired: of the questions and seeds that a row"
+        " and its reference share; bold where there are several seeds and this one interval excludes zero, for all of"
+        " them together see the ledger. The runs of a table tell the noise of a seed together: in another table the"
+        " same gain may have another interval. A single seed's is over questions alone; there is none where all answers"
+        " are the same."
     )
     if "mme" in set(frame["benchmark"]):
         caption += " MME: the paper's points are of 2,800, ours of 200 for each subtask that was asked."

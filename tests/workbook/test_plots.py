@@ -85,7 +85,7 @@ def test_a_forest_has_a_line_per_claim_and_an_arrow_for_what_lies_beyond():
     assert [line.get_markerfacecolor() for line in dots] == ["green", "green", "white"]
     of_paper = [(line.get_marker(), line.get_xdata()[0]) for line in marks if line.get_color() == "black"]
     assert [mark for mark in of_paper if mark[1] == mark[1]] == [("D", 2.5), (">", 6)]
-    assert [text.get_text() for text in axis.texts] == ["the paper's claims", "controls"]
+    assert [text.get_text() for text in axis.texts] == ["the paper's claims", "there", "controls"]
     plt.close(figure)
 
 
