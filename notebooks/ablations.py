@@ -76,13 +76,10 @@ pd.Series(changes, name="how its alignment differs from VIRAL's").astype(str).to
 # however many there are. Several layers have one loss and one head each, averaged:
 
 # %%
-blocks = settings.blocks("viral")
-layers = {
-    name: system.align.blocks(blocks)
-    for name, system in settings.systems.items()
-    if system.align and (name.startswith("layer") or name == "viral")
-}
-pd.Series(layers, name=f"aligned blocks of {blocks}").astype(str).to_frame()
+named = [name for name in settings.runs if settings.systems[name].align and name.startswith(("layer", "viral"))]
+layers = {name: settings.systems[name].align.blocks(settings.blocks(name)) for name in named}
+depths = {name: settings.blocks(name) for name in named}
+pd.DataFrame({"aligned blocks": layers, "of": depths}).astype(str)
 
 # %%
 show(AlignedModel._alignment)
@@ -162,11 +159,11 @@ plots.save(figure, out, "table_2_gains")
 fifth = tables.side_by_side(profile, 5)
 fifth.to_csv(out / "table_5.csv", index=False, float_format="%.4f")
 blocks_of = "; ".join(
-    f"{name}: blocks {', '.join(map(str, layers[name]))}" for name in layers if name.startswith("layers")
+    f"{name}: blocks {', '.join(map(str, layers[name]))} of {depths[name]}"
+    for name in layers
+    if name.startswith("layers")
 )
-tables.styled(
-    fifth, f"Table 5, the paper's numbers beside ours. Ours: {settings.label}; of {blocks} blocks ({blocks_of})."
-)
+tables.styled(fifth, f"Table 5, the paper's numbers beside ours. Ours: {settings.label}; {blocks_of}.")
 
 # %% [markdown]
 # ## Our controls

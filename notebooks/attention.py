@@ -129,7 +129,8 @@ if maps is not None:
 
 # %%
 questions = runs.measured(profile, "attention/questions", systems)
-curves = runs.intervals(questions, ["reading", "run", "layer"], "question", "entropy")
+image = {row["id"]: row["group"] for row in rows}  # of a question
+curves = runs.intervals(questions, ["reading", "run", "layer"], "question", "entropy", image)
 curves.to_csv(out / "figure_4.csv", index=False, float_format="%.5f")
 
 # %%
@@ -219,9 +220,13 @@ for reading, group in questions.groupby("reading", sort=False) if len(questions)
         level = cells.xs("baseline", level="run")
         levels = {f"layer {layer}": level.loc[layer] for layer in level.index.unique("layer")}
         for part, values in parts.items():
-            estimate, of = interval(values), levels.get(part, level.groupby("seed").mean())  # the baseline's own
+            clusters = values.columns.map(image)
+            estimate, of = (
+                interval(values, clusters),
+                levels.get(part, level.groupby("seed").mean()),
+            )  # the baseline's own
             ratio = np.nanmean(values) / np.nanmean(of)  # whose denominator is measured as well
-            overall[reading, part] = interval(ratio + (values - ratio * of) / np.nanmean(of)).scaled(100)
+            overall[reading, part] = interval(ratio + (values - ratio * of) / np.nanmean(of), clusters).scaled(100)
             row = {"reading": reading, "comparison": "viral - baseline", "part": part, **estimate.columns()}
             differences.append(row | {"percent": overall[reading, part].value})
 columns = ["reading", "comparison", "part", "value", "low", "high", "percent", "n", "seeds", "p"]

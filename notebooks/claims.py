@@ -90,9 +90,8 @@ claims.styled(ledger, f"{settings.label}; the paper's MME is of 2,800 points, ou
 # its gains have the smallest effect of that scale, whatever ours is.
 
 # %%
-units = claims.ledger()[1]
-ours = ledger["unit"].map(units)
-printed = ledger["unit"].mask(ledger["unit"].str.startswith("MME"), "MME points of 2800").map(units)
+ours = ledger["unit"].map(claims.smallest)
+printed = ledger["unit"].mask(ledger["unit"].str.startswith("MME"), "MME points of 2800").map(claims.smallest)
 side = ledger["expect"].map({"above": 1, "below": -1})
 families = {"premise": "premises", "": "the paper's claims", "control": "our controls"}
 family = ledger["section"].where(ledger["section"].isin(families), "").map(families)

@@ -105,7 +105,9 @@ if len(curve):
     for axis in axes[-1]:
         axis.set_xlabel("step")
     n = ", ".join(
-        f"{scores.TITLES[name]} {part['n'].max()}" for name, part in curve.groupby("benchmark") if name != "mean"
+        f"{scores.TITLES.get(name, name)} {part['n'].max()}"
+        for name, part in curve.groupby("benchmark")
+        if name != "mean"
     )
     caption = f"{settings.label}; n = {n} questions; 95 % intervals; dashed: the finished baseline"
     figure.suptitle(plots.wrap(caption, 90), fontsize="small")
@@ -236,6 +238,8 @@ if folders:
 for run, folder in folders.items():
     loaded = load_run(folder, dtype=getattr(torch, settings.compute.dtype), device=device)
     loaded.aligned.train()
+    if recipe.gradient_checkpointing:
+        loaded.aligned.gradient_checkpointing_enable()
     name_parts(loaded.aligned)
     optimizer = torch.optim.AdamW([p for p in loaded.aligned.parameters() if p.requires_grad], lr=0.0)
     dataset = ConversationDataset(samples, loaded.processor, loaded.template, recipe.max_length)

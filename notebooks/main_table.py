@@ -114,8 +114,8 @@ table.to_csv(out / "table_1.csv", index=False, float_format="%.4f")
 tables.styled(table, f"Table 1, the paper's numbers beside ours. Ours: {settings.label}.")
 
 # %% [markdown]
-# How far each is above the best constant answer (MME in points). The premise that the baseline is so by 10 points or more
-# is decided for the first system alone (notebook `premises`): with a model that is not, a gain says less.
+# How far each is above the best constant answer (MME in points). The premise that the baseline is so by 10 points or
+# more is decided for the first system alone (notebook `premises`): with a model that is not, a gain says less.
 
 # %%
 above = table.assign(above=table["ours"] - table["constant"]).rename(columns={"benchmark": ""})

@@ -137,6 +137,8 @@ named = [
 ]
 figure = plots.tiles(columns, named, 1.5)
 seed = f", seed {shared[0]}" if shared else ""
+if others_first := {settings.runs[run][0] for run in states} - {*shared[:1]}:
+    seed = f"{seed}, maps of first seeds: {', '.join(map(str, sorted(others_first)))}, too"
 figure.suptitle(plots.wrap(f"{settings.label}{seed}; chosen by a rule", 60), fontsize="small")
 plots.save(figure, out, "figure_5")
 

@@ -238,7 +238,7 @@ differences.drop(columns=["error", "df", "clusters"]).round(2)
 
 # %%
 mean = {name: 1 / len(vision_centric) for name in vision_centric}
-smallest, panels = claims.ledger()[1]["points"], []
+smallest, panels = claims.smallest("points"), []
 compared = {
     "images": list(pairs.items()),
     "teacher": [(run, "baseline") for run in strength["run"]],

@@ -29,7 +29,8 @@ def profile(**seeds):
     }
     systems |= {run: System(align=align) for run in paper.tables()["run"] if run not in systems}
     evaluation = SimpleNamespace(benchmarks=["cv_bench", "mmvp", "pope_random", "pope_popular", "whats_up_one"])
-    return SimpleNamespace(name="tiny", runs=seeds, systems=systems, evaluation=evaluation, blocks=lambda run: 4)
+    asked = {"evaluation": evaluation, "learning_curve": SimpleNamespace(benchmarks=["cv_bench"])}
+    return SimpleNamespace(name="tiny", runs=seeds, systems=systems, **asked, blocks=lambda run: 4)
 
 
 def rows(benchmark, count=QUESTIONS):
@@ -57,7 +58,7 @@ def write(root, run, benchmark, *right, seed=0, folder=""):
     )  # fmt: skip
     file = root / Paths("tiny").evaluation(run, seed) / folder / f"{benchmark}.jsonl"
     continue_file(file, header)
-    (root / Paths("tiny").evaluation(run, seed) / "log.csv").touch()
+    (root / Paths("tiny").evaluation(run, seed) / "scores.json").touch()
     for number, sample in enumerate(right):
         wrong = {"yes": "no", "no": "yes"}
         texts = [

@@ -52,7 +52,7 @@ def report_folder(tmp_path_factory):
     for name in (paths.evaluation("viral", 0), paths.results("claims"), paths.notebook("x").parent):
         (folder / name).mkdir(parents=True)
     nbformat.write(executed(), folder / paths.notebook("pilot_study"))
-    (folder / paths.evaluation("viral", 0) / "log.csv").touch()
+    (folder / paths.evaluation("viral", 0) / "scores.json").touch()
     row = {"id": "a", "section": "4.1", "claim": "It helps <b>here</b>.", "fails": "above-constant (open)"}
     first = row | {"verdict": "reproduced"}
     second = row | {"verdict": "inconclusive", "fails": "above-constant (open), stage2-moves (fails)"}

@@ -96,6 +96,8 @@ def score(
     """Score answers that the workbook, LLaVA's scripts, lmms-eval or VLMEvalKit wrote; of two files, the difference."""
     from workbook.benchmarks.foreign import score_files
 
+    if len(answers) > 2:
+        sys.exit(f"error: {len(answers)} files of answers: give one, or two to compare")
     rows = rows or Path(config.active()[0].data.benchmarks)
     try:
         table = score_files(benchmark, answers, rows)

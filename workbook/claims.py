@@ -46,6 +46,7 @@ DECIDED = ("reproduced", "contradicted", "no difference")
 VERDICTS = (*DECIDED, "inconclusive", "not run")
 COLOURS = dict(zip(VERDICTS, ("#009E73", "#D55E00", "#0072B2", "#666666", "#999999"), strict=True))
 NEAR = COLOURS["no difference"]  # from a threshold that is not 0: "at the threshold" in tables
+NO_SEED = "a seed that all of these runs have"
 RATE = 0.05  # of false ones among the decisions of either kind
 COLUMNS = ["id", "part", "unit", "value", "low", "high", "error", "df", "n", "clusters", "seeds", "paper", "missing"]
 
@@ -105,6 +106,12 @@ def ledger() -> tuple[dict[str, Claim], dict[str, float]]:
     return claims, content["smallest"]
 
 
+def smallest(unit: str) -> float:
+    """The smallest effect of interest in a unit, NaN without one; of MME's points it is a share of their highest."""
+    name, _, highest = unit.partition(" points of ")
+    return ledger()[1][name] * float(highest or 1) if unit else np.nan
+
+
 def row(id: str, interval: Interval | None, *, part: str = "", unit: str = "", paper=np.nan, missing: str = "") -> dict:
     """One row of the ledger: the interval of the quantity, in the claim's unit, or None and what is `missing` for it.
 
@@ -112,6 +119,8 @@ def row(id: str, interval: Interval | None, *, part: str = "", unit: str = "", p
     numbers, where it gives them.  ValueError: neither an interval nor what is missing.
     """
     claim = ledger()[0][id]
+    if interval and np.isnan(interval.value):
+        interval, missing = None, NO_SEED
     if (interval is None) != bool(missing):
         raise ValueError(f"{id}: a row has either an interval or what is missing")
     columns = interval.columns() if interval else {"value": np.nan, "low": np.nan, "high": np.nan, "n": 0, "seeds": 0}
@@ -147,7 +156,7 @@ def gains(profile: str, notebook: str) -> list[dict]:
 
 def _missing(profile: str, runs: Iterable[str], benchmark: str) -> str:
     absent = [run for run in runs if not answer_files(profile, run, benchmark)]
-    return f"{benchmark} of {', '.join(absent)}" if absent else "a seed that all of these runs have"
+    return f"{benchmark} of {', '.join(absent)}" if absent else NO_SEED
 
 
 def write(out: Path, rows: Iterable[Mapping]) -> pd.DataFrame:
@@ -183,7 +192,7 @@ def decide(rows: pd.DataFrame, family: bool = True) -> pd.DataFrame:
     Adds section, claim, expect, threshold and notebook of their claim; p and p_equivalence as they are, q and
     q_equivalence adjusted; verdict; and fails, the needed premises that do not hold for it, each with its `state`.
     """
-    claims, smallest = ledger()
+    claims, _ = ledger()
     own = pd.DataFrame([claims[name].model_dump() for name in rows["id"]], index=rows.index)
     table = rows.join(own[["section", "claim", "expect", "threshold", "notebook"]])
     numbers = {name: table[name].to_numpy(float) for name in ("value", "error", "df", "threshold")}

@@ -150,6 +150,15 @@ def load(name: str) -> Profile:
     return profile
 
 
+def current(name: str) -> Profile:
+    """A profile as `params.yaml` holds it, where `dvc exp run -S` may have changed it, if it is selected; or `load`."""
+    if Path(PARAMS).is_file():
+        profile, _ = active()
+        if profile.name == name:
+            return profile
+    return load(name)
+
+
 def active() -> tuple[Profile, dict[str, dict[str, dict]]]:
     """The profile that `params.yaml` holds, and its stages: kind, key, names and folders.
 

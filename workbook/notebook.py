@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 from IPython.display import Markdown, display
 
-from workbook.config import Profile, load
+from workbook.config import Profile, current
 from workbook.paths import ROOT, Paths
 from workbook.scale import hub
 
@@ -48,7 +48,7 @@ def begin(profile: str, name: str) -> tuple[Profile, Path]:
 
     quiet()
     os.chdir(ROOT)
-    settings = load(profile)
+    settings = current(profile)
     hub.go_offline(hub.models(settings))
     out = Paths(profile).results(name)
     out.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from viral_core.files import write_text
-from workbook.config import PARAMS, Profile, System, active, known, load
+from workbook.config import PARAMS, Profile, ProfileError, System, active, known, load, names
 from workbook.paths import Paths
 from workbook.scale import hub
 
@@ -59,7 +59,9 @@ def stages(profile: Profile) -> dict[str, dict[str, dict]]:
         inputs = _inputs(add, profile, systems[run])
         for seed in seeds:
             name, one, trained = f"{run}-s{seed}", {"run": run, "seed": seed}, paths.run(run, seed)
-            add("stage2", name, **one, **inputs, out=trained)
+            curve = profile.learning_curve and run in profile.learning_curve.runs
+            asked = "learning_curve.benchmarks" if curve else "evaluation"  # which all are asked
+            add("stage2", name, **one, **inputs, asked=asked, out=trained)
             if profile.measurements(run):
                 probes = paths.data / "probes" if profile.world else inputs["vision_files"]
                 read = {"trained": trained, "projector": inputs["projector"], "probes": probes}
@@ -139,6 +141,11 @@ def parameters(profile: Profile) -> dict:
     settings["trained"] = settings.pop("runs")
     settings["seeds"] = {run: profile.runs.get(run, []) for run in profile.systems}  # on which notebooks depend
     settings["runs"] = {run: entry for run, entry in settings.pop("systems").items() if run in profile.runs}
+    settings["measured"] = {  # each run's own, so that another run that joins a section changes no stage of these
+        run: {name: part.model_dump(exclude={"runs"}) for name, part in profile.measurements(run).items()}
+        for run in profile.runs
+        if profile.measurements(run)
+    }
     settings["images"] = {part: _images(profile, part)["images"] for part in ("captions", "conversations")}
     settings["weights"] = {  # of a run's first seed; an empty folder where none is trained
         run: str(paths.run(run, profile.runs[run][0]) if run in profile.runs else paths.run(run, 0).parent)
@@ -151,6 +158,7 @@ def parameters(profile: Profile) -> dict:
 def select(name: str) -> bool:
     """Write `params.yaml` for a profile, and the folders that its notebooks look into; say whether it changed."""
     profile = load(name)
+    _check_keys(profile)
     text = HEADER.format(name=name) + yaml.safe_dump(
         parameters(profile), sort_keys=False, default_flow_style=None, width=10_000, allow_unicode=True
     )
@@ -166,6 +174,16 @@ def select(name: str) -> bool:
     if changed:
         write_text(file, text)
     return changed
+
+
+def _check_keys(profile: Profile) -> None:
+    """ProfileError if a stage has the key of another profile's: of `mine`'s `13b-viral` and of `mine-13b`'s `viral`."""
+    own = stages(profile)
+    for other in names():
+        if other.startswith(f"{profile.name}-") or profile.name.startswith(f"{other}-"):
+            index = stages(load(other))
+            if shared := [f"{kind}@{key}" for kind in INDEXED for key in own[kind] if key in index[kind]]:
+                raise ProfileError(f"profiles {profile.name} and {other} share {shared[0]}: rename one of them")
 
 
 def stage(kind: str, key: str) -> tuple[Profile, dict]:

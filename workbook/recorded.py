@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from viral_core.files import replacement, write_text
-from workbook import lock, pipeline, runs
+from workbook import lock, pipeline, runs, side_by_side
 from workbook.paths import ROOT, Paths
 from workbook.scale import costs
 
@@ -42,6 +42,9 @@ def pack(profile: str) -> Path | None:
         and entry != known.get(name)
         and (name in same or all(out.exists() for out in _outputs(entry)))
     }
+    for name in side_by_side.modified(new.keys() - same):
+        print(f"{name} is left out: its output is not what {lock.RECORD} records of it, finish it first (make repro)")
+        del new[name]
     if not new:
         return None
     for name in new.keys() - same:
@@ -65,12 +68,14 @@ def pack(profile: str) -> Path | None:
 def unpack(profile: str) -> list[Path]:
     """Put back what is not there of what the archives hold, with its lock entries; the folders that were put back.
 
+    Entries of what is there stay as they are; those of the notebooks in git come from `runs/<profile>/dvc.lock`.
+
     FileNotFoundError: the profile has no archives.
     """
     archives, back = sorted(Paths(profile).recorded.glob("*.tar.xz"), reverse=True), []
     if not archives:
         raise FileNotFoundError(f"{Paths(profile).recorded} holds no archives: nothing of this profile is recorded")
-    content, times = lock.entries(), Paths(profile).root / costs.FILE
+    archived, times = {}, Paths(profile).root / costs.FILE
     noted = times.read_text(encoding="utf-8").splitlines() if times.is_file() else []
     for archive in archives:  # what was made last comes first
         entries = _entries(archive)
@@ -85,7 +90,11 @@ def unpack(profile: str) -> list[Path]:
                     back.append(out)
             if (packed := temporary / times).is_file():
                 noted = packed.read_text(encoding="utf-8").splitlines() + noted
-        content = {**entries, **content}
+        archived = {**entries, **archived}
+    content = {**archived, **lock.entries()}
+    content |= {name: entry for name, entry in archived.items() if not set(back).isdisjoint(_outputs(entry))}
+    if (committed := Paths(profile).root / lock.RECORD).is_file():  # of the notebooks whose results git holds
+        content = {**lock.entries(committed.read_bytes()), **content}
     write_text(lock.RECORD, lock.text_of(content))
     if noted:
         write_text(times, "\n".join(dict.fromkeys(noted)) + "\n")

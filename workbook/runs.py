@@ -1,7 +1,7 @@
 """What the stages of a profile have written, as tables; what has not been run is left out, and `not_run` names it."""
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from workbook.paths import Paths
 @functools.cache
 def settings(profile: str) -> config.Profile:
     """The profile, read once."""
-    return config.load(profile)
+    return config.current(profile)
 
 
 def names(profile: str, runs: Iterable[str] | None = None) -> list[tuple[str, int]]:
@@ -42,7 +42,7 @@ def trained(profile: str, runs: Iterable[str]) -> dict[str, Path]:
 def evaluated(profile: str, runs: Iterable[str] | None = None) -> dict[tuple[str, int], Path]:
     """Folders of the evaluated ones of all runs, or of those of `runs`, by (run, seed): answers, log, `run.json`."""
     places = {(run, seed): Paths(profile).evaluation(run, seed) for run, seed in names(profile, runs)}
-    return {name: folder for name, folder in places.items() if (folder / "log.csv").is_file()}  # written last
+    return {name: folder for name, folder in places.items() if (folder / "scores.json").is_file()}  # last
 
 
 def not_run(profile: str, runs: Iterable[str]) -> list[str]:
@@ -62,24 +62,34 @@ def sessions(profile: str, run: str, seed: int) -> list[dict]:
 
 
 def by_images(profile: str, kinds: Iterable[str]) -> dict[str, str]:
-    """The runs of a profile that are one of `kinds` but for how many images they are trained on; of each its kind."""
+    """The runs of a profile that are one of `kinds` but for how many images they are trained on; of each its kind.
+
+    There is one of each kind and number of images: of several the kind itself, or else the first.
+    """
     systems, besides = settings(profile).systems, {"images", "checkpoints"}
     described = {str(systems[kind].model_dump(exclude=besides)): kind for kind in kinds if kind in systems}
-    found = {run: described.get(str(systems[run].model_dump(exclude=besides))) for run in settings(profile).runs}
-    return {run: kind for run, kind in found.items() if kind}
+    found = {}
+    for run in sorted(settings(profile).runs, key=lambda run: run not in described.values()):
+        if kind := described.get(str(systems[run].model_dump(exclude=besides))):
+            found.setdefault((kind, systems[run].images), run)
+    return {run: kind for (kind, _), run in found.items()}
 
 
 def answer_files(profile: str, run: str, benchmark: str, checkpoint: int | None = None) -> dict[int, list[Path]]:
     """Files of answers of every seed of a run that has been evaluated on all parts of a benchmark.
 
     `checkpoint`: a step of the learning curve, 0 for the model before stage 2; the finished run by default.
+    What the profile does not ask is not counted: such files are left from a time when it did, and of another training.
     """
-    seeds = {}
+    seeds, parts = {}, PAPER.get(benchmark, (benchmark,))
+    asked = settings(profile).learning_curve if checkpoint else settings(profile).evaluation
+    if asked is None or not set(parts) <= set(asked.benchmarks):
+        return seeds
     for _, seed in names(profile, [run]):
         folder = Paths(profile).evaluation(run, seed)
         if checkpoint is not None:
             folder = folder / f"checkpoint-{checkpoint}"
-        files = [folder / f"{part}.jsonl" for part in PAPER.get(benchmark, (benchmark,))]
+        files = [folder / f"{part}.jsonl" for part in parts]
         if all(file.is_file() for file in files):
             seeds[seed] = files
     return seeds
@@ -132,15 +142,19 @@ def measured(profile: str, table: str, runs: Iterable[str] | None = None) -> pd.
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
-def intervals(table: pd.DataFrame, by: list[str], item: str, value: str) -> pd.DataFrame:
+def intervals(
+    table: pd.DataFrame, by: list[str], item: str, value: str, clusters: Mapping[str, str] | None = None
+) -> pd.DataFrame:
     """The interval of the mean of `value` over seeds and the items in column `item`, of each group of rows.
 
-    Of an item with several rows, such as the tiles of an image, their mean counts.
+    Of an item with several rows, such as the tiles of an image, their mean counts.  `clusters`: of each item what it
+    belongs to, such as the image of a question.
     """
     rows = []
     for key, group in table.groupby(by, sort=False) if len(table) else ():
         cells = group.pivot_table(index="seed", columns=item, values=value)
-        rows.append({**dict(zip(by, key, strict=True)), **interval(cells).columns()})
+        of = cells.columns.map(clusters) if clusters else None
+        rows.append({**dict(zip(by, key, strict=True)), **interval(cells, of).columns()})
     return pd.DataFrame(rows, columns=[*by, "value", "low", "high", "n", "seeds"])
 
 

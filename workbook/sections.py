@@ -331,6 +331,14 @@ class Profile(Section):
                     f"no folder {model.path} here, and as a model of the hub it needs its commit as "
                     f"`revision` (https://huggingface.co/{model.path}/commits lists them)"
                 )
+        if self.learning_curve and (more := set(self.learning_curve.benchmarks) - set(self.evaluation.benchmarks)):
+            raise ValueError(
+                f"learning_curve.benchmarks: {', '.join(sorted(more))} not in evaluation.benchmarks, asked of all"
+            )
+        if self.probes and not self.world:
+            raise ValueError("probes read labels of drawn scenes, and nothing is drawn here: set `probes: null`")
+        if self.probes and self.probes.scenes > (there := self.world.probes.get("train", 0)):
+            raise ValueError(f"probes.scenes: {self.probes.scenes}, of {there} (world.probes.train)")
         pairs = [f"{language}-{vision}" for language in self.languages for vision in self.visions]
         for pair in self.projectors:
             known("pair of language and vision", pair, pairs, "projectors")

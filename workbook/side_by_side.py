@@ -8,6 +8,7 @@ import asyncio
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -68,7 +69,7 @@ def stale(targets: Iterable[str]) -> dict[str, set[str]]:
                 changed.add(name)
             elif kind == "changed outs":
                 (unknown if Path(file).exists() else missing).add(name)
-    changed |= _modified(unknown)
+    changed |= modified(unknown)
     while more := {name for name, before in needs.items() if before & changed} - changed:
         changed |= more
 
@@ -90,7 +91,7 @@ def _differences(parts: list[str | dict]) -> Iterator[tuple]:
             yield from ((kind, how, file) for file, how in files.items())
 
 
-def _modified(names: set[str]) -> set[str]:
+def modified(names: set[str]) -> set[str]:
     """Those of the stages whose outputs are not what is recorded: `dvc status` compares none that its cache lacks.
 
     Such are outputs that were unpacked, and halves that a killed stage has left in place of a recorded one.
@@ -264,6 +265,8 @@ def reproduce(settings: Profile, targets: list[str], jobs: int | None) -> bool:
     for name, value in (("OMP_WAIT_POLICY", "passive"), ("PYTHONWARNINGS", "ignore"), ("TQDM_MININTERVAL", "10"),
                         ("TRANSFORMERS_VERBOSITY", "error")):  # fmt: skip
         os.environ.setdefault(name, value)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # a batch system's end, a lost terminal: `finally` is still run
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     began = time.monotonic()
     with lock.alone(f"make repro PROFILE={settings.name}") as share:
         pipeline.select(settings.name)

@@ -172,7 +172,13 @@ def test_gains_are_rows_of_the_claims_that_compare_runs(tmp_path, monkeypatch):
     assert (mme["unit"], mme["missing"]) == ("MME points of 2800", "mme of viral, baseline")
     assert best["missing"] == "cv_bench of layer-8"
     write(tmp_path, "layer-4", "mme", share(30))
+    assert claims.gains("tiny", "main_table")[1]["unit"] == "MME points of 2800"  # the profile does not ask it
+    settings.evaluation.benchmarks.append("mme")
     assert claims.gains("tiny", "main_table")[1]["unit"] == "MME points of 200"  # of the one subtask that was asked
+
+
+def test_the_smallest_effect_of_mme_grows_with_its_scale():
+    assert [claims.smallest(unit) for unit in ("points", "MME points of 800", "MME points of 2000")] == [2, 16, 40]
 
 
 def test_the_committed_ledger_is_sound():

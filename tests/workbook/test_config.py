@@ -129,7 +129,7 @@ def test_params_are_the_profile_again(name, tmp_path, monkeypatch):
     assert pipeline.select(name)
     assert not pipeline.select(name)
     text = (tmp_path / "params.yaml").read_text(encoding="utf-8")
-    assert name == "study" or len(text.splitlines()) < 600
+    assert name == "study" or len(text.splitlines()) < 650
     read, index = config.active()
     assert index == pipeline.stages(profile)
     assert read == profile.model_copy(update={"systems": {run: profile.systems[run] for run in profile.runs}})
@@ -178,6 +178,9 @@ def test_committed_params_are_the_laptop_profile():
         ({"languages": {"vicuna-7b": {"template": "vicuna"}}}, r"languages.vicuna-7b.template: .*found 'vicuna'"),
         ({"learning_curve": {"fractions": [0.5, 20.0]}}, r"learning_curve: fractions.1: .*equal to 1, found 20.0"),
         ({"learning_curve": {"fractions": [0.0]}}, r"learning_curve: fractions.0: .*greater than 0, found 0.0"),
+        ({"learning_curve": {"benchmarks": ["pope"]}}, r"learning_curve.benchmarks: pope not in evaluation.benchmarks"),
+        ({"probes": {"scenes": 500}}, r"mine.yaml: probes.scenes: 500, of 400 \(world.probes.train\)"),
+        ({"world": None}, r"mine.yaml: probes read labels of drawn scenes, .*`probes: null`"),
         ({"compute": {"dtype": "int8"}}, r"mine.yaml: compute.dtype: .*'float32' or 'bfloat16', found 'int8'"),
         ({"launch": {"gpus": 0}}, r"mine.yaml: launch.gpus: .*greater than 0"),
         ({"launch": {"deepspeed": "zero9"}}, r"no DeepSpeed configuration 'zero9'; there are: zero\d, "),
@@ -204,6 +207,45 @@ def test_a_repeated_key_is_named(folder, where):
         ProfileError, match=rf"^profiles/{where}.yaml is not YAML.*'twice' is repeated\n.* line {line},"
     ):
         config.load("mine")
+
+
+def test_profiles_whose_stages_share_a_key_are_refused(folder, tmp_path, monkeypatch):
+    mine(folder, {"runs": {"13b-baseline": [0]}})
+    (folder / "mine-13b.yaml").write_text("extends: laptop\nruns: {baseline: [0]}\n")
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine", "mine-13b"):
+        with pytest.raises(ProfileError, match="share stage2@mine-13b-baseline-s0: rename one of them"):
+            pipeline.select(name)
+    (folder / "mine-13b.yaml").write_text("extends: laptop\nruns: {viral: [0]}\n")
+    assert pipeline.select("mine")
+
+
+def test_notebooks_read_a_setting_that_an_experiment_has_changed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert config.current("laptop").cknna.k == config.load("laptop").cknna.k
+    pipeline.select("laptop")
+    params = yaml.safe_load((tmp_path / "params.yaml").read_text())
+    params["cknna"]["k"] = 20
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    assert config.current("laptop").cknna.k == 20
+    assert config.current("study") == config.load("study")
+
+
+def test_a_run_that_joins_a_measurement_changes_no_other(folder):
+    before = pipeline.parameters(mine(folder, {}))
+    runs = config.load("laptop").learning_curve.runs
+    more = {"learning_curve": {"runs": [*runs, "relation"]}, "cknna": {"runs": ["viral", "relation"]}}
+    after = pipeline.parameters(mine(folder, more))
+    one, other = (part["stages"]["stage2"] for part in (before, after))
+    changed = {key for key in one if one[key] != other[key]}
+    assert changed == {"mine-relation-s0"}
+    assert (one["mine-relation-s0"]["asked"], other["mine-relation-s0"]["asked"]) == (
+        "evaluation",
+        "learning_curve.benchmarks",
+    )
+    assert "relation" not in before["measured"]
+    assert after["measured"]["viral"] == before["measured"]["viral"]
+    assert list(after["measured"]["relation"]) == ["cknna"]
 
 
 def test_a_number_without_a_point(folder):

@@ -255,6 +255,16 @@ def test_a_name_that_there_is_not_is_said_before_anything_long(section, change, 
         list(doctor.files(wrong))
 
 
+def test_a_measurement_that_asks_for_more_than_there_is(here, monkeypatch):
+    asked = {
+        "cv_bench": [{"group": "a.png", "category": "Count"}],
+        "pope_popular": [{"group": "a.png", "category": "x"}],
+    }
+    monkeypatch.setattr(doctor, "load_rows", lambda name, folder: 3 * asked[name])
+    found = [fault.what for fault in doctor.too_few(profiles.load("laptop"))]
+    assert found == ["cknna.images is 40, and pope_popular has 1", "attention.questions is 100, and cv_bench has 0"]
+
+
 def test_images_last_and_only_when_the_rest_is_there(here, monkeypatch, capsys):
     assert not doctor.run(PAPER)
     assert "training images not opened yet" in capsys.readouterr().out

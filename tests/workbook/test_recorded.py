@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from workbook import recorded
+from workbook import recorded, side_by_side
 from workbook.config import ProfileError
 from workbook.paths import Paths
 from workbook.scale import costs
@@ -23,8 +23,9 @@ OUTPUTS = {
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """A folder in which four stages have run."""
+    """A folder in which four stages have run, and no DVC."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(side_by_side, "modified", lambda names: set())
     for name in OUTPUTS:
         made(name, "first")
     return tmp_path
@@ -59,6 +60,30 @@ def test_what_is_packed_comes_back_with_its_lock_and_in_its_last_state(here):
     assert not OUTPUTS["stage2@smoke-residual-pre-s0"].exists()
     del locked["claims@smoke"]
     assert yaml.safe_load(Path("dvc.lock").read_text())["stages"] == locked
+
+
+def test_what_is_not_what_was_recorded_is_left_out(here, monkeypatch, capsys):
+    monkeypatch.setattr(side_by_side, "modified", lambda names: {"evaluate@smoke-residual-pre-s0"} & set(names))
+    with tarfile.open(recorded.pack("smoke")) as tar:
+        assert not any(name.startswith(str(PATHS.evaluation("residual-pre", 0))) for name in tar.getnames())
+    assert "evaluate@smoke-residual-pre-s0 is left out" in capsys.readouterr().out
+
+
+def test_what_is_put_back_has_the_entry_that_it_was_packed_with(here):
+    recorded.pack("smoke")
+    name = "evaluate@smoke-residual-pre-s0"
+    locked = yaml.safe_load(Path("dvc.lock").read_text())["stages"]
+    shutil.rmtree(OUTPUTS[name])
+    Path("dvc.lock").write_text(yaml.safe_dump({"stages": locked | {name: locked[name] | {"cmd": "of another time"}}}))
+    assert recorded.unpack("smoke") == [OUTPUTS[name]]
+    assert yaml.safe_load(Path("dvc.lock").read_text())["stages"] == locked
+
+
+def test_notebooks_of_which_git_holds_the_results_have_their_entries(here):
+    recorded.pack("smoke")
+    (PATHS.root / "dvc.lock").write_text(yaml.safe_dump({"stages": {"ross@smoke": {"cmd": "x"}}}))
+    recorded.unpack("smoke")
+    assert yaml.safe_load(Path("dvc.lock").read_text())["stages"]["ross@smoke"] == {"cmd": "x"}
 
 
 def test_another_profile_whose_name_begins_alike_is_not_packed(here, monkeypatch):

@@ -1,12 +1,14 @@
 """What stages have written, as scores, paired differences and the paper's tables, against direct computations."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 from answer_files import QUESTIONS, profile, share, write
 
 from viral_core.measure.intervals import effects, interval
-from workbook import paper, plots, runs, scores, tables
+from workbook import config, paper, plots, runs, scores, tables
 from workbook.paths import Paths
 
 
@@ -104,6 +106,22 @@ def test_runs_of_a_table_tell_the_noise_of_a_seed_together(root):
     other = scores.change("tiny", "viral", "baseline", {"cv_bench": 1}, together=["baseline", "viral", "qwen-viral"])
     assert other == alone  # a run with another reference tells nothing of these
     assert scores.seed_noise("tiny", ["qwen-viral"], ["cv_bench"])[1] == 0
+
+
+def test_a_run_that_is_another_but_for_its_images(monkeypatch):
+    """One of each kind and number of images: a copy of `viral` is a run of its own."""
+    viral = config.load("laptop").systems["viral"]
+    small = viral.model_copy(update={"images": 500})
+    systems = {"same": viral, "viral": viral, "small": small, "small-again": small}
+    settings = SimpleNamespace(systems=systems, runs={name: [0] for name in systems})
+    monkeypatch.setattr(runs, "settings", lambda name: settings)
+    assert runs.by_images("tiny", ["baseline", "viral"]) == {"viral": "viral", "small": "viral"}
+
+
+def test_answers_to_what_a_profile_does_not_ask_are_of_another_time(root):
+    runs.settings("tiny").evaluation.benchmarks.remove("cv_bench")
+    assert runs.answer_files("tiny", "viral", "cv_bench") == {}
+    assert scores.change("tiny", "viral", "baseline", {"cv_bench": 1}) is None
 
 
 def test_checkpoints_are_those_that_all_seeds_have(root):

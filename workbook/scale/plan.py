@@ -96,7 +96,7 @@ def jobs(profile: Profile) -> Iterator[Job]:
             if stage == "cache":
                 out /= "index.json"  # written last
             elif stage == "evaluate":
-                out = paths.evaluation(item["run"], item["seed"]) / "log.csv"
+                out = paths.evaluation(item["run"], item["seed"]) / "scores.json"
             elif stage == "stage2" and (images := profile.systems[item["run"]].images):
                 count = profile.stage2.total_steps(round(images / data["with_image"]))
             work, operations = _work(profile, stage, item, samples, count)
