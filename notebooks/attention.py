@@ -220,7 +220,7 @@ for reading, group in questions.groupby("reading", sort=False) if len(questions)
         level = cells.xs("baseline", level="run")
         levels = {f"layer {layer}": level.loc[layer] for layer in level.index.unique("layer")}
         for part, values in parts.items():
-            clusters = values.columns.map(image)
+            clusters = [image[name] for name in values]
             estimate, of = (
                 interval(values, clusters),
                 levels.get(part, level.groupby("seed").mean()),

@@ -15,6 +15,9 @@ from workbook.benchmarks.answers import read_answers
 from workbook.paths import Paths
 
 
+NAMES = dict.fromkeys(("id", "question", "image"), str)  # columns of tables whose values may look like numbers
+
+
 @functools.cache
 def settings(profile: str) -> config.Profile:
     """The profile, read once."""
@@ -138,7 +141,7 @@ def measured(profile: str, table: str, runs: Iterable[str] | None = None) -> pd.
         places = Paths(profile).evaluation if table == "log" else Paths(profile).measurement
         file = places(run, seed) / f"{table}.csv"
         if file.is_file():
-            frames.append(pd.read_csv(file).assign(run=run, seed=seed))
+            frames.append(pd.read_csv(file, dtype=NAMES).assign(run=run, seed=seed))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
@@ -153,7 +156,7 @@ def intervals(
     rows = []
     for key, group in table.groupby(by, sort=False) if len(table) else ():
         cells = group.pivot_table(index="seed", columns=item, values=value)
-        of = cells.columns.map(clusters) if clusters else None
+        of = [clusters[name] for name in cells] if clusters else None
         rows.append({**dict(zip(by, key, strict=True)), **interval(cells, of).columns()})
     return pd.DataFrame(rows, columns=[*by, "value", "low", "high", "n", "seeds"])
 
