@@ -14,7 +14,6 @@ from workbook.benchmarks import PAPER
 from workbook.benchmarks.answers import read_answers
 from workbook.paths import Paths
 
-
 NAMES = dict.fromkeys(("id", "question", "image"), str)  # columns of tables whose values may look like numbers
 
 
