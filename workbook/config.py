@@ -151,12 +151,12 @@ def load(name: str) -> Profile:
 
 
 def current(name: str) -> Profile:
-    """A profile as `params.yaml` holds it, where `dvc exp run -S` may have changed it, if it is selected; or `load`."""
-    if Path(PARAMS).is_file():
-        profile, _ = active()
-        if profile.name == name:
-            return profile
-    return load(name)
+    """`load`, with what `dvc exp run -S` has changed in `params.yaml`, if that holds this profile."""
+    profile = load(name)
+    if Path(PARAMS).is_file() and (selected := active()[0]).name == name:
+        systems = profile.systems | selected.systems  # the others are not trained
+        profile = selected.model_copy(update={"systems": systems})
+    return profile
 
 
 def active() -> tuple[Profile, dict[str, dict[str, dict]]]:

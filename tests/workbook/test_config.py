@@ -228,6 +228,7 @@ def test_notebooks_read_a_setting_that_an_experiment_has_changed(tmp_path, monke
     params["cknna"]["k"] = 20
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     assert config.current("laptop").cknna.k == 20
+    assert config.current("laptop").systems == config.load("laptop").systems  # of those that are not trained, too
     assert config.current("study") == config.load("study")
 
 
