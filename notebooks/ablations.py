@@ -76,9 +76,9 @@ pd.Series(changes, name="how its alignment differs from VIRAL's").astype(str).to
 # however many there are. Several layers have one loss and one head each, averaged:
 
 # %%
-named = [name for name in settings.runs if settings.systems[name].align and name.startswith(("layer", "viral"))]
-layers = {name: settings.systems[name].align.blocks(settings.blocks(name)) for name in named}
-depths = {name: settings.blocks(name) for name in named}
+named = [name for name in settings.runs if name == "viral" or name.startswith("layer")]
+depths = {name: settings.blocks(name) for name in named if settings.systems[name].align}
+layers = {name: settings.systems[name].align.blocks(depth) for name, depth in depths.items()}
 pd.DataFrame({"aligned blocks": layers, "of": depths}).astype(str)
 
 # %%

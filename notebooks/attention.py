@@ -35,7 +35,6 @@ from scipy import ndimage
 from viral_core.images import pad_to_square
 from viral_core.measure.attention import READINGS, generate_with_attention, spatial_entropies
 from viral_core.measure.inputs import batches
-from viral_core.measure.intervals import interval
 from viral_core.templates import IMAGE_MARKER, prompt, stop_token_id
 from workbook import claims, models, plots, runs
 from workbook.benchmarks import load_rows, open_image
@@ -101,7 +100,8 @@ if rows and trained:
 # %%
 if maps is not None:
     middle = maps[aligned - 1]  # of the first block first
-    S = middle[spatial_entropies(middle).argmax()]
+    head = int(spatial_entropies(middle).argmax())
+    S = middle[head]
     S = S / S.sum()
     B = np.maximum(S - S.mean(), 0)
     components, count = ndimage.label(B > 0, structure=np.ones((3, 3)))
@@ -117,7 +117,6 @@ if maps is not None:
         axis.imshow(values, cmap=cmap, interpolation="nearest")
     for axis, title in zip(axes, ("image", "attention S", "B", f"components: {count}"), strict=True):
         axis.set(xticks=[], yticks=[], title=title)
-    head = int(spatial_entropies(maps[aligned - 1]).argmax())
     caption = f"{settings.label}; {trained}, seed {settings.runs[trained][0]}, layer {aligned}, head {head}"
     figure.suptitle(plots.wrap(caption, 80), fontsize="small")
     plots.save(figure, out, "one_map")
@@ -220,13 +219,10 @@ for reading, group in questions.groupby("reading", sort=False) if len(questions)
         level = cells.xs("baseline", level="run")
         levels = {f"layer {layer}": level.loc[layer] for layer in level.index.unique("layer")}
         for part, values in parts.items():
-            clusters = [image[name] for name in values]
-            estimate, of = (
-                interval(values, clusters),
-                levels.get(part, level.groupby("seed").mean()),
-            )  # the baseline's own
+            estimate = runs.over_items(values, image)
+            of = levels.get(part, level.groupby("seed").mean())  # the baseline's own
             ratio = np.nanmean(values) / np.nanmean(of)  # whose denominator is measured as well
-            overall[reading, part] = interval(ratio + (values - ratio * of) / np.nanmean(of), clusters).scaled(100)
+            overall[reading, part] = runs.over_items(ratio + (values - ratio * of) / np.nanmean(of), image).scaled(100)
             row = {"reading": reading, "comparison": "viral - baseline", "part": part, **estimate.columns()}
             differences.append(row | {"percent": overall[reading, part].value})
 columns = ["reading", "comparison", "part", "value", "low", "high", "percent", "n", "seeds", "p"]

@@ -37,7 +37,6 @@ from matplotlib import pyplot as plt
 from PIL import Image
 
 from viral_core.images import pad_to_square
-from viral_core.measure.intervals import Interval, interval
 from viral_core.measure.permutation import PatchPermutation, patch_order
 from viral_core.templates import IMAGE_MARKER, prompt
 from viral_core.tiles import view_of
@@ -129,13 +128,6 @@ if trained:
 # %%
 answers = runs.measured(profile, "permutation/accuracy", systems)
 image = {row["id"]: row["group"] for row in load_rows("cv_bench", settings.data.benchmarks)}  # of a question
-
-
-def of_questions(values: pd.DataFrame) -> Interval:
-    """The interval of the mean over seeds (rows) and questions (columns), of which those of one image are a cluster."""
-    return interval(values, [image[name] for name in values])
-
-
 losses = {}  # (category, run): (seeds, questions), 1 a right answer lost, -1 one won
 for (category, run), group in answers.groupby(["category", "run"], sort=False) if len(answers) else ():
     right = group.assign(permuted=group["variant"] != "original").pivot_table(
@@ -151,7 +143,7 @@ tasks = float(paper.text().set_index("quantity").loc["spatial_questions", "value
 rows = []
 for (category, run), loss in losses.items():
     chosen = answers[(answers["run"] == run) & (answers["variant"] == "original") & answers["id"].isin(loss.columns)]
-    n, estimate = loss.shape[1], of_questions(loss)
+    n, estimate = loss.shape[1], runs.over_items(loss, image)
     original = chosen["right"].sum() / loss.shape[0]
     rows.append(
         {
@@ -239,10 +231,10 @@ for run, reference, claim in (
 ):
     cost = above = None
     if ("Relation", reference) in losses:
-        cost = of_questions(losses["Relation", reference]).scaled(100)
+        cost = runs.over_items(losses["Relation", reference], image).scaled(100)
         asked = answers[(answers["run"] == reference) & (answers["category"] == "Relation")]
         right = asked[asked["variant"] == "original"].pivot_table(index="seed", columns="id", values="right")
-        above = of_questions(right - constant).scaled(100)
+        above = runs.over_items(right - constant, image).scaled(100)
     missing = "" if cost else f"permutation of {reference}"
     found.append(claims.row("relation-is-known", above, part=systems[reference], missing=missing))
     found.append(claims.row("shuffling-costs", cost, part=systems[reference], missing=missing, paper=lost[reference]))
@@ -250,7 +242,7 @@ for run, reference, claim in (
     for category in dict.fromkeys(category for category, _ in losses):
         if (category, run) in losses and (category, reference) in losses:
             change = (losses[category, run] - losses[category, reference]).dropna()
-            estimates[category] = of_questions(change).scaled(100)
+            estimates[category] = runs.over_items(change, image).scaled(100)
             rows.append({"comparison": f"{run} - {reference}", "category": category, **estimates[category].columns()})
     estimate = estimates.get("Relation")
     missing = "" if estimate else f"permutation of {run} or {reference}"

@@ -255,7 +255,7 @@ panels.to_csv(out / "vision_centric.csv", index=False, float_format="%.4f")
 
 
 # %%
-def dots(axis: plt.Axes, table: pd.DataFrame, labels: list[str]) -> None:
+def dots(axis: plt.Axes, table: pd.DataFrame, labels: pd.Series) -> None:
     """Draw gains with their intervals side by side."""
     places = range(len(table))
     axis.vlines(places, table["low"], table["high"], color="black", linewidth=0.9)
@@ -269,13 +269,9 @@ if len(panels):
     figure, axes = plt.subplots(1, 3, figsize=(9.6, 4), sharey=True, width_ratios=[3, 2, 1])  # when_it_helps
     by_images(axes[0], panels[panels["panel"] == "images"].merge(table, on="run"))
     part = panels[panels["panel"] == "teacher"].merge(strength, on="run").sort_values("adds")
-    dots(axes[1], part, [f"{plots.MODELS.get(row.teacher, row.teacher)}, {row.adds:.1f}" for row in part.itertuples()])
+    dots(axes[1], part, part["teacher"].replace(plots.MODELS) + part["adds"].map(", {:.1f}".format))
     part = panels[panels["panel"] == "encoder"]
-    dots(
-        axes[2],
-        part,
-        [plots.MODELS.get(name, name) for name in part["run"].map(lambda run: settings.systems[run].vision)],
-    )
+    dots(axes[2], part, part["run"].map(lambda run: settings.systems[run].vision).replace(plots.MODELS))
     for axis, title, label in zip(
         axes,
         ("How much data?", "How much does the teacher know?", "Which encoder?"),

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from viral_core.files import read_json
-from viral_core.measure.intervals import interval
+from viral_core.measure.intervals import Interval, interval
 from workbook import config
 from workbook.benchmarks import PAPER
 from workbook.benchmarks.answers import read_answers
@@ -144,6 +144,11 @@ def measured(profile: str, table: str, runs: Iterable[str] | None = None) -> pd.
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
+def over_items(cells: pd.DataFrame, clusters: Mapping[str, str] | None = None) -> Interval:
+    """The interval of the mean of `cells`, (seeds, items); `clusters` as of `intervals`."""
+    return interval(cells, [clusters[name] for name in cells] if clusters else None)
+
+
 def intervals(
     table: pd.DataFrame, by: list[str], item: str, value: str, clusters: Mapping[str, str] | None = None
 ) -> pd.DataFrame:
@@ -155,8 +160,7 @@ def intervals(
     rows = []
     for key, group in table.groupby(by, sort=False) if len(table) else ():
         cells = group.pivot_table(index="seed", columns=item, values=value)
-        of = [clusters[name] for name in cells] if clusters else None
-        rows.append({**dict(zip(by, key, strict=True)), **interval(cells, of).columns()})
+        rows.append({**dict(zip(by, key, strict=True)), **over_items(cells, clusters).columns()})
     return pd.DataFrame(rows, columns=[*by, "value", "low", "high", "n", "seeds"])
 
 

@@ -328,9 +328,11 @@ def files(profile: Profile) -> Iterator[Finding]:
     benchmarks = check_benchmarks(profile)
     if profile.world:
         yield Finding(OK, "data: drawn by the pipeline")
-        if Path(profile.data.benchmarks).is_dir():
-            with suppress(FileNotFoundError, ValueError):  # half of them
-                yield from (replace(fault, level=NOTE) for fault in too_few(profile))  # they may be drawn anew
+        measured = [section.benchmark for section in (profile.cknna, profile.attention) if section]
+        for benchmark in dict.fromkeys(measured):
+            with suppress(FileNotFoundError, ValueError):  # not drawn yet, or half of it
+                rows = load_rows(benchmark, profile.data.benchmarks)
+                yield from (replace(fault, level=NOTE) for fault in _too_few(profile, benchmark, rows))  # as drawn now
         return
     remedy = f"make fetch PROFILE={profile.name}; what goes where: python -m workbook fetch {profile.name} --list"
     for path in (profile.data.captions, profile.data.conversations):
@@ -345,20 +347,18 @@ def files(profile: Profile) -> Iterator[Finding]:
             yield Finding(MISSING, f"benchmark {benchmark}: {error}", remedy)
         else:
             yield Finding(OK, f"benchmark {benchmark}: {len(rows)} rows")
-    with suppress(FileNotFoundError, ValueError):  # said above
-        yield from too_few(profile)
+            yield from _too_few(profile, benchmark, rows)
 
 
-def too_few(profile: Profile) -> Iterator[Finding]:
-    """Measurements that ask for more images or questions than their benchmark has; errors as of `load_rows`."""
-    measured, cknna, attention = [], profile.cknna, profile.attention
-    images = {row["group"] for row in load_rows(cknna.benchmark, profile.data.benchmarks)}
-    measured.append(("cknna.images", cknna.images, cknna.benchmark, len(images)))
-    if attention:
-        rows = load_rows(attention.benchmark, profile.data.benchmarks)
+def _too_few(profile: Profile, benchmark: str, rows: list[dict]) -> Iterator[Finding]:
+    """Measurements that ask for more images or questions than their benchmark has."""
+    needed = []
+    if profile.cknna.benchmark == benchmark:
+        needed.append(("cknna.images", profile.cknna.images, len({row["group"] for row in rows})))
+    if (attention := profile.attention) and attention.benchmark == benchmark:
         there = sum(row["category"] == attention.category for row in rows)
-        measured.append(("attention.questions", attention.questions, attention.benchmark, there))
-    for name, asked, benchmark, there in measured:
+        needed.append(("attention.questions", attention.questions, there))
+    for name, asked, there in needed:
         if asked > there:
             yield Finding(MISSING, f"{name} is {asked}, and {benchmark} has {there}", "lower it in the profile")
 
