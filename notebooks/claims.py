@@ -28,11 +28,14 @@
 profile = "laptop"
 
 # %%
+import math
+
 import numpy as np
 import pandas as pd
+from IPython.display import Markdown
 
 from viral_core.measure.intervals import p_difference, p_equivalence
-from workbook import claims, plots, scores
+from workbook import claims, plots, scores, tables
 from workbook.notebook import begin, show
 
 settings, out = begin(profile, "claims")
@@ -134,10 +137,35 @@ among = decided[~alone[decided.index].isin(claims.DECIDED)]
 print(f"{len(among)} of {len(decided)} decided rows of scores")
 among[["id", "part", "value", "low", "high", "verdict"]].round(2)
 
+# %% [markdown]
+# ## One line for each claim
+#
+# What was measured of it, with 95 % intervals, by verdict; in points of accuracy where no unit is given. `claims.md` in
+# the folder of results is this table.
+
+
 # %%
-per_claim = ledger.groupby(["id", "verdict"], sort=False).size().unstack(fill_value=0)
-per_claim = per_claim.reindex(columns=claims.VERDICTS, fill_value=0)
-ledger.drop_duplicates("id").set_index("id")[["section", "claim"]].join(per_claim)
+def told(parts: pd.DataFrame) -> str:
+    """What was measured of the parts of a claim, as one sentence."""
+    words = []
+    for part in parts.itertuples():
+        digits = max(0, 1 - math.floor(math.log10(claims.smallest(part.unit))))
+        measured = tables.number(part.value, part.low, part.high, digits, sign=True)
+        unit = part.unit.removeprefix("points").removeprefix("MME points ")
+        words.append(f"{scores.TITLES.get(part.part, part.part)} {measured} {unit}".strip())
+    return ", ".join(words)
+
+
+near = (ledger["verdict"] == "no difference") & (ledger["threshold"] != 0)
+by_verdict = ledger.assign(
+    verdict=pd.Categorical(ledger["verdict"].mask(near, "at the threshold"), [*claims.VERDICTS, "at the threshold"])
+)
+lines = ["| section | claim | verdict |", "| --- | --- | --- |"]
+for _, claim in by_verdict.groupby("id", sort=False):
+    verdicts = (f"**{verdict}**: {told(parts)}" for verdict, parts in claim.groupby("verdict", observed=True))
+    lines.append(f"| {claim['section'].iat[0]} | {claim['claim'].iat[0]} | {'; '.join(verdicts)} |")
+(out / "claims.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+Markdown(filename=out / "claims.md")
 
 # %% [markdown]
 # ## What has no row
