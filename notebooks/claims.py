@@ -149,10 +149,12 @@ def told(parts: pd.DataFrame) -> str:
     """What was measured of the parts of a claim, as one sentence."""
     words = []
     for part in parts.itertuples():
-        digits = max(0, 1 - math.floor(math.log10(claims.smallest(part.unit))))
-        measured = tables.number(part.value, part.low, part.high, digits, sign=True)
-        unit = part.unit.removeprefix("points").removeprefix("MME points ")
-        words.append(f"{scores.TITLES.get(part.part, part.part)} {measured} {unit}".strip())
+        measured = ""  # where nothing was, which its verdict says
+        if not pd.isna(part.value):
+            digits = max(0, 1 - math.floor(math.log10(claims.smallest(part.unit))))
+            unit = part.unit.removeprefix("points").removeprefix("MME points ")
+            measured = f"{tables.number(part.value, part.low, part.high, digits, sign=True)} {unit}".strip()
+        words.append(f"{scores.TITLES.get(part.part, part.part)} {measured}".strip())
     return ", ".join(words)
 
 
@@ -162,7 +164,9 @@ by_verdict = ledger.assign(
 )
 lines = ["| section | claim | verdict |", "| --- | --- | --- |"]
 for _, claim in by_verdict.groupby("id", sort=False):
-    verdicts = (f"**{verdict}**: {told(parts)}" for verdict, parts in claim.groupby("verdict", observed=True))
+    verdicts = (
+        f"**{verdict}**: {told(parts)}".removesuffix(": ") for verdict, parts in claim.groupby("verdict", observed=True)
+    )
     lines.append(f"| {claim['section'].iat[0]} | {claim['claim'].iat[0]} | {'; '.join(verdicts)} |")
 (out / "claims.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 Markdown(filename=out / "claims.md")
