@@ -82,7 +82,9 @@ pd.Series(claims.ledger()[1], name="smallest effect of interest").rename_axis("u
 rows = claims.read(profile)
 ledger = claims.decide(rows)
 ledger.to_csv(out / "claims.csv", index=False, float_format="%.6g")
-claims.styled(ledger, f"{settings.label}; the paper's MME is of 2,800 points, our unit says of how many ours is")
+caption = f"{settings.label}; the paper's MME is of 2,800 points, our unit says of how many ours is"
+shown = claims.styled(ledger, caption)
+shown
 
 # %% [markdown]
 # ## All of them at a glance
@@ -158,10 +160,7 @@ def told(parts: pd.DataFrame) -> str:
     return ", ".join(words)
 
 
-near = (ledger["verdict"] == "no difference") & (ledger["threshold"] != 0)
-by_verdict = ledger.assign(
-    verdict=pd.Categorical(ledger["verdict"].mask(near, "at the threshold"), [*claims.VERDICTS, "at the threshold"])
-)
+by_verdict = ledger.assign(verdict=pd.Categorical(shown.data["verdict"], [*claims.VERDICTS, "at the threshold"]))
 lines = ["| section | claim | verdict |", "| --- | --- | --- |"]
 for _, claim in by_verdict.groupby("id", sort=False):
     verdicts = (
